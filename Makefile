@@ -1,0 +1,39 @@
+# Everything runs in ./.venv, which the first call makes. `make help` lists the targets.
+VENV := .venv
+BIN := $(VENV)/bin
+# For `make demo`: options of the demo, such as ARGS="--limit 500".
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+
+demo: $(VENV)/.demo ## replay real events through a real broker, one worker killed in the middle (ARGS="--help")
+	@PYTHONPATH=examples/demo $(BIN)/python -m demo $(ARGS)
+
+test: lint ## all tests: unit, contract, broker, with a private RabbitMQ and Redis
+	scripts/with_servers scripts/run_tests
+
+check: lint ## lint, format, types, layers, unit tests; no server, under a minute
+	$(BIN)/pytest tests/unit
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.dev ## the benchmarks, as ratios to stock Celery
+	scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.demo: pyproject.toml scripts/make_venv
+	@scripts/make_venv $(VENV) demo
+
+$(VENV)/.dev: pyproject.toml scripts/make_venv
+	@scripts/make_venv $(VENV) dev,all
