@@ -1,0 +1,290 @@
+"""How the groups are doing at one moment: the one source of what the faces show.
+
+    manifest         what there is: generation, chain of segments, a switch that is under way
+    passive counts   what waits in the queues; consumers' messages are not in it, markers and probes are
+    journal          who owns what, and how it fares, from the vitals that each worker writes once a second
+
+`read_snapshot` reads the three; `judge_group` makes of them what is shown, and knows no broker. Nothing is changed on
+the broker but for the nonces by which the ends of the logs are found.
+
+States of a shard, the first that fits:
+
+    waiting      an earlier segment of the chain is not drained yet: nobody consumes it, on purpose
+    missing      its queue is gone, or out of reach
+    unowned      no worker reports to own it
+    draining     a queue of an earlier segment, on its way out
+    no standby   its owner is the only one who consumes it
+    idle         nothing to do
+    ok
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from amqp import exceptions as amqp_errors
+
+from celery_sharding.admin.vitals import Vital, Vitals, read_vitals
+from celery_sharding.errors import BrokerUnavailable
+from celery_sharding.manifest import Layout, OpenSwitch, load
+from celery_sharding.topology import Names, Opener, brief_channel, explained
+
+SCHEMA = 1
+# By then a broker has noticed that a lost owner is gone, and what it held is counted as ready again.
+_RETURNED_SECONDS = 90.0
+
+Kind = Literal["live", "old", "limbo"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """One queue of a group.
+
+    Attributes:
+        kind: "live": a shard of the live generation; "old", "limbo": of an earlier segment, not drained yet.
+        ready: Messages in the queue that no worker holds; a hint, brokers count late. None: no such queue.
+        held: Messages that the owner was delivered and has not settled, of which `running` run. None without an owner.
+        lag_seconds: Age of the oldest waiting message; None if it is not known.
+        lag_estimated: It is the last known age and the time since, because there is no owner to ask.
+        since: When the owner took it, or, without one, when the last was heard; seconds since the epoch.
+    """
+
+    kind: Kind
+    index: int
+    queue: str
+    state: str
+    ready: int | None
+    held: int | None
+    running: int | None
+    owner: str | None
+    standbys: tuple[str, ...]
+    lag_seconds: float | None
+    lag_estimated: bool
+    since: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentStatus:
+    """A segment of the chain."""
+
+    name: str
+    ended: bool
+    drained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """One group.
+
+    Attributes:
+        declared: Whether the broker knows it.
+        generation: The live one; 0: none yet.
+        shards: The queues of the live generation, in the order of their index.
+        earlier: The queues of earlier segments that are not drained, in the order of consumption.
+        segments: The chain.
+        switch: The one that is under way.
+        limbo_ready: Messages that came since the ring was lost, or before the first worker.
+        dead_letters: Messages in the dead-letter queue.
+    """
+
+    name: str
+    declared: bool = False
+    generation: int = 0
+    shards: tuple[ShardStatus, ...] = ()
+    earlier: tuple[ShardStatus, ...] = ()
+    segments: tuple[SegmentStatus, ...] = ()
+    switch: OpenSwitch | None = None
+    limbo_ready: int = 0
+    dead_letters: int = 0
+
+    @property
+    def rows(self) -> tuple[ShardStatus, ...]:
+        """All queues in the order of consumption."""
+        return self.earlier + self.shards
+
+    @property
+    def ready(self) -> int:
+        """Messages that wait anywhere in the group."""
+        return sum(row.ready or 0 for row in self.rows) + self.limbo_ready
+
+    @property
+    def worst_lag(self) -> ShardStatus | None:
+        """The row with the largest lag; None if no lag is known."""
+        known = [row for row in self.rows if row.lag_seconds is not None]
+        return max(known, key=lambda row: row.lag_seconds or 0.0, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The groups as they were at `taken_at`, in seconds since the epoch."""
+
+    taken_at: float
+    groups: tuple[GroupStatus, ...]
+
+
+def read_snapshot(connection: Opener, groups: Iterable[str]) -> Snapshot:
+    """Read how `groups`, given by name, are doing. Only reads; a group that the broker does not know is no error.
+
+    Args:
+        connection: Connected, and not read by an event loop.
+
+    Raises:
+        BrokerUnavailable: The connection was lost.
+        LogError: A log could not be read.
+        TopologyError: The broker's user may not read the group's queues.
+    """
+    try:
+        found = tuple(_read_group(connection, name) for name in groups)
+    except (amqp_errors.ConnectionError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker was lost ({exc}); try again when it is back") from exc
+    return Snapshot(time.time(), found)
+
+
+def judge_group(
+    names: Names, layout: Layout, *, ready: Mapping[str, int | None], vitals: Vitals, now: float
+) -> GroupStatus:
+    """Return the status of a group.
+
+    Args:
+        ready: Waiting messages by queue; a queue that is missing here or None does not exist.
+    """
+    if not layout.limbo:
+        return GroupStatus(names.group)
+    live: list[ShardStatus] = []
+    earlier: list[ShardStatus] = []
+    for segment in layout.segments:
+        is_live = segment.kind == "ring" and segment.number == layout.generation
+        kind: Kind = "live" if is_live else "limbo" if segment.kind == "limbo" else "old"
+        for index, queue in enumerate(segment.queues(names)):
+            if is_live or queue not in segment.drained:
+                row = _judge_queue(kind, index, queue, ready.get(queue), vitals, now, in_turn=segment is layout.current)
+                (live if is_live else earlier).append(row)
+    return GroupStatus(
+        names.group,
+        declared=True,
+        generation=layout.generation,
+        shards=tuple(live),
+        earlier=tuple(earlier),
+        segments=tuple(SegmentStatus(s.name, s.ended, s.is_drained) for s in layout.segments),
+        switch=layout.switch,
+        limbo_ready=ready.get(names.limbo(layout.limbo)) or 0,
+        dead_letters=ready.get(names.dead) or 0,
+    )
+
+
+def to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the snapshot in the shape that programs are promised; moments are ISO 8601 in UTC."""
+    return {
+        "schema": SCHEMA,
+        "at": _moment(snapshot.taken_at),
+        "groups": [_group_to_json(group) for group in snapshot.groups],
+    }
+
+
+def _read_group(connection: Opener, name: str) -> GroupStatus:
+    names = Names(name)
+    layout = load(connection, names)
+    if not layout.limbo:
+        return GroupStatus(name)
+    queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
+    ready = _count_ready(connection, name, [*queues, names.limbo(layout.limbo), names.dead])
+    in_turn = layout.current.queues(names) if layout.current is not None else ()
+    vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
+    return judge_group(names, layout, ready=ready, vitals=vitals, now=time.time())
+
+
+def _count_ready(connection: Opener, group: str, queues: Iterable[str]) -> dict[str, int | None]:
+    """Return the waiting messages of each queue; None: it is gone, or out of reach. On one channel, to be fast."""
+    with brief_channel(connection) as channel:
+        return {queue: _count_one(channel, group, queue) for queue in queues}
+
+
+def _count_one(channel: Any, group: str, queue: str) -> int | None:
+    with explained(group, queue):
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except amqp_errors.NotFound:
+            # The broker has closed the channel; py-amqp has opened it again before it raised this.
+            return None
+
+
+def _judge_queue(
+    kind: Kind, index: int, queue: str, ready: int | None, vitals: Vitals, now: float, *, in_turn: bool
+) -> ShardStatus:
+    owner, last = vitals.owners.get(queue), vitals.last.get(queue)
+    standbys = vitals.standbys.get(queue, ())
+    if not in_turn:
+        state = "waiting"
+    elif ready is None:
+        state = "missing"
+    elif owner is None:
+        state = "unowned"
+    elif kind != "live":
+        state = "draining"
+    elif not standbys:
+        state = "no standby"
+    else:
+        state = "ok" if ready or owner.held else "idle"
+    lag_seconds, lag_estimated = _judge_lag(ready, owner, last, now)
+    return ShardStatus(
+        kind=kind,
+        index=index,
+        queue=queue,
+        state=state,
+        ready=ready,
+        held=None if owner is None else owner.held,
+        running=None if owner is None else owner.running,
+        owner=None if owner is None else owner.owner,
+        standbys=standbys,
+        lag_seconds=lag_seconds,
+        lag_estimated=lag_estimated,
+        since=owner.since if owner is not None else None if last is None else last.at,
+    )
+
+
+def _judge_lag(ready: int | None, owner: Vital | None, last: Vital | None, now: float) -> tuple[float | None, bool]:
+    """Return the age of the oldest waiting message, None if unknown, and whether it is an estimate."""
+    if ready is None:
+        return None, False
+    if owner is not None:
+        if owner.lag_seconds is not None or not ready:
+            return owner.lag_seconds or 0.0, False
+        # What the owner was not delivered yet: it has just come, unless the owner holds all that it may.
+        return (None, False) if owner.held else (0.0, True)
+    if last is not None and (ready or (last.held and now - last.at < _RETURNED_SECONDS)):
+        return (last.lag_seconds or 0.0) + max(0.0, now - last.at), True
+    return (None, False) if ready else (0.0, False)
+
+
+def _group_to_json(group: GroupStatus) -> dict[str, Any]:
+    switch = group.switch
+    return {
+        "name": group.name,
+        "declared": group.declared,
+        "generation": group.generation,
+        "ready": group.ready,
+        "limbo_ready": group.limbo_ready,
+        "dead_letters": group.dead_letters,
+        "switch": None if switch is None else {k: getattr(switch, k) for k in ("kind", "generation", "shards", "step")},
+        "segments": [dataclasses.asdict(segment) for segment in group.segments],
+        "shards": [_row_to_json(row) for row in group.shards],
+        "earlier": [_row_to_json(row) for row in group.earlier],
+    }
+
+
+def _row_to_json(row: ShardStatus) -> dict[str, Any]:
+    lag = row.lag_seconds
+    return dataclasses.asdict(row) | {
+        "standbys": list(row.standbys),
+        "lag_seconds": None if lag is None else round(lag, 3),
+        "since": None if row.since is None else _moment(row.since),
+    }
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

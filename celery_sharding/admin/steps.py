@@ -1,0 +1,152 @@
+"""The steps of a switch: how the stream of a group is moved from one segment of the chain to the next.
+
+While a ring is missing, messages run into limbo *k*, in order. Recovery makes a new generation *g*, and moves the
+stream into it by one unbind:
+
+    1  declare the ring and queues of g; let go of the old ring, if it is still there
+    2  bind  shards.<group> -> limbo k          the same queue, reached directly
+    3  bind  unrouted -> limbo k+1, unbind unrouted -> limbo k
+    4  bind  next -> g
+    5  unbind shards.<group> -> limbo k         the flip: what shards.<group> cannot route goes to next
+    6  bind  shards.<group> -> g, unbind next -> g
+
+so the chain goes on with limbo k, then g. Each step is recorded in the manifest before it is done, and every step may
+be done again, so whoever comes next carries on: from step 1 as long as 5 was not recorded and g is empty (what was lost
+in between is declared anew), else from step 5 (messages may be in g, so its ring must never be declared again; if it is
+gone, they are in limbo k+1, and another recovery follows).
+
+Everything here is done under the group's lock, on the lock's connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+
+from celery_sharding import topology
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import TopologyError
+from celery_sharding.manifest import Layout, OpenSwitch, write
+from celery_sharding.topology import Names, Opener, brief_channel, explained
+
+RECOVER = "recover"
+
+
+def begin_recovery(connection: Opener, group: ShardGroup, layout: Layout, *, by: str) -> Layout:
+    """Record the intent to make a new generation after the current limbo; `carry_on` does it. Under the lock."""
+    event = {
+        "event": "switch",
+        "kind": RECOVER,
+        "generation": layout.generation + 1,
+        "shards": layout.shards or group.shards,
+        "limbo": layout.limbo,
+        "next_limbo": layout.limbo + 1,
+        "queue_type": group.queue_type,
+    }
+    return write(connection, Names(group.name), layout, event, by=by)
+
+
+def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, last_step: int | None = None) -> Layout:
+    """Do the open switch of `layout` from where it stands to its end, or up to and with `last_step`. Under the lock."""
+    names = Names(group.name)
+    switch = layout.switch
+    if switch is None:
+        return layout
+    if switch.kind not in STEPS:
+        raise TopologyError(
+            f"group {group.name!r} is in a switch of the kind {switch.kind!r}, which this version cannot carry on; "
+            "start a worker of the version that began it",
+            group=group.name,
+        )
+    flip = FLIPS[switch.kind]
+    first = flip if switch.step >= flip or _holds_messages(connection, names, switch) else 1
+    for number, step in enumerate(STEPS[switch.kind], start=1):
+        if number < first:
+            continue
+        intent = {"event": "step", "generation": switch.generation, "step": number}
+        layout = write(connection, names, layout, intent, by=by)
+        with brief_channel(connection) as channel:
+            step(channel, group, layout, switch)
+        if number == last_step:
+            return layout
+    return write(connection, names, layout, {"event": "switched", "generation": switch.generation}, by=by)
+
+
+def _holds_messages(connection: Opener, names: Names, switch: OpenSwitch) -> bool:
+    """Tell whether anything is in the queues that are empty until the flip.
+
+    Then the switch had come farther than the manifest says: a broker that lost power may have forgotten its last
+    events, or someone deleted the exchanges, and what was published since they came back is there.
+    """
+    queues = [names.shard(switch.generation, index) for index in range(switch.shards)]
+    if switch.next_limbo is not None:
+        queues.append(names.limbo(switch.next_limbo))
+    return any(topology.count_ready(connection, queue) for queue in queues)
+
+
+def _declare_new(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    topology.declare_ring(channel, group, switch.generation, switch.shards)
+    with explained(group.name, names.publish):
+        for segment in layout.segments:
+            # A ring that lost a queue is still there, and sends keys elsewhere: no more messages to it.
+            if segment.kind == "ring":
+                channel.exchange_unbind(names.ring(segment.number), names.publish, "")
+
+
+def _hold_in_limbo(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names, (limbo, _) = Names(group.name), _limbos(switch)
+    topology.declare_limbo(channel, group, limbo)
+    with explained(group.name, names.publish):
+        channel.queue_bind(names.limbo(limbo), names.publish, "")
+
+
+def _move_unrouted(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names, (limbo, next_limbo) = Names(group.name), _limbos(switch)
+    topology.declare_limbo(channel, group, next_limbo)
+    with explained(group.name, names.unrouted):
+        channel.queue_bind(names.limbo(next_limbo), names.unrouted, "")
+        channel.queue_unbind(names.limbo(limbo), names.unrouted, "")
+
+
+def _lead_next(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    with explained(group.name, names.next):
+        channel.exchange_bind(names.ring(switch.generation), names.next, "")
+
+
+def _flip(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names, (limbo, _) = Names(group.name), _limbos(switch)
+    with explained(group.name, names.publish):
+        channel.queue_unbind(names.limbo(limbo), names.publish, "")
+
+
+def _attach(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    ring = names.ring(switch.generation)
+    # Either the ring has been there since step 4, or it is gone for ever and messages wait in the next limbo: then it
+    # must get nothing more, since what it gets would overtake them.
+    try:
+        if not layout.cut_off:
+            channel.exchange_bind(ring, names.publish, "")
+    except amqp_errors.NotFound:
+        return  # its binding to `next` is gone with it
+    with explained(group.name, names.next):
+        channel.exchange_unbind(ring, names.next, "")
+
+
+def _limbos(switch: OpenSwitch) -> tuple[int, int]:
+    if switch.limbo is None or switch.next_limbo is None:
+        raise TopologyError(f"the open switch to g{switch.generation:03d} names no limbo; its manifest is damaged")
+    return switch.limbo, switch.next_limbo
+
+
+Step = Callable[[Any, ShardGroup, Layout, OpenSwitch], None]
+# By kind of switch: its steps, from 1.
+STEPS: dict[str, tuple[Step, ...]] = {
+    RECOVER: (_declare_new, _hold_in_limbo, _move_unrouted, _lead_next, _flip, _attach),
+}
+# By kind of switch: the step that moves the stream; from its intent on there is no way back.
+FLIPS = {RECOVER: 5}

@@ -1,0 +1,308 @@
+"""Making a group's layout whole: the first start, and recovery of a lost ring.
+
+`find_fault` looks; `ensure_group` and `ensure_fixed` look, too, and put right what they find: declare the fixed part,
+carry on a switch that someone began, take in what the manifest forgot, recover a lost ring (`steps`), and give every
+segment before the last its end markers (`endings`). A segment is never ended while a switch is open.
+
+Whatever is done is done under the group's lock, on the lock's connection, after the manifest was read again. That holds
+for the fixed part, too: a publisher that was slow would otherwise bind a limbo which the group has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+
+from celery_sharding import topology
+from celery_sharding.admin.endings import end_segment
+from celery_sharding.admin.steps import FLIPS, RECOVER, begin_recovery, carry_on
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import BrokerUnavailable, LockHeld, TopologyError, TopologyMismatch
+from celery_sharding.lock import Connect, TopologyLock, lock_held, reachable
+from celery_sharding.manifest import Layout, load, write
+from celery_sharding.topology import Names, Opener, brief_channel, explained
+
+logger = logging.getLogger(__name__)
+
+# Messages that were routed just before the flip reach their queue within this time.
+_GRACE_SECONDS = 0.2
+_TURN_SECONDS = 2.0
+_ROUNDS_MAX = 5
+# How far beyond the manifest to look for queues it does not know; all the way if it knows nothing.
+_PROBE_AHEAD, _PROBE_ALL = 5, 999
+
+
+def ensure_group(
+    connect: Connect,
+    group: ShardGroup,
+    *,
+    owner: str,
+    wait_seconds: float = 30.0,
+    known: Layout | None = None,
+    log: logging.Logger = logger,
+) -> Layout:
+    """Make the group ready for its workers, and return its layout. Quick, and without the lock, when all is well.
+
+    Args:
+        connect: Makes a connection; its settings are used.
+        owner: Who does it; stands in the manifest.
+        wait_seconds: How long to wait for the lock.
+        known: The layout as the caller tails it; saves reading the manifest. May be a little old.
+        log: Takes one line a change.
+
+    Raises:
+        TopologyMismatch: What stands on the broker was made with other options.
+        PluginMissing: The broker has no consistent-hash exchange.
+        LockHeld: Another process held the lock all the time.
+        BrokerUnavailable: The broker could not be reached, or was lost on the way.
+        TopologyError: Anything else; whatever was begun is carried on by the next call.
+    """
+    names = Names(group.name)
+    for timeout_seconds in _turns(wait_seconds):
+        with _connected(connect, group.name) as connection:
+            layout = load(connection, names) if known is None else known
+            _check_queue_type(group, layout)
+            if find_fault(connection, names, layout) is None:
+                return layout
+        known = None
+        with _next_turn(), TopologyLock(connect, names, owner=owner, timeout_seconds=timeout_seconds) as lock:
+            return _repair(lock, group, owner, log)
+    raise lock_held(group.name)
+
+
+def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_seconds: float = 30.0) -> None:
+    """Make the group ready for publishers: what they publish is kept, even if no worker ever ran.
+
+    Raises:
+        As for `ensure_group`, but for PluginMissing.
+    """
+    names = Names(group.name)
+    for timeout_seconds in _turns(wait_seconds):
+        with _connected(connect, group.name) as connection:
+            if topology.fixed_exists(connection, names):
+                return
+        with _next_turn(), TopologyLock(connect, names, owner=owner, timeout_seconds=timeout_seconds) as lock:
+            with lock.operation() as connection:
+                if not topology.fixed_exists(connection, names):
+                    _declare_fixed(connection, group, load(connection, names), owner)
+            return
+    raise lock_held(group.name)
+
+
+def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
+    """Return what keeps the group from working in `layout`, in words; None if nothing does. Only looks."""
+    if not topology.fixed_exists(connection, names):
+        return "its exchanges do not exist"
+    if layout.limbo == 0:
+        return "its manifest is empty"
+    if gone := _missing_logs(connection, names):
+        return f"{', '.join(gone)} are gone"
+    if layout.switch is not None:
+        return f"the switch to g{layout.generation:03d} is open at step {layout.switch.step}"
+    if layout.generation == 0:
+        return "no worker ever ran"
+    if layout.cut_off:
+        return "its exchanges were declared anew"
+    if not topology.ring_exists(connection, names, layout.generation):
+        return f"the ring g{layout.generation:03d} is gone"
+    if missing := topology.missing_shards(connection, names, layout.generation, layout.shards):
+        return f"the shard queues {', '.join(map(str, missing))} of g{layout.generation:03d} are gone"
+    if _exists_beyond(connection, names, layout):
+        return "the broker holds queues that the manifest does not know"
+    waiting = topology.count_ready(connection, names.limbo(layout.limbo))
+    if waiting != 0:
+        return f"limbo{layout.limbo:03d} {'is gone' if waiting is None else 'takes messages'}"
+    if layout.unended:
+        return f"{', '.join(segment.name for segment in layout.unended)} lack end markers"
+    return None
+
+
+def _turns(wait_seconds: float) -> Iterator[float]:
+    """Yield how long to wait for the lock this time, until `wait_seconds` are over.
+
+    Between turns the caller looks again, since whoever holds the lock is most likely doing what the caller wants.
+    """
+    deadline = time.monotonic() + wait_seconds
+    yield min(wait_seconds, _TURN_SECONDS)
+    while (left := deadline - time.monotonic()) > 0:
+        yield min(left, _TURN_SECONDS)
+
+
+def _next_turn() -> contextlib.suppress:
+    return contextlib.suppress(LockHeld)
+
+
+def _repair(lock: TopologyLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
+    """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
+    names = Names(group.name)
+    with lock.operation() as connection:
+        layout = load(connection, names)
+        _check_queue_type(group, layout)
+        for _ in range(_ROUNDS_MAX):
+            fault = find_fault(connection, names, layout)
+            if fault is None:
+                return layout
+            before = layout.generation
+            layout = _repair_once(connection, group, layout, by)
+            if layout.generation != before:
+                log.log(
+                    logging.WARNING if before else logging.INFO,
+                    "group %s: %s; its messages go to generation %d (%d shards) from now on",
+                    group.name,
+                    fault,
+                    layout.generation,
+                    layout.shards,
+                )
+    raise TopologyError(
+        f"group {group.name!r} could not be made whole: {fault}; look at the broker's log, and whether someone "
+        "deletes its queues or exchanges",
+        group=group.name,
+    )
+
+
+def _repair_once(connection: Opener, group: ShardGroup, layout: Layout, by: str) -> Layout:
+    names = Names(group.name)
+    ahead = _PROBE_AHEAD
+    if not topology.fixed_exists(connection, names):
+        layout = _declare_fixed(connection, group, layout, by)
+    elif layout.limbo == 0:
+        topology.check_fixed(connection, group)
+        layout = _record_created(connection, group, layout, by)
+        ahead = _PROBE_ALL
+    elif _missing_logs(connection, names):
+        with brief_channel(connection) as channel:
+            topology.declare_logs(channel, group.name)
+    if layout.switch is None:
+        layout = _adopt_unknown(connection, group, layout, by, ahead)
+    layout = carry_on(connection, group, layout, by=by)
+    if _needs_ring(connection, names, layout):
+        layout = carry_on(connection, group, begin_recovery(connection, group, layout, by=by), by=by)
+    if layout.unended:
+        time.sleep(_GRACE_SECONDS)
+        for segment in layout.unended:
+            layout = end_segment(connection, names, layout, segment, by=by)
+    return layout
+
+
+def _missing_logs(connection: Opener, names: Names) -> list[str]:
+    logs = (names.journal, names.attempts, names.dead)
+    return [queue for queue in logs if not topology.queue_exists(connection, queue)]
+
+
+def _needs_ring(connection: Opener, names: Names, layout: Layout) -> bool:
+    return (
+        layout.generation == 0
+        or layout.cut_off
+        or not topology.ring_exists(connection, names, layout.generation)
+        or bool(topology.missing_shards(connection, names, layout.generation, layout.shards))
+        or topology.count_ready(connection, names.limbo(layout.limbo)) != 0
+    )
+
+
+def _declare_fixed(connection: Opener, group: ShardGroup, layout: Layout, by: str) -> Layout:
+    with brief_channel(connection) as channel:
+        topology.declare_logs(channel, group.name)
+    layout = _record_created(connection, group, layout, by)
+    with brief_channel(connection) as channel:
+        topology.declare_fixed(channel, group, limbo=layout.limbo)
+    return layout
+
+
+def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: str) -> Layout:
+    if layout.limbo and (layout.generation == 0 or layout.cut_off):
+        return layout  # recorded by someone who did not get to the end of it
+    names = Names(group.name)
+    limbo = layout.limbo or _first_existing(connection, names.limbo, 1, _PROBE_AHEAD) or 1
+    with brief_channel(connection) as channel:
+        topology.declare_logs(channel, group.name)
+    return write(connection, names, layout, {"event": "created", "limbo": limbo}, by=by)
+
+
+def _adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:
+    """Take generations and limbos into the chain that exist on the broker, but not in the manifest.
+
+    Streams are not flushed to disk at once: a broker that lost power may have forgotten the last events, though the
+    queues they announced are there. How far that switch had come is unknown, so it counts as flipped, and what is not
+    routed goes to a limbo that is certainly the last. Publishers may get a moment of errors, but nothing is doubled.
+    """
+    names = Names(group.name)
+    while _exists_beyond(connection, names, layout, ahead):
+        found = _first_existing(connection, partial(names.shard, index=0), layout.generation + 1, ahead)
+        generation = found or layout.generation + 1
+        there = _count_existing(connection, names, generation)
+        for queue in (names.shard(generation, index) for index in range(there)):
+            topology.check_queue(connection, group, queue)
+        switch = {
+            "event": "switch",
+            "kind": RECOVER,
+            "generation": generation,
+            "shards": max(there, layout.shards or group.shards),
+            "limbo": layout.limbo,
+            "next_limbo": layout.limbo + 1,
+            "queue_type": group.queue_type,
+            "step": FLIPS[RECOVER],
+            "adopted": True,
+        }
+        rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
+        layout = write(connection, names, layout, switch, by=by)
+        with brief_channel(connection) as channel, explained(group.name, names.unrouted):
+            topology.declare_limbo(channel, group, layout.limbo - 1)
+            topology.declare_limbo(channel, group, layout.limbo)
+            channel.queue_unbind(names.limbo(layout.limbo - 1), names.unrouted, "")
+            channel.queue_bind(names.limbo(layout.limbo), names.unrouted, "")
+            for ring in rings:
+                channel.exchange_unbind(names.ring(ring), names.publish, "")
+        layout = carry_on(connection, group, layout, by=by)
+    return layout
+
+
+def _check_queue_type(group: ShardGroup, layout: Layout) -> None:
+    live = layout.segment(f"g{layout.generation:03d}")
+    if live is not None and live.queue_type != group.queue_type:
+        raise TopologyMismatch(
+            f"group {group.name!r} has {live.queue_type} queues on the broker, but {group.queue_type} is configured; "
+            f"set queue_type={live.queue_type!r}, or choose another name for a group of {group.queue_type} queues",
+            group=group.name,
+            actual=live.queue_type,
+            expected=group.queue_type,
+        )
+
+
+def _exists_beyond(connection: Opener, names: Names, layout: Layout, ahead: int = 1) -> bool:
+    first_shard = partial(names.shard, index=0)
+    return (
+        _first_existing(connection, names.limbo, layout.limbo + 1, ahead) is not None
+        or _first_existing(connection, first_shard, layout.generation + 1, ahead) is not None
+    )
+
+
+def _first_existing(connection: Opener, name: Callable[[int], str], start: int, ahead: int) -> int | None:
+    numbers = range(start, start + ahead)
+    return next((number for number in numbers if topology.queue_exists(connection, name(number))), None)
+
+
+def _count_existing(connection: Opener, names: Names, generation: int) -> int:
+    count = 0
+    while topology.queue_exists(connection, names.shard(generation, count)):
+        count += 1
+    return count
+
+
+@contextlib.contextmanager
+def _connected(connect: Connect, group: str) -> Iterator[Any]:
+    with reachable(group):
+        connection: Any = connect()
+        connection.connect()
+    try:
+        yield connection
+    except (amqp_errors.ConnectionError, OSError) as exc:
+        raise BrokerUnavailable(f"the broker of group {group!r} was lost ({exc})", group=group) from exc
+    finally:
+        with contextlib.suppress(amqp_errors.AMQPError, OSError):
+            connection.release()

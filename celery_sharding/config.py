@@ -1,0 +1,247 @@
+"""What the application is told: groups, routes and limits, read and checked once.
+
+Owns the shape of the configuration and every check that needs no broker. Knows nothing of Celery but the mapping that
+`app.conf` is. The same facts may be given in code (`Sharding(app, groups=[…])`) or as settings (`sharding_groups`,
+`sharding_routes`); one group must not be given in both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from celery_sharding.errors import ConfigurationError, UnknownGroup, UnknownShard
+
+SHARDS_MAX = 999
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_SHARD = re.compile(r"(?P<group>.+)[./](?P<index>[0-9]+)")
+
+_BUILTIN = "celery."
+
+KeyRule = str | Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardGroup:
+    """A named set of shards that tasks are routed to.
+
+    Args:
+        name: `[a-z][a-z0-9_-]{0,39}`; part of every exchange and queue name of the group.
+        shards: 1 to 999, for the first start of the group. Later the manifest on the broker says how many are live.
+        queue_type: "quorum", or "classic" on a single node that may lose order when a cluster's node is lost.
+        ordering: "key": the keys of a shard run side by side, each serially. "shard": one task of a shard at a time.
+        prefetch: Messages a shard's owner holds at most; None is max(100, 16 × concurrency).
+        on_failure: "continue": the next message of the key runs after a failure. "dead-letter": the same, and the
+            failed message is kept in the dead-letter queue.
+        max_attempts: Runs of one message that may end in a lost process before it becomes a dead letter.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message names it.
+    """
+
+    name: str
+    shards: int
+    queue_type: str = "quorum"
+    ordering: str = "key"
+    prefetch: int | None = None
+    on_failure: str = "continue"
+    max_attempts: int = 5
+
+    def __post_init__(self) -> None:
+        where = f"shard group {self.name!r}"
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ConfigurationError(
+                f"{where}: a name is a small letter followed by at most 39 small letters, digits, '-' or '_'"
+            )
+        _check_number(where, "shards", self.shards, 1, SHARDS_MAX)
+        _check_number(where, "max_attempts", self.max_attempts, 1, 1_000)
+        if self.prefetch is not None:
+            _check_number(where, "prefetch", self.prefetch, 1, 65_535)
+        _check_choice(where, "queue_type", self.queue_type, ("quorum", "classic"))
+        _check_choice(where, "ordering", self.ordering, ("key", "shard"))
+        _check_choice(where, "on_failure", self.on_failure, ("continue", "dead-letter"))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the tasks of one name or pattern go, and what their key is (None: only `shard_key=` at the call)."""
+
+    pattern: str
+    group: str
+    key: KeyRule | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The checked configuration of one app.
+
+    `publish_timeout_seconds` bounds the wait for a confirm, `heartbeat_seconds` is what the shard connection asks for,
+    and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an acknowledgement.
+    """
+
+    groups: Mapping[str, ShardGroup] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
+    publish_timeout_seconds: float = 10.0
+    heartbeat_seconds: float = 15.0
+    consumer_timeout_seconds: float = 1_800.0
+
+    def group(self, name: str, *, needed_by: str) -> ShardGroup:
+        """Return the group called `name`.
+
+        Raises:
+            UnknownGroup: There is none; the message names the nearest.
+        """
+        try:
+            return self.groups[name]
+        except (KeyError, TypeError):
+            raise UnknownGroup(
+                f"{needed_by} names the shard group {name!r}, which is not configured{suggest(name, self.groups)}; "
+                "add it to Sharding(app, groups=[…]) or to the setting sharding_groups",
+                group=name,
+            ) from None
+
+    def route_for(self, task_name: str) -> Route | None:
+        """Return the route of `task_name`: its exact name first, else the first pattern that fits, in their order.
+
+        Celery's own tasks (`celery.chord_unlock` …) have no keys: only a pattern that begins with "celery." means them.
+        """
+        for route in self.routes:
+            if route.pattern == task_name:
+                return route
+        for route in self.routes:
+            if "*" not in route.pattern or not fnmatch.fnmatchcase(task_name, route.pattern):
+                continue
+            if route.pattern.startswith(_BUILTIN) or not task_name.startswith(_BUILTIN):
+                return route
+        return None
+
+
+def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) -> Settings:
+    """Read and check the sharding settings of `conf` beside the `groups` given in code.
+
+    Raises:
+        ConfigurationError: Anything is wrong; the message says which setting, and the nearest right name.
+    """
+    found: dict[str, ShardGroup] = {}
+    for group in groups:
+        if not isinstance(group, ShardGroup):
+            raise ConfigurationError(f"Sharding(groups=…) takes ShardGroup objects, not {group!r}")
+        if group.name in found:
+            raise ConfigurationError(f"two shard groups are called {group.name!r}; give one of them another name")
+        found[group.name] = group
+    for name, options in _mapping(conf, "sharding_groups").items():
+        if name in found:
+            raise ConfigurationError(
+                f"shard group {name!r} is given both in Sharding(app, groups=[…]) and in the setting sharding_groups; "
+                "keep one"
+            )
+        found[name] = _read_group(name, options)
+    routes = tuple(
+        _read_route(pattern, options, found) for pattern, options in _mapping(conf, "sharding_routes").items()
+    )
+    limits = {
+        name: _read_seconds(conf, f"sharding_{name}", default)
+        for name, default in (
+            ("publish_timeout_seconds", 10.0),
+            ("heartbeat_seconds", 15.0),
+            ("consumer_timeout_seconds", 1_800.0),
+        )
+    }
+    return Settings(groups=found, routes=routes, **limits)
+
+
+def parse_shard(text: str, settings: Settings) -> tuple[ShardGroup, int | None] | None:
+    """Read `orders`, `orders.003` or `orders/3`: the group and the shard's index, None for all; None for no group.
+
+    Raises:
+        UnknownShard: The group has no such shard.
+    """
+    if text in settings.groups:
+        return settings.groups[text], None
+    match = _SHARD.fullmatch(text)
+    if match is None or match["group"] not in settings.groups:
+        return None
+    group, index = settings.groups[match["group"]], int(match["index"])
+    return group, index
+
+
+def check_shard(group: str, index: int, shards: int) -> None:
+    """Raise `UnknownShard` unless `index` is a shard of a group of `shards`."""
+    if not 0 <= index < shards:
+        raise UnknownShard(
+            f"group {group!r} has the shards 0 to {shards - 1}; there is no {group}.{index:03d}",
+            group=group,
+            index=index,
+            shards=shards,
+        )
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known name nearest to `name`, else ""."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _read_group(name: str, options: Any) -> ShardGroup:
+    where = f"sharding_groups[{name!r}]"
+    if isinstance(options, ShardGroup):
+        if options.name != name:
+            raise ConfigurationError(f"{where} holds the group {options.name!r}; the two names must be one")
+        return options
+    known = {item.name for item in fields(ShardGroup)} - {"name"}
+    _check_options(where, options, known, needed="shards")
+    return ShardGroup(name, **options)
+
+
+def _read_route(pattern: str, options: Any, groups: Mapping[str, ShardGroup]) -> Route:
+    where = f"sharding_routes[{pattern!r}]"
+    _check_options(where, options, {"group", "key"}, needed="group")
+    key = options.get("key")
+    if key is not None and not isinstance(key, str) and not callable(key):
+        raise ConfigurationError(f"{where}: key is the name of an argument or a callable, not {key!r}")
+    Settings(groups=groups).group(options["group"], needed_by=where)
+    return Route(pattern, options["group"], key)
+
+
+def _check_options(where: str, options: Any, known: set[str], *, needed: str) -> None:
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(f"{where} is a mapping such as {{{needed!r}: …}}, not {options!r}")
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"{where} has no option {name!r}{suggest(name, known)}")
+    if needed not in options:
+        raise ConfigurationError(f"{where} lacks {needed!r}")
+
+
+def _mapping(conf: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = conf.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} is a mapping, not {value!r}")
+    return value
+
+
+def _read_seconds(conf: Mapping[str, Any], name: str, default: float) -> float:
+    value = conf.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ConfigurationError(f"{name} is a number of seconds above 0, not {value!r}")
+    return float(value)
+
+
+def _check_number(where: str, name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(f"{where}: {name} is a whole number from {least} to {most}, not {value!r}")
+
+
+def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(
+            f"{where}: {name} is one of {', '.join(map(repr, choices))}, not {value!r}{suggest(value, choices)}"
+        )

@@ -1,0 +1,224 @@
+"""One run of a deduplicated task: claim, run, then commit or give up.
+
+    claimed ──▶ returns            commit, return          (refused: `ClaimLost`, unless its effects are committed)
+            ──▶ Retry              park for the same task id
+            ──▶ Ignore, Reject     release
+            ──▶ other error        release; park if Celery will retry it; commit if failures are remembered
+            ──▶ AlreadyDone        commit and return what the row of `claim.transaction` holds
+    running ──▶ wait, retry or skip; take over if the holder is provably gone
+    done    ──▶ return the stored result
+
+A store that does not answer while a claim is given up changes nothing: the lease lapses by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from celery.exceptions import Ignore, Reject, Retry
+
+from celery_sharding.dedup.claims import Claimed, Done, Running, Store
+from celery_sharding.dedup.lease import Lease, renewal
+from celery_sharding.dedup.options import Options
+from celery_sharding.dedup.owners import is_provably_gone, new_owner
+from celery_sharding.dedup.results import decode, encode_failure, encode_result
+from celery_sharding.dedup.running import Claim, current
+from celery_sharding.dedup.stores import store_for
+from celery_sharding.dedup.transaction import AlreadyDone
+from celery_sharding.errors import ClaimHeld, ClaimLost, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.05, 1.0
+COMMIT_PATIENCE_SECONDS = 5.0
+"""For so long a commit is tried again with `on_store_error="fail"`: the work is done, and would be done again."""
+
+
+def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) -> Any:
+    """Run `body` under the claim `key`, or return what an earlier run returned.
+
+    Raises:
+        ClaimLost: The claim was taken over; what `body` returned is not the task's result.
+        ClaimHeld: The claim is held by a call around this one, which would wait for itself.
+        StoreUnavailable: The store did not answer. `body` has not run, or its commit is unknown.
+    """
+    outer = current.get()
+    if outer is not None and outer.is_held_around(key):
+        raise ClaimHeld(f"the task that holds the claim {key!r} called itself with the same key", key=key)
+    app = task.app
+    store, outcome = _claim(task, key, options)
+    if isinstance(outcome, Done):
+        logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, task.request.id, key)
+        return decode(app, outcome.result, key=key)
+    lease = Lease(store, key, outcome.token, options.lease_seconds)
+    claim = Claim(
+        fencing=outcome.fencing,
+        lease=lease,
+        ttl_seconds=options.ttl_seconds,
+        encode=lambda value: encode_result(app, value, key=key),
+        outer=outer,
+    )
+    renewal.add(lease)
+    try:
+        return _run(body, task=task, claim=claim, lease=lease, options=options)
+    finally:
+        renewal.remove(lease)
+
+
+def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, options: Options) -> Any:
+    app, key = task.app, claim.key
+    entered = current.set(claim)
+    try:
+        try:
+            value = body()
+        finally:
+            current.reset(entered)
+        if claim.already_done is not None:
+            raise claim.already_done
+        data = encode_result(app, value, key=key)
+    except AlreadyDone as exc:
+        data = exc.result if exc.result is not None else encode_result(app, None, key=key)
+        claim.has_committed_effects = True  # Another run's, but they are this key's: the row is the authority.
+        _commit(claim, lease, data, options)
+        return decode(app, data, key=key)
+    except Retry as exc:
+        _give_up(lease, park_seconds=_wait_seconds(exc.when, app) + options.lease_seconds)
+        raise
+    except (Ignore, Reject):
+        _give_up(lease)
+        raise
+    except Exception as exc:
+        countdown_seconds = _autoretry_seconds(task, exc)
+        if countdown_seconds is not None:
+            _give_up(lease, park_seconds=countdown_seconds + options.lease_seconds)
+        elif options.remember_failures:
+            _commit(claim, lease, encode_failure(app, exc, key=key), options)
+        else:
+            _give_up(lease)
+        raise
+    except BaseException:
+        _give_up(lease)
+        raise
+    _commit(claim, lease, data, options)
+    return value
+
+
+def _claim(task: Any, key: str, options: Options) -> tuple[Store, Claimed | Done]:
+    owner = new_owner(task.request.id)
+    evict: str | None = None
+    pause_seconds, told = POLL_SECONDS_MIN, False
+    while True:
+        try:
+            store = store_for(task.app, eager=bool(task.request.is_eager))
+            outcome = store.claim(
+                key,
+                owner=owner,
+                lease_seconds=options.lease_seconds,
+                ttl_seconds=options.ttl_seconds,
+                evict=evict,
+            )
+        except StoreUnavailable as exc:
+            if options.on_store_error == "fail":
+                raise
+            if not told:
+                logger.warning("%s[%s] waits for the claim store: %s", task.name, task.request.id, exc)
+        else:
+            if not isinstance(outcome, Running):
+                return store, outcome
+            if not outcome.parked and evict != outcome.token and is_provably_gone(outcome.owner):
+                logger.warning("%s: its holder (pid %s) is gone; taking over", key, outcome.owner.pid)
+                evict = outcome.token
+                continue
+            if options.on_running == "skip":
+                raise Ignore(f"another run holds the claim {key}")
+            if options.on_running == "retry":
+                _retry_later(task, outcome)
+            if not told:
+                logger.debug("%s[%s] waits for the run that holds %s", task.name, task.request.id, key)
+        told = True
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
+
+
+def _retry_later(task: Any, holder: Running) -> None:
+    # A duplicate that waits its turn must not use up the retries of the task, and `retry` leaves the limit it was
+    # given on the task, where autoretry would find it.
+    had_override = "override_max_retries" in vars(task)
+    try:
+        raise task.retry(
+            countdown=max(POLL_SECONDS_MIN, holder.lease_left_seconds), max_retries=(task.request.retries or 0) + 1
+        )
+    finally:
+        if not had_override:
+            vars(task).pop("override_max_retries", None)
+
+
+def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
+    lease.is_settling = True
+    give_up_at = time.monotonic() + COMMIT_PATIENCE_SECONDS
+    pause_seconds = POLL_SECONDS_MIN
+    while True:
+        try:
+            is_done = lease.store.commit(lease.key, lease.token, result=data, ttl_seconds=options.ttl_seconds)
+            break
+        except StoreUnavailable as exc:
+            if options.on_store_error == "fail" and time.monotonic() >= give_up_at:
+                raise
+            logger.warning("the commit of %s is tried again: %s", lease.key, exc)
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
+    if is_done:
+        return
+    if claim.has_committed_effects:
+        logger.warning("%s was taken over after its effects were committed; they stand", lease.key)
+        return
+    logger.error("%s was taken over while its task ran; its commit was refused", lease.key)
+    raise ClaimLost(
+        f"the claim {lease.key!r} lapsed and was taken over; this run's result was refused. Raise lease_seconds above "
+        f"the longest pause of a worker (now {options.lease_seconds} s)",
+        key=lease.key,
+    )
+
+
+def _give_up(lease: Lease, *, park_seconds: float | None = None) -> None:
+    lease.is_settling = True
+    try:
+        if park_seconds is None:
+            lease.store.release(lease.key, lease.token)
+        else:
+            lease.store.park(lease.key, lease.token, lease_seconds=park_seconds)
+    except StoreUnavailable as exc:
+        logger.warning("%s was not released, its lease will lapse: %s", lease.key, exc)
+
+
+def _autoretry_seconds(task: Any, error: Exception) -> float | None:
+    """Return the longest countdown with which Celery will retry after `error` by itself, None if it will not.
+
+    `autoretry_for` acts around this wrapper (celery/app/autoretry.py), so what it will do has to be foreseen.
+    """
+    if not hasattr(task, "_orig_run") or isinstance(error, tuple(getattr(task, "dont_autoretry_for", ()))):
+        return None
+    if not isinstance(error, tuple(getattr(task, "autoretry_for", ()))):
+        return None
+    options = getattr(task, "retry_kwargs", None) or {}
+    limit = getattr(task, "override_max_retries", options.get("max_retries", task.max_retries))
+    limit = task.max_retries if limit is None else limit
+    retries = task.request.retries or 0
+    if limit is not None and retries + 1 > limit:
+        return None
+    factor = float(getattr(task, "retry_backoff", False))
+    if factor:
+        return float(min(getattr(task, "retry_backoff_max", 600), max(1.0, factor) * 2 ** min(retries, 32)))
+    countdown = options.get("countdown")
+    return float(task.default_retry_delay if countdown is None else countdown)
+
+
+def _wait_seconds(when: Any, app: Any) -> float:
+    if isinstance(when, datetime):
+        now = app.now() if when.tzinfo is not None else app.now().replace(tzinfo=None)
+        return max(0.0, float((when - now).total_seconds()))
+    return float(when or 0)

@@ -1,0 +1,206 @@
+"""The life of a claim, and what a store must do to keep it.
+
+A claim is the record of one dedup key. These are its states; each arrow is one atomic step of the store, and the names
+beside the arrows say who may take it:
+
+                 claim (anybody)                 commit (holder)
+    absent ──────────────────────▶ running ─────────────────────────▶ done ──▶ absent
+                                   │ ▲ │ ▲                                TTL
+             park (holder: its run │ │ │ │ claim (anybody, if the lease has lapsed;
+             will be retried)      │ │ │ │        with `evict`, if the holder is provably gone)
+                                   ▼ │ │ └──┐
+                                 parked│    │
+             claim (same task id) ──┘  │ release (holder: it failed)
+                                       ▼    │
+                                   released ┘ claim (anybody)
+
+A parked claim too goes to anybody once its lease has lapsed, and its holder may release it. A failure that is to be
+remembered is committed like a result.
+
+The *holder* is who presents the token of the record: renew, park, commit and release compare it and change the record
+in one step, so whoever lost the claim can change nothing any more. Commit and claim may be repeated with the same
+token, because a store's answer can be lost on its way.
+
+Each claim gets a *fencing* token greater than all before it for this key. It is the larger of the record's last one
+plus one, and the store's clock in microseconds: so it keeps rising when the record has expired in between.
+
+Leases and expiry are judged by the store's clock alone; a task's machine may be wrong about the time.
+
+`decide` and the functions after it are this machine in Python, pure, for the stores that are not scripted on a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from celery_sharding.dedup.owners import Owner
+
+Clock = Callable[[], float]
+
+VERSION = 1
+RUNNING, PARKED, RELEASED, DONE = "running", "parked", "released", "done"
+STATES = (RUNNING, PARKED, RELEASED, DONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The claim is the caller's."""
+
+    token: str
+    fencing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Another run holds the claim. `parked`: it waits for its retry, and is not in any process."""
+
+    token: str
+    owner: Owner
+    lease_left_seconds: float
+    parked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A run has committed `result`."""
+
+    result: bytes
+
+
+Outcome = Claimed | Running | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A claim as it is stored. Times are seconds of the store's clock; `owner` and `token` are None when released."""
+
+    state: str
+    token: str | None
+    fencing: int
+    owner: Owner | None
+    lease_until: float
+    expires_at: float
+    attempts: int
+    result: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A claim as people are shown it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none."""
+
+    key: str
+    state: str
+    owner: Owner | None
+    fencing: int
+    attempts: int
+    lease_left_seconds: float | None
+    expires_in_seconds: float
+    result_bytes: int | None
+
+
+class Store(Protocol):
+    """Where claims are kept. All methods are atomic, and safe from any thread and process.
+
+    All of them raise `StoreUnavailable` if the store did not answer (whether it acted is unknown then), and
+    `DamagedRecord` if the record cannot be read, or was written by a newer version of this library.
+    """
+
+    def claim(
+        self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
+    ) -> Outcome:
+        """Reserve `key` for `owner`, whose `run_id` becomes the token.
+
+        Args:
+            key: Non-empty. Equal keys mean the same work.
+            owner: The run that wants the claim.
+            lease_seconds: Life of a claim that nobody renews.
+            ttl_seconds: How long the record is kept beyond that.
+            evict: The token of a holder that is provably gone: its lease counts as lapsed.
+        """
+
+    def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        """Let the lease end `lease_seconds` from now. False: the claim is not running under `token` any more."""
+
+    def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        """Keep the claim for a retry of the same task id within `lease_seconds`. False: it is not `token`'s."""
+
+    def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
+        """Mark the work done and keep `result` for `ttl_seconds`. False: not `token`'s claim; nothing changed."""
+
+    def release(self, key: str, token: str) -> bool:
+        """Give the claim up undone. False: it is not `token`'s; nothing changed."""
+
+    def show(self, key: str) -> Shown | None:
+        """Return the record of `key` for people to read, None if there is none. Changes nothing."""
+
+
+def decide(record: Record | None, *, owner: Owner, evict: str | None, now: float) -> Running | Done | None:
+    """Say what stands in the way of `owner`; None: nothing does. The record is sound: stores check what they read."""
+    if record is None or record.expires_at <= now or record.state == RELEASED:
+        return None
+    if record.state == DONE:
+        assert record.result is not None
+        return Done(record.result)
+    assert record.token is not None
+    assert record.owner is not None
+    parked = record.state == PARKED
+    if record.token in (owner.run_id, evict) or record.lease_until <= now:
+        return None
+    if parked and record.owner.task_id == owner.task_id:
+        return None
+    return Running(record.token, record.owner, record.lease_until - now, parked)
+
+
+def claimed(record: Record | None, *, owner: Owner, lease_seconds: float, ttl_seconds: float, now: float) -> Record:
+    """Return the record after `owner` has claimed what `decide` found free."""
+    again = record is not None and record.token == owner.run_id and record.state == RUNNING
+    fencing = next_fencing(0 if record is None else record.fencing, now=now)
+    attempts = 1 if record is None or record.expires_at <= now else record.attempts + 1
+    return Record(
+        state=RUNNING,
+        token=owner.run_id,
+        fencing=record.fencing if again and record is not None else fencing,
+        owner=owner,
+        lease_until=now + lease_seconds,
+        expires_at=now + lease_seconds + ttl_seconds,
+        attempts=record.attempts if again and record is not None else attempts,
+        result=None,
+    )
+
+
+def held(record: Record, *, state: str, lease_seconds: float, now: float) -> Record:
+    """Return the record after its holder renewed (`RUNNING`) or parked (`PARKED`) it."""
+    kept_seconds = record.expires_at - record.lease_until
+    return replace(record, state=state, lease_until=now + lease_seconds, expires_at=now + lease_seconds + kept_seconds)
+
+
+def committed(record: Record, *, result: bytes, ttl_seconds: float, now: float) -> Record:
+    """Return the record after its holder has finished the work."""
+    return replace(record, state=DONE, lease_until=now, expires_at=now + ttl_seconds, result=result)
+
+
+def released(record: Record) -> Record:
+    """Return the record after its holder gave it up; the fencing token stays."""
+    return replace(record, state=RELEASED, token=None, owner=None)
+
+
+def next_fencing(last: int, *, now: float) -> int:
+    """Return a fencing token greater than `last`, and than those of records that have expired."""
+    return max(last + 1, int(now * 1_000_000))
+
+
+def shown(key: str, record: Record, *, now: float) -> Shown:
+    """Return `record` for people to read."""
+    is_held = record.state in (RUNNING, PARKED)
+    return Shown(
+        key=key,
+        state=record.state,
+        owner=record.owner if is_held else None,
+        fencing=record.fencing,
+        attempts=record.attempts,
+        lease_left_seconds=record.lease_until - now if is_held else None,
+        expires_in_seconds=record.expires_at - now,
+        result_bytes=None if record.result is None else len(record.result),
+    )

@@ -1,0 +1,139 @@
+"""`@deduplicate`: the body of a task runs at most once per key to its commit.
+
+The decorator wraps the function *under* `@app.task`. The wrapper carries its options as `__deduplicate__`, by which a
+worker finds the tasks that need a store. Nothing is looked for when a task is defined: no app, no backend.
+
+A direct call of the task, `apply_event(…)`, is a plain function call as ever in Celery: no message, no claim.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
+
+from celery import current_task
+from celery.app.task import Task
+from celery.local import Proxy
+
+from celery_sharding.config import KeyRule
+from celery_sharding.dedup.attempt import run_once
+from celery_sharding.dedup.options import Options, bound_arguments, check_key, record_key
+from celery_sharding.dedup.running import current
+from celery_sharding.errors import ConfigurationError, DeduplicationError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def deduplicate(
+    key: KeyRule | None = None,
+    *,
+    ttl_seconds: float = 86_400,
+    lease_seconds: float = 60,
+    on_running: Literal["wait", "retry", "skip"] = "wait",
+    on_store_error: Literal["fail", "wait"] = "fail",
+    remember_failures: bool = False,
+    scope: str | None = None,
+) -> Callable[[F], F]:
+    """Let one run per key commit; give the others its result.
+
+    Args:
+        key: The name of an argument, or a callable on the mapping of all arguments by name. None: the task id, which
+            catches redelivered and re-sent messages of one call.
+        ttl_seconds: How long the result is kept, and so for how long duplicates are found.
+        lease_seconds: How long a claim outlives a process of which nothing is heard. It is renewed while the task
+            runs, however long that is.
+        on_running: What a duplicate does while the first run goes on: "wait" for its result, "retry" the task
+            when the lease would end, "skip" it (ignored, no state is written).
+        on_store_error: "fail" the task when the store does not answer, or "wait" until it does. It never runs
+            unclaimed.
+        remember_failures: Keep a failure like a result: duplicates raise the same error. Else they run again.
+        scope: A name under which several tasks share their keys. None: the task's own name.
+
+    Raises:
+        ConfigurationError: An option is wrong, or the decorator stands above `@app.task`.
+    """
+    if inspect.isfunction(key) and not _takes_one_argument(key):
+        raise ConfigurationError(
+            f"@deduplicate: key={key.__qualname__} does not take the one mapping of arguments; if it is the task, "
+            "write @deduplicate() with parentheses"
+        )
+    options = Options(key, ttl_seconds, lease_seconds, on_running, on_store_error, remember_failures, scope)
+
+    def decorate(function: F) -> F:
+        _check_order(function)
+        return cast(F, _wrap(function, options))
+
+    return decorate
+
+
+def _wrap(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+    check_key(options, function, signature)
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        bound = args[0] if args and isinstance(args[0], Task) else None
+        task = current_task._get_current_object() if bound is None else bound
+        request = None if task is None else task.request
+        if request is None or request.called_directly or not request.id:
+            return _call_plainly(function, args, kwargs)
+        if bound is None:
+            _check_carrier(task, function, options)
+        key = record_key(
+            options,
+            task_name=task.name,
+            task_id=request.id,
+            arguments=lambda: bound_arguments(signature, args, kwargs),
+        )
+        return run_once(lambda: function(*args, **kwargs), task=task, key=key, options=options)
+
+    run.__deduplicate__ = options  # type: ignore[attr-defined]
+    return run
+
+
+def _call_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if current.get() is None:
+        return function(*args, **kwargs)
+    # Called from within another deduplicated task: that one's claim is not this function's.
+    token = current.set(None)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        current.reset(token)
+
+
+def _check_carrier(task: Task, function: Callable[..., Any], options: Options) -> None:
+    if getattr(task.run, "__deduplicate__", None) is not options:
+        raise DeduplicationError(
+            f"{function.__qualname__} carries @deduplicate but is called inside the task {task.name} without being a "
+            f"task itself; its claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
+            f"{_right_order(function.__name__)}",
+            task=task.name,
+        )
+
+
+def _check_order(function: Any) -> None:
+    # By type, not isinstance: a lazy task would be evaluated, and its app finalized, by a look at its class.
+    if issubclass(type(function), Task | Proxy):
+        raise ConfigurationError(f"@deduplicate stands above @app.task; the order is: {_right_order('apply_event')}")
+    if isinstance(function, type):
+        raise ConfigurationError(
+            f"@deduplicate is on the class {function.__name__}; put it on its method: "
+            "@deduplicate(…) above def run(self, …)"
+        )
+    if not callable(function):
+        raise ConfigurationError(f"@deduplicate takes a function, not {function!r}; write @deduplicate(…) above it")
+
+
+def _takes_one_argument(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind({})
+    except TypeError:
+        return False
+    return True
+
+
+def _right_order(name: str) -> str:
+    return f"\n\n    @app.task\n    @deduplicate(…)\n    def {name}(…): ...\n"

@@ -1,0 +1,115 @@
+"""The claim as the running task sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from celery_sharding.dedup.lease import Lease
+from celery_sharding.dedup.transaction import AlreadyDone, Effects, commit_with_effects
+from celery_sharding.errors import DeduplicationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+    from sqlalchemy.orm import Session
+
+
+class Claim:
+    """The claim of the run that asks for it. Get it with `current_claim()`.
+
+    Attributes:
+        key: The dedup key, behind its scope.
+        fencing: Greater than that of every earlier claim of this key, expired ones included. Give it to whatever can
+            refuse older ones.
+        ttl_seconds: How long the result will be kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        fencing: int,
+        lease: Lease,
+        ttl_seconds: float,
+        encode: Callable[[Any], bytes],
+        outer: Claim | None,
+    ) -> None:
+        self.key = lease.key
+        self.fencing = fencing
+        self.ttl_seconds = ttl_seconds
+        self.already_done: AlreadyDone | None = None
+        self.has_committed_effects = False
+        self._lease = lease
+        self._encode = encode
+        self._outer = outer
+        self._has_begun = False
+
+    @property
+    def is_lost(self) -> bool:
+        """True when another run is known to have taken over. Long tasks may look, and stop."""
+        return self._lease.is_lost
+
+    def is_held_around(self, key: str) -> bool:
+        """Say whether this claim, or one around it in the same call, is that of `key`."""
+        return self.key == key or (self._outer is not None and self._outer.is_held_around(key))
+
+    @contextmanager
+    def transaction(self, session: Session, *, result: Any = None, table: Table | None = None) -> Iterator[Effects]:
+        """Commit what the block writes through `session`, and the claim, in one transaction.
+
+        If another run has committed already, the block is not entered: the task ends there and returns the stored
+        result. Code before the block may run more than once, so keep all effects inside. One block per run.
+
+        Args:
+            session: A SQLAlchemy session of the user's database, best fresh. Committed at the end of the block, rolled
+                back on an error.
+            result: Stored with the effects for duplicates, should this run die before it returns. May also be
+                assigned inside: `with claim.transaction(session) as effects: effects.result = …`.
+            table: The claims table, if it is not called `celery_sharding_claims`; see `claims_table`.
+
+        Raises:
+            DeduplicationError: The table is missing, this is the second block, or the session was committed inside.
+            ClaimLost: This run is stale.
+        """
+        if self._has_begun:
+            raise DeduplicationError(
+                f"claim.transaction() was entered twice in one run of {self.key!r}; what the second block writes could "
+                "be lost after a crash between the two. Make it one block",
+                key=self.key,
+            )
+        self._has_begun = True
+        try:
+            with commit_with_effects(
+                session,
+                key=self.key,
+                token=self._lease.token,
+                fencing=self.fencing,
+                ttl_seconds=self.ttl_seconds,
+                table=table,
+                result=result,
+                encode=self._encode,
+            ) as effects:
+                yield effects
+        except AlreadyDone as exc:
+            self.already_done = exc  # Remembered, should the task swallow it.
+            raise
+        self.has_committed_effects = True
+
+
+def current_claim() -> Claim:
+    """Return the claim of the deduplicated task that runs here.
+
+    Raises:
+        DeduplicationError: None does: the task is not deduplicated, or was called as a plain function.
+    """
+    claim = current.get()
+    if claim is None:
+        raise DeduplicationError(
+            "no claim is held here: current_claim() works inside a task with @deduplicate that runs as a task (delay, "
+            "apply_async, apply), not in a direct call and not in a thread that the task started"
+        )
+    return claim
+
+
+current: ContextVar[Claim | None] = ContextVar("celery_sharding_claim", default=None)

@@ -1,0 +1,221 @@
+"""Claims in a database, through SQLAlchemy: SQLite, PostgreSQL, MySQL, MariaDB.
+
+One row for each key. A claim is one short transaction: insert, and only if the row exists, lock it, decide and update.
+Renew, commit and release are one conditional update each, so the compare and the set are one step.
+
+On SQLite every transaction takes the write lock first (`BEGIN IMMEDIATE`), so processes of one host wait for each
+other instead of failing. The clock is the database's; on SQLite that of its one host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, create_engine, delete, event, inspect, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from celery_sharding.dedup import claims
+from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown
+from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.stores.schema import (
+    DIALECTS,
+    claim_metadata,
+    claims_table,
+    insert_if_absent,
+    read_clock,
+    records_table,
+    row_id,
+)
+from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
+
+__all__ = ["DatabaseStore", "claim_metadata", "claims_table", "open_engine"]
+
+_metadata = MetaData()
+_records = records_table(_metadata)
+_CREATE_ATTEMPTS = 5
+_SQLITE_WAIT_MS = 30_000
+
+
+def open_engine(url: str, options: Mapping[str, Any]) -> Engine:
+    """Return an engine of our own for the database of the result backend.
+
+    Raises:
+        NoUsableStore: The database has no dialect that we can claim in, or is private to one connection.
+    """
+    engine = create_engine(url, **options)
+    name = engine.dialect.name
+    if name not in DIALECTS:
+        raise NoUsableStore(f"@deduplicate cannot keep claims in {name}; it can in {', '.join(DIALECTS)}", backend=name)
+    if name == "sqlite":
+        if engine.url.database in (None, "", ":memory:"):
+            raise NoUsableStore(
+                "@deduplicate cannot keep claims in an SQLite database in memory, which each connection has for "
+                "itself; name a file in the URL of the result backend",
+                backend=url,
+            )
+        _begin_immediately(engine)
+        return engine
+    # Each statement shall see what was committed while it waited for a lock.
+    return engine.execution_options(isolation_level="READ COMMITTED")
+
+
+class DatabaseStore:
+    """A `Store` in a database. Makes its table at the first use. Do not carry it across a fork."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = Lock()
+        self._is_made = False
+
+    def claim(
+        self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
+    ) -> Outcome:
+        with self._transaction(key) as connection:
+            while True:
+                now = read_clock(connection)
+                first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
+                if insert_if_absent(connection, _records, {"id": row_id(key), "key": key, **_to_row(first)}):
+                    return Claimed(owner.run_id, first.fencing)
+                row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+                if row is None:
+                    continue  # Purged between the two statements.
+                record = _to_record(key, row)
+                now = read_clock(connection)
+                obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
+                if obstacle is not None:
+                    return obstacle
+                record = claims.claimed(
+                    record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now
+                )
+                connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**_to_row(record)))
+                return Claimed(owner.run_id, record.fencing)
+
+    def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        return self._hold(key, token, state=claims.RUNNING, lease_seconds=lease_seconds)
+
+    def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        return self._hold(key, token, state=claims.PARKED, lease_seconds=lease_seconds)
+
+    def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
+        with self._transaction(key) as connection:
+            now = read_clock(connection)
+            changes = {"state": claims.DONE, "result": result, "lease_until": now, "expires_at": now + ttl_seconds}
+            return _change(connection, key, token, (claims.RUNNING, claims.DONE), changes)
+
+    def release(self, key: str, token: str) -> bool:
+        with self._transaction(key) as connection:
+            changes = {"state": claims.RELEASED, "token": None, "owner": None}
+            return _change(connection, key, token, (claims.RUNNING, claims.PARKED), changes)
+
+    def show(self, key: str) -> Shown | None:
+        with self._transaction(key) as connection:
+            row = connection.execute(_select(key)).mappings().one_or_none()
+            now = read_clock(connection)
+        if row is None or row["expires_at"] <= now:
+            return None
+        return claims.shown(key, _to_record(key, row), now=now)
+
+    def purge(self) -> int:
+        """Delete the records whose time to live is over and return how many they were."""
+        with self._transaction("") as connection:
+            expired = delete(_records).where(_records.c.expires_at <= read_clock(connection))
+            return connection.execute(expired).rowcount
+
+    def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
+        with self._transaction(key) as connection:
+            lease_until = read_clock(connection) + lease_seconds
+            kept_seconds = _records.c.expires_at - _records.c.lease_until
+            changes = {"state": state, "lease_until": lease_until, "expires_at": lease_until + kept_seconds}
+            return _change(connection, key, token, (claims.RUNNING,), changes)
+
+    @contextmanager
+    def _transaction(self, key: str) -> Iterator[Connection]:
+        try:
+            self._make_table()
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as exc:
+            raise StoreUnavailable(
+                f"the database did not serve the claim {key!r}: {type(exc).__name__}: {exc}", key=key
+            ) from exc
+
+    def _make_table(self) -> None:
+        if self._is_made:
+            return
+        with self._lock:
+            for attempt in range(_CREATE_ATTEMPTS):
+                try:
+                    _metadata.create_all(self._engine)
+                    break
+                except SQLAlchemyError:
+                    # Another process makes it in the same moment: look before, then create, is not one step.
+                    if attempt + 1 == _CREATE_ATTEMPTS and not inspect(self._engine).has_table(_records.name):
+                        raise
+            self._is_made = True
+
+
+def _change(connection: Connection, key: str, token: str, states: tuple[str, ...], changes: dict[str, Any]) -> bool:
+    holder = (_records.c.id == row_id(key)) & (_records.c.token == token) & _records.c.state.in_(states)
+    return connection.execute(update(_records).where(holder).values(**changes)).rowcount == 1
+
+
+def _select(key: str) -> Any:
+    return select(_records).where(_records.c.id == row_id(key))
+
+
+def _to_row(record: Record) -> dict[str, Any]:
+    return {
+        "version": claims.VERSION,
+        "state": record.state,
+        "token": record.token,
+        "fencing": record.fencing,
+        "owner": None if record.owner is None else record.owner.to_text(),
+        "lease_until": record.lease_until,
+        "expires_at": record.expires_at,
+        "attempts": record.attempts,
+        "result": record.result,
+    }
+
+
+def _to_record(key: str, row: Mapping[Any, Any]) -> Record:
+    held = row["state"] in (claims.RUNNING, claims.PARKED)
+    try:
+        if row["version"] != claims.VERSION:
+            raise ValueError(f"its version is {row['version']}")
+        if row["state"] not in claims.STATES:
+            raise ValueError(f"its state is {row['state']!r}")
+        if held and not (row["token"] and row["owner"]):
+            raise ValueError("it has no holder")
+        if row["state"] == claims.DONE and row["result"] is None:
+            raise ValueError("it has no result")
+        return Record(
+            state=row["state"],
+            token=row["token"],
+            fencing=row["fencing"],
+            owner=Owner.from_text(row["owner"]) if held else None,
+            lease_until=row["lease_until"],
+            expires_at=row["expires_at"],
+            attempts=row["attempts"],
+            result=row["result"],
+        )
+    except ValueError as exc:
+        raise DamagedRecord(
+            f"the claim record of {key!r} cannot be used ({exc}); it was kept. Upgrade celery-sharding if a newer "
+            "version wrote it, else look at it and delete it",
+            key=key,
+        ) from exc
+
+
+def _begin_immediately(engine: Engine) -> None:
+    # The driver begins a transaction at the first write only, and as a reader that may fail to become the writer.
+    @event.listens_for(engine, "connect")
+    def take_over_transactions(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None
+        dbapi_connection.execute(f"PRAGMA busy_timeout = {_SQLITE_WAIT_MS}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

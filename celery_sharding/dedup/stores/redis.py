@@ -1,0 +1,268 @@
+"""Claims in Redis or Valkey, through the result backend's own client.
+
+One hash for each key, changed by Lua scripts that touch that key alone, judge time by the server's `TIME`, and can be
+repeated with the same token: the client may send a script again when a connection broke. A claim and a commit are one
+round trip each.
+
+The main thread, which runs the tasks of a prefork or solo worker, keeps one connection out of the client's pool for
+itself: taking one and giving it back would cost as much as the rest of a call. Whatever goes wrong on it, it is closed,
+so that no late answer is ever read as the answer of the next call.
+
+A failover that loses what the old primary had not replicated yet loses those claims: Redis gives no stronger promise.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from hashlib import sha1
+from typing import Any
+
+from redis.client import NEVER_DECODE
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from celery_sharding.dedup import claims
+from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown
+from celery_sharding.dedup.owners import Owner
+from celery_sharding.errors import DamagedRecord, StoreUnavailable
+
+_NOW = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local function text(number) return string.format('%.0f', number) end
+"""
+
+# ARGV: token, task id, owner, lease (microseconds), time to live (milliseconds), token to evict or ''.
+_CLAIM = (
+    _NOW
+    + """
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'token', 'fencing', 'until', 'task', 'owner')
+local state, fencing = r[2], 0
+if not r[1] then
+    if redis.call('EXISTS', KEYS[1]) == 1 then return {'damaged', 'it has no version'} end
+else
+    if r[1] ~= '1' then return {'damaged', 'its version is ' .. r[1]} end
+    fencing = tonumber(r[4])
+    if not fencing then return {'damaged', 'it has no fencing token'} end
+    if state == 'done' then
+        local result = redis.call('HGET', KEYS[1], 'result')
+        if not result then return {'damaged', 'it has no result'} end
+        return {'done', result}
+    end
+    if state == 'running' or state == 'parked' then
+        local lapses = tonumber(r[5])
+        if not (lapses and r[3] and r[6] and r[7]) then return {'damaged', 'it has no holder'} end
+        if state == 'running' and r[3] == ARGV[1] then return {'claimed', r[4]} end
+        if lapses > now and r[3] ~= ARGV[6] and not (state == 'parked' and r[6] == ARGV[2]) then
+            return {'running', r[3], r[7], text(lapses - now), state}
+        end
+    elseif state ~= 'released' then
+        return {'damaged', 'its state is unknown'}
+    end
+end
+if now > fencing then fencing = now else fencing = fencing + 1 end
+redis.call('HSET', KEYS[1], 'version', '1', 'state', 'running', 'token', ARGV[1], 'task', ARGV[2], 'owner', ARGV[3],
+    'until', text(now + ARGV[4]), 'ttl', ARGV[5], 'fencing', text(fencing))
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+redis.call('PEXPIRE', KEYS[1], text(math.ceil(ARGV[4] / 1000) + ARGV[5]))
+return {'claimed', text(fencing)}
+"""
+)
+
+# ARGV: token, lease (microseconds), new state.
+_HOLD = (
+    _NOW
+    + """
+local r = redis.call('HMGET', KEYS[1], 'state', 'token', 'ttl')
+if r[1] ~= 'running' or r[2] ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'state', ARGV[3], 'until', text(now + ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], text(math.ceil(ARGV[2] / 1000) + r[3]))
+return 1
+"""
+)
+
+# ARGV: token, result, time to live (milliseconds). The hash is written anew because Redis keeps a hash that once held
+# a value above 64 bytes, such as the owner, in its large encoding for ever.
+_COMMIT = """
+local r = redis.call('HMGET', KEYS[1], 'state', 'token', 'fencing', 'task', 'attempts')
+if r[2] ~= ARGV[1] then return 0 end
+if r[1] == 'done' then return 1 end
+if r[1] ~= 'running' then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'version', '1', 'state', 'done', 'token', r[2], 'fencing', r[3], 'task', r[4],
+    'attempts', r[5], 'result', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
+# ARGV: token. The record stays until it expires, for its fencing token.
+_RELEASE = """
+local r = redis.call('HMGET', KEYS[1], 'state', 'token')
+if r[2] ~= ARGV[1] or not (r[1] == 'running' or r[1] == 'parked') then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'released')
+redis.call('HDEL', KEYS[1], 'token', 'task', 'owner', 'until')
+return 1
+"""
+
+_SHOW = (
+    _NOW
+    + """
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner')
+if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+return {text(now), r[1] or '', r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6] or '',
+    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1])}
+"""
+)
+
+
+class RedisStore:
+    """A `Store` in Redis or Valkey (5 or later).
+
+    Args:
+        client: Returns the redis-py client; called for each operation, because the backend may replace it.
+        prefix: Begins the name of each record.
+    """
+
+    def __init__(self, client: Callable[[], Any], *, prefix: str = "celery-sharding:dedup:") -> None:
+        self._client = client
+        self._prefix = prefix
+        self._kept: Any = None
+        self._kept_of: Any = None
+
+    def claim(
+        self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
+    ) -> Outcome:
+        reply = self._run(
+            _CLAIM,
+            key,
+            owner.run_id,
+            owner.task_id,
+            owner.to_text(),
+            _micros(lease_seconds),
+            _millis(ttl_seconds),
+            evict or "",
+        )
+        kind = reply[0]
+        if kind == b"claimed":
+            return Claimed(owner.run_id, int(reply[1]))
+        if kind == b"done":
+            return Done(reply[1])
+        if kind == b"running":
+            left_seconds = int(reply[3]) / 1_000_000
+            return Running(reply[1].decode(), self._owner(key, reply[2]), left_seconds, reply[4] == b"parked")
+        raise _damaged(key, reply[1].decode(errors="replace"))
+
+    def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        return bool(self._run(_HOLD, key, token, _micros(lease_seconds), claims.RUNNING))
+
+    def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        return bool(self._run(_HOLD, key, token, _micros(lease_seconds), claims.PARKED))
+
+    def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
+        return bool(self._run(_COMMIT, key, token, result, _millis(ttl_seconds)))
+
+    def release(self, key: str, token: str) -> bool:
+        return bool(self._run(_RELEASE, key, token))
+
+    def show(self, key: str) -> Shown | None:
+        reply = self._run(_SHOW, key)
+        if not reply:
+            return None
+        now, version, state, fencing, attempts, lapses, owner = (value.decode() for value in reply[:7])
+        if version != str(claims.VERSION) or state not in claims.STATES:
+            raise _damaged(key, f"its version is {version!r}, its state {state!r}")
+        waiting = state in (claims.RUNNING, claims.PARKED)
+        return Shown(
+            key=key,
+            state=state,
+            owner=self._owner(key, owner.encode()) if waiting else None,
+            fencing=int(fencing),
+            attempts=int(attempts),
+            lease_left_seconds=(int(lapses) - int(now)) / 1_000_000 if waiting else None,
+            expires_in_seconds=reply[8] / 1_000,
+            result_bytes=reply[7] if state == claims.DONE else None,
+        )
+
+    def _run(self, script: str, key: str, *arguments: str | bytes | int) -> Any:
+        command: Sequence[Any] = (1, self._prefix + key, *arguments)
+        try:
+            client = self._client()
+            if not _may_keep_connection(client):
+                return _call(client, script, command)
+            return self._run_kept(client, script, command)
+        except ResponseError as exc:
+            if "WRONGTYPE" in str(exc):
+                raise _damaged(key, "it is no hash") from exc
+            raise StoreUnavailable(f"Redis refused to serve the claim {key!r}: {exc}", key=key) from exc
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"Redis did not answer for the claim {key!r}: {exc}", key=key) from exc
+
+    def _run_kept(self, client: Any, script: str, command: Sequence[Any]) -> Any:
+        """Run a script on the connection that the main thread keeps."""
+        if self._kept is None or self._kept_of is not client:
+            self._drop_kept()
+            self._kept, self._kept_of = client.client(), client
+        try:
+            return _call(self._kept, script, command)
+        except RedisConnectionError:
+            # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
+            self._drop_kept()
+            return _call(client, script, command)
+        except BaseException:
+            # Also what a time limit raises in the middle of a call, whose answer is still to come.
+            self._drop_kept()
+            raise
+
+    def _drop_kept(self) -> None:
+        kept, self._kept, self._kept_of = self._kept, None, None
+        if kept is not None:
+            kept.connection.disconnect()
+            kept.close()
+
+    def _owner(self, key: str, text: bytes) -> Owner:
+        try:
+            return Owner.from_text(text.decode())
+        except ValueError as exc:
+            raise _damaged(key, "its owner cannot be read") from exc
+
+
+def _call(client: Any, script: str, command: Sequence[Any]) -> Any:
+    try:
+        return client.execute_command("EVALSHA", _digest(script), *command, **{NEVER_DECODE: True})
+    except NoScriptError:
+        return client.execute_command("EVAL", script, *command, **{NEVER_DECODE: True})
+
+
+def _may_keep_connection(client: Any) -> bool:
+    """Say whether this thread may keep a connection: the main one, of a pool that is not kept small on purpose."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return getattr(client.connection_pool, "max_connections", 0) >= _SMALL_POOL
+
+
+_SMALL_POOL = 10
+_digests: dict[str, str] = {}
+
+
+def _digest(script: str) -> str:
+    found = _digests.get(script)
+    if found is None:
+        found = _digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
+    return found
+
+
+def _micros(seconds: float) -> int:
+    return max(1, int(seconds * 1_000_000))
+
+
+def _millis(seconds: float) -> int:
+    return max(1, int(seconds * 1_000))
+
+
+def _damaged(key: str, why: str) -> DamagedRecord:
+    return DamagedRecord(
+        f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
+        "wrote it, else look at it and delete it",
+        key=key,
+    )

@@ -1,0 +1,105 @@
+"""The two tables of claims, and the clock and the statements that differ between databases.
+
+`celery_sharding_dedup` is the library's own, in the database of the result backend; `DatabaseStore` makes it.
+`celery_sharding_claims` stands in the *user's* database, beside the rows that tasks write; the user's migrations make
+it. Both may be the same database, so the names differ.
+
+Keys are stored beside their SHA-256, which is the primary key: databases compare text without regard to case, or cut
+it, or limit the length of an index.
+"""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    extract,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+
+DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
+_RESULT_BYTES_MAX = 16 * 1024 * 1024 - 1
+
+
+def claims_table(metadata: MetaData, name: str = "celery_sharding_claims") -> Table:
+    """Add the table that `claim.transaction` writes to `metadata` and return it.
+
+    Add it to the metadata of your own tables, so that `create_all` or your migrations make it with them. A table of
+    another name is passed on as `claim.transaction(session, table=…)`.
+    """
+    return Table(
+        name,
+        metadata,
+        Column("id", String(64), primary_key=True),
+        Column("key", Text, nullable=False),
+        Column("token", String(64), nullable=False),
+        Column("fencing", BigInteger, nullable=False),
+        Column("expires_at", Double, nullable=False, index=True),
+        Column("result", LargeBinary(_RESULT_BYTES_MAX)),
+    )
+
+
+def records_table(metadata: MetaData) -> Table:
+    """Add the table of `DatabaseStore` to `metadata` and return it."""
+    return Table(
+        "celery_sharding_dedup",
+        metadata,
+        Column("id", String(64), primary_key=True),
+        Column("key", Text, nullable=False),
+        Column("version", Integer, nullable=False),
+        Column("state", String(16), nullable=False),
+        Column("token", String(64)),
+        Column("fencing", BigInteger, nullable=False),
+        Column("owner", Text),
+        Column("lease_until", Double, nullable=False),
+        Column("expires_at", Double, nullable=False, index=True),
+        Column("attempts", Integer, nullable=False),
+        Column("result", LargeBinary(_RESULT_BYTES_MAX)),
+    )
+
+
+claim_metadata = MetaData()
+"""Metadata with the claims table alone, for `claim_metadata.create_all(engine)`."""
+default_claims_table = claims_table(claim_metadata)
+
+
+def row_id(key: str) -> str:
+    """Return the primary key under which `key` is stored."""
+    return sha256(key.encode()).hexdigest()
+
+
+def read_clock(connection: Connection) -> float:
+    """Return the database's time in seconds. SQLite has none of its own: there it is the clock of its one host."""
+    name = connection.dialect.name
+    if name == "sqlite":
+        return time.time()
+    if name == "postgresql":
+        return float(connection.execute(select(extract("epoch", func.clock_timestamp()))).scalar_one())
+    return float(connection.execute(text("SELECT UNIX_TIMESTAMP(SYSDATE(6))")).scalar_one())
+
+
+def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
+    """Insert a row unless its primary key exists; waits for whoever is just inserting it. False: it exists."""
+    name = connection.dialect.name
+    if name == "sqlite":
+        found = connection.execute(sqlite.insert(table).values(**values).on_conflict_do_nothing())
+    elif name == "postgresql":
+        found = connection.execute(postgresql.insert(table).values(**values).on_conflict_do_nothing())
+    else:
+        found = connection.execute(mysql.insert(table).values(**values).prefix_with("IGNORE"))
+    return found.rowcount == 1

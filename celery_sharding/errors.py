@@ -1,0 +1,146 @@
+"""Every error this library raises, in one tree.
+
+Each message says what is wrong, where, and what to do about it. Attributes carry the same facts for programs. All of
+them survive pickling, because Celery carries the errors of a task from process to process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ShardingError(Exception):
+    """Root of all errors of celery-sharding."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["facts"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.facts)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def _rebuild(cls: type[ShardingError], message: str, facts: dict[str, Any]) -> ShardingError:
+    return cls(message, **facts)
+
+
+# --- what the application is told ------------------------------------------------------------------------------------
+
+
+class ConfigurationError(ShardingError):
+    """A group, a route or a setting is wrong; found when the configuration is read."""
+
+
+class UnknownGroup(ConfigurationError):
+    """A name that is no group was used where a group is needed. `group`."""
+
+
+class UnknownShard(ConfigurationError):
+    """A shard index outside its group was named. `group`, `index`, `shards`."""
+
+
+class ShardKeyError(ShardingError):
+    """A sharded task was called without a usable key; nothing was published. `task`."""
+
+
+class UnsupportedOption(ShardingError):
+    """An option that cannot keep the order was given to a sharded task; nothing was published. `task`, `option`."""
+
+
+# --- publishing ------------------------------------------------------------------------------------------------------
+
+
+class PublishError(ShardingError):
+    """A sharded task was not confirmed by the broker. `task_id`, `group`."""
+
+
+class Unroutable(PublishError):
+    """The broker returned the message: no queue would take it. It was not stored."""
+
+
+class Nacked(PublishError):
+    """The broker refused the message, on a new channel as well. It was not stored."""
+
+
+class OutcomeUnknown(PublishError):
+    """The message was sent, its confirm never came: it may be stored or not. It was not sent again."""
+
+
+class BrokerBlocked(PublishError):
+    """The broker blocks publishers (memory or disk alarm). Nothing was sent."""
+
+
+class BrokerUnavailable(PublishError):
+    """The broker could not be reached. Nothing was sent."""
+
+
+# --- the broker's side -----------------------------------------------------------------------------------------------
+
+
+class TopologyError(ShardingError):
+    """What stands on the broker cannot serve the group. `group`."""
+
+
+class TopologyMismatch(TopologyError):
+    """Queues or exchanges of the group exist with other arguments."""
+
+
+class PluginMissing(TopologyError):
+    """The consistent-hash exchange plugin is not enabled on the broker."""
+
+
+class UnsupportedBroker(TopologyError):
+    """The transport or broker version cannot keep the guarantees."""
+
+
+class LockHeld(TopologyError):
+    """Another process holds the group's topology lock."""
+
+
+class LockLost(TopologyError):
+    """The connection that holds the group's topology lock is gone; the next who takes it carries on."""
+
+
+class LogError(TopologyError):
+    """The manifest or the journal could not be read or written."""
+
+
+class ManifestConflict(LogError):
+    """The manifest moved on since it was read; nothing was written. Read it again and decide anew."""
+
+
+# --- deduplication ---------------------------------------------------------------------------------------------------
+
+
+class DeduplicationError(ShardingError):
+    """Root of the errors of `@deduplicate`."""
+
+
+class NoUsableStore(DeduplicationError):
+    """The result backend has no atomic primitive to keep claims in. `backend`."""
+
+
+class StoreUnavailable(DeduplicationError):
+    """The claim store did not answer; the task did not run unclaimed. `key`."""
+
+
+class ClaimLost(DeduplicationError):
+    """The claim lapsed and was taken over; this run's commit was refused. `key`."""
+
+
+class ClaimHeld(DeduplicationError):
+    """Another run holds the claim. `key`."""
+
+
+class DamagedRecord(DeduplicationError):
+    """A claim record cannot be read, or a newer version wrote it; it was kept as it is. `key`."""

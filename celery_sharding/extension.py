@@ -1,0 +1,200 @@
+"""`Sharding(app)`: the one place that wires everything into a Celery app.
+
+What is touched, all of it through public hooks:
+
+    app.amqp_cls            makes a subclass of what it was: its router asks for sharded tasks first, its sender
+                            confirms them, its queues know the groups named by -Q and -X
+    app.steps["consumer"]   the bootstep that consumes shards in a worker; loaded only there
+    app.sharding            this object
+
+Nothing here reads the configuration, opens a connection or finalizes the app: all of it happens at the first publish,
+or when a worker starts. So `Sharding(app)` may stand before or after the configuration and the tasks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from celery import Celery
+from celery.app.amqp import Queues
+from celery.utils.imports import symbol_by_name
+from kombu import Connection
+from kombu.utils.objects import cached_property as amqp_property
+
+from celery_sharding.backing import Backing, open_backing
+from celery_sharding.config import Settings, ShardGroup, read_settings
+from celery_sharding.errors import ConfigurationError
+from celery_sharding.publishing import send_sharded
+from celery_sharding.routing import ShardRouter, TaskRules
+from celery_sharding.selection import Selection, ShardedQueues
+
+STEP = "celery_sharding.worker.step:ShardsStep"
+
+
+class Sharding:
+    """Adds shard groups to a Celery app.
+
+    Args:
+        app: Any Celery app, configured or not.
+        groups: Groups given in code, beside those of the setting `sharding_groups`.
+
+    Raises:
+        ConfigurationError: Two groups have one name, or the app has a `Sharding` already.
+    """
+
+    def __init__(self, app: Celery, groups: Iterable[ShardGroup] = ()) -> None:
+        if "sharding" in vars(app):
+            raise ConfigurationError(f"app {app.main!r} has a Sharding already; give it all groups at once")
+        self._groups = tuple(groups)
+        read_settings({}, self._groups)
+        self.app = app
+        self.rules = TaskRules(self)
+        self._backing: Backing | None = None
+        self._lock = threading.Lock()
+        app.sharding = self
+        app.steps["consumer"].add(STEP)
+        _replace_amqp(app, self._groups)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The checked configuration; read when it is first needed.
+
+        Raises:
+            ConfigurationError: It is wrong; the message says where.
+        """
+        return read_settings(self.app.conf, self._groups)
+
+    def connect(self) -> Connection:
+        """Return a new, unconnected connection to the broker."""
+        connection: Connection = self.app.connection_for_write()
+        return connection
+
+    def backing(self) -> Backing:
+        """Return what stands behind the groups: RabbitMQ, or an embedded broker.
+
+        Raises:
+            UnsupportedBroker: The transport can't keep the order.
+        """
+        if self._backing is None:
+            with self._lock:
+                if self._backing is None:
+                    self._backing = open_backing(self)
+        return self._backing
+
+    def is_sharded(self, task_name: str) -> bool:
+        """Say whether the tasks of this name belong to a group."""
+        # Like Celery's send_task, this must not finalize the app: `app.tasks` would.
+        return self.rules.rule_for(task_name, self.app._tasks.get(task_name)) is not None
+
+    def is_own_broker(self, connection: Any) -> bool:
+        """Say whether a kombu connection leads to the app's broker; names of hosts are compared, not addresses."""
+        return _place(connection) in self._places
+
+    @cached_property
+    def _places(self) -> frozenset[tuple[str, int, str]]:
+        own = self.connect()
+        return frozenset(_place(Connection(url)) for url in own.alt) | {_place(own)}
+
+    def selection(self) -> Selection:
+        """Return group name → shard indexes that this worker consumes, None for all."""
+        return self.app.amqp.queues.selection()  # type: ignore[no-any-return]
+
+    def check_stores(self, *, has_child_processes: bool) -> None:
+        """Check, when a worker starts, that deduplicated tasks have a store for their claims.
+
+        Args:
+            has_child_processes: The worker's pool runs tasks in processes of their own.
+
+        Raises:
+            NoUsableStore: The result backend can't hold claims.
+        """
+        if any(_is_deduplicated(task) for task in self.app.tasks.values()):
+            from celery_sharding.dedup.stores import check_tasks
+
+            check_tasks(self.app, has_child_processes=has_child_processes)
+
+
+class ShardedAMQPMixin:
+    """Celery's `app.amqp` with a router, a sender and queues that know shard groups."""
+
+    app: Any
+
+    def Queues(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  # Celery's name
+        queues = super().Queues(*args, **kwargs)  # type: ignore[misc]
+        queues.attach(self.app.sharding.settings)
+        return queues
+
+    def Router(self, queues: Any = None, create_missing: Any = None) -> Any:  # noqa: N802  # Celery's name
+        stock = super().Router(queues, create_missing)  # type: ignore[misc]
+        return ShardRouter(self.app.sharding.rules, stock.routes, stock.queues, stock.create_missing, app=stock.app)
+
+    @amqp_property
+    def send_task_message(self) -> Callable[..., Any]:
+        stock = super().send_task_message  # type: ignore[misc]
+        sharding: Sharding = self.app.sharding
+
+        def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            return send_sharded(stock, sharding, producer, name, message, **options)
+
+        return send_task_message
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedAMQP:
+    """Makes `app.amqp`; in place of a class, since Celery pickles it with the app, and a copy needs its groups, too."""
+
+    stock: Any  # a subclass of AMQP, which is not typed
+    groups: tuple[ShardGroup, ...]
+
+    def __call__(self, app: Any) -> Any:
+        """Return a new `app.amqp`; an app that is a copy gets its own `Sharding` now."""
+        if "sharding" not in vars(app):
+            Sharding(app, self.groups)
+        return _sharded_class(self.stock)(app=app)
+
+
+@cache
+def _sharded_class(stock: Any) -> Any:
+    queues_cls: type = ShardedQueues
+    if stock.queues_cls is not Queues:
+        queues_cls = type(f"Sharded{stock.queues_cls.__name__}", (ShardedQueues, stock.queues_cls), {})
+    return type(f"Sharded{stock.__name__}", (ShardedAMQPMixin, stock), {"queues_cls": queues_cls})
+
+
+def _replace_amqp(app: Any, groups: tuple[ShardGroup, ...]) -> None:
+    """Let `app.amqp` be of the sharded class, also if the app has used it already."""
+    stock = symbol_by_name(app.amqp_cls)
+    if isinstance(stock, ShardedAMQP):
+        stock = stock.stock
+    app.amqp_cls = ShardedAMQP(stock, groups)
+    used = vars(app).get("amqp")
+    if used is None:
+        return
+    used.__class__ = _sharded_class(stock)
+    for cached in ("router", "send_task_message"):
+        vars(used).pop(cached, None)
+    queues = vars(used).get("queues")
+    if queues is not None:
+        queues.__class__ = used.queues_cls
+        queues.attach(app.sharding.settings)
+
+
+def _place(connection: Any) -> tuple[str, int, str]:
+    """Return host, port and virtual host of a connection, defaults filled in."""
+    host = connection.hostname or "localhost"
+    port = connection.port or connection.transport.default_port or 0
+    return ("127.0.0.1" if host == "localhost" else host, int(port), connection.virtual_host or "/")
+
+
+def _is_deduplicated(task: Any) -> bool:
+    """Say whether a task is under `@deduplicate`, without importing what that needs."""
+    function = task.run
+    while function is not None:
+        if hasattr(function, "__deduplicate__"):
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False

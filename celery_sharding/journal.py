@@ -1,0 +1,191 @@
+"""What happens in a group: facts that may be forgotten, in two streams.
+
+    journal    kept for a day    vitals (each worker, once a second), handover, failure, dead
+    attempts   kept for a week   attempt, retry, settled: how often a message was begun, by task id
+
+The attempts are folded into an `AttemptLog`, from which a new owner goes on counting. Nothing here holds a shard key in
+clear, and task arguments only where a retry changed them (`retry(args=…)`), since the message itself is not rewritten.
+
+Only builds and folds events; `streams` appends and reads them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery_sharding.streams import Event
+
+ATTEMPTS_MAX = 100_000
+
+
+def vitals_event(
+    by: str, generation: int, *, owned: Mapping[str, Mapping[str, Any]], standby: Iterable[str], at: float
+) -> Event:
+    """Return what the worker `by` owns and stands by for at the moment `at`.
+
+    Args:
+        generation: The live one, as this worker knows it.
+        owned: By queue: `index`, `since` (when it became the owner), `held` (messages delivered and not settled),
+            `running`, `lag_seconds` (age of the oldest that waits in a lane; None: none waits), and `counters` (totals
+            since then).
+        standby: The queues it consumes and does not own.
+        at: Seconds since the epoch, by this worker's clock, as `since`.
+    """
+    return {
+        "event": "vitals",
+        "at": at,
+        "by": by,
+        "generation": generation,
+        "owned": {queue: dict(facts) for queue, facts in owned.items()},
+        "standby": list(standby),
+    }
+
+
+def handover_event(queue: str, *, owner: str, change: str, to: str = "") -> Event:
+    """Return that `owner` took the shard `queue` ("taken"), offers it `to` another ("offered"), or gave it up
+    ("released").
+    """
+    return {"event": "handover", "at": time.time(), "queue": queue, "owner": owner, "change": change, "to": to}
+
+
+def failure_event(queue: str, *, owner: str, task_id: str, task: str, error: str) -> Event:
+    """Return that a task failed for good; `error` is the exception's type, not its text, which may hold data."""
+    return {
+        "event": "failure",
+        "at": time.time(),
+        "queue": queue,
+        "owner": owner,
+        "task_id": task_id,
+        "task": task,
+        "error": error,
+    }
+
+
+def dead_event(queue: str, *, owner: str, task_id: str | None, task: str | None, reason: str, attempts: int) -> Event:
+    """Return that a message went to the dead-letter queue."""
+    return {
+        "event": "dead",
+        "at": time.time(),
+        "queue": queue,
+        "owner": owner,
+        "task_id": task_id,
+        "task": task,
+        "reason": reason,
+        "attempts": attempts,
+    }
+
+
+def attempt_event(task_id: str, attempts: int) -> Event:
+    """Return that a message is about to begin its run number `attempts` that may end in a lost process."""
+    return {"event": "attempt", "at": time.time(), "task_id": task_id, "attempts": attempts}
+
+
+def retry_event(
+    task_id: str,
+    retries: int,
+    attempts: int,
+    *,
+    body: bytes | None = None,
+    content_type: str | None = None,
+    content_encoding: str | None = None,
+) -> Event:
+    """Return that a task asked for its retry number `retries`.
+
+    Args:
+        body: What to run instead of the message's own body, for `retry(args=…, kwargs=…)`; None: no change.
+        content_type: Of `body`.
+        content_encoding: Of `body`.
+    """
+    event: Event = {
+        "event": "retry",
+        "at": time.time(),
+        "task_id": task_id,
+        "retries": retries,
+        "attempts": attempts,
+    }
+    if body is not None:
+        event |= {
+            "body": base64.b64encode(body).decode(),
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+        }
+    return event
+
+
+def settled_event(task_id: str) -> Event:
+    """Return that a message with recorded attempts is done: another of the same task id starts from nothing."""
+    return {"event": "settled", "at": time.time(), "task_id": task_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is known of one message: runs begun, retries asked for, and the body that a retry put in its place."""
+
+    attempts: int = 0
+    retries: int = 0
+    body: bytes | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+
+
+class AttemptLog:
+    """Attempts by task id, folded from the stream of attempts; bounded, the longest untouched are forgotten first.
+
+    Events may come again: numbers only grow until the message is settled, and the body is that of the highest retry.
+    Not safe for threads.
+    """
+
+    def __init__(self, *, attempts_max: int = ATTEMPTS_MAX) -> None:
+        self._attempts_max = attempts_max
+        self._by_task_id: OrderedDict[str, Attempt] = OrderedDict()
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Fold one event; others than `attempt`, `retry` and `settled`, and damaged ones, change nothing."""
+        task_id, attempts, retries = event.get("task_id"), event.get("attempts"), event.get("retries", 0)
+        if event.get("event") == "settled":
+            self._by_task_id.pop(str(task_id), None)
+            return
+        if event.get("event") not in ("attempt", "retry"):
+            return
+        if not isinstance(task_id, str) or not isinstance(attempts, int) or not isinstance(retries, int):
+            return
+        known = self._by_task_id.pop(task_id, Attempt())
+        body = _decode_body(event.get("body"))
+        if body is not None and retries >= known.retries:
+            known = dataclasses.replace(
+                known,
+                body=body,
+                content_type=event.get("content_type"),
+                content_encoding=event.get("content_encoding"),
+            )
+        self._by_task_id[task_id] = dataclasses.replace(
+            known,
+            # A retry says that the runs before it came to an end.
+            attempts=attempts if event["event"] == "retry" else max(known.attempts, attempts),
+            retries=max(known.retries, retries),
+        )
+        while len(self._by_task_id) > self._attempts_max:
+            self._by_task_id.popitem(last=False)
+
+    def get(self, task_id: str) -> Attempt | None:
+        """Return what is known of `task_id`, None if nothing is."""
+        return self._by_task_id.get(task_id)
+
+    def __len__(self) -> int:
+        return len(self._by_task_id)
+
+
+def _decode_body(text: Any) -> bytes | None:
+    if not isinstance(text, str):
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        return None

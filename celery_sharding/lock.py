@@ -1,0 +1,173 @@
+"""The group's topology lock: an exclusive queue, held by a connection.
+
+    free -> held    by declaring the exclusive queue `shards.<group>.admin`, on a connection of the lock's own
+    held -> lost    when that connection ends, for whatever reason; the broker frees the queue by itself
+    held -> free    by leaving the `with` block, which closes the connection
+
+All topology operations and layout events of the holder go through that one connection, which is never opened again: a
+holder that lost the lock can't act any more, because its only way to the broker is gone. A daemon thread sends
+heartbeats while the holder waits; operations and heartbeats take turns under one lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from amqp import exceptions as amqp_errors
+from kombu.connection import Connection
+from kombu.exceptions import OperationalError
+
+from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost
+from celery_sharding.topology import Names, brief_channel, explained
+
+logger = logging.getLogger(__name__)
+
+Connect = Callable[[], Connection]
+
+_HEARTBEAT_SECONDS = 10.0
+_OPERATION_SECONDS = 30.0
+_POLL_FIRST_SECONDS, _POLL_MAX_SECONDS = 0.05, 0.5
+
+
+class TopologyLock:
+    """Hold a group's topology lock for the time of a `with` block.
+
+    Args:
+        connect: Makes a kombu connection to the broker; its settings are used, the connection itself is not.
+        owner: Who holds it, for people who look at the broker's connections.
+        timeout_seconds: How long to wait for another holder.
+
+    Raises:
+        LockHeld: Another process held it all the time.
+        BrokerUnavailable: The broker could not be reached.
+        LockLost: The connection, and with it the lock, was lost; nothing more was done.
+    """
+
+    def __init__(self, connect: Connect, names: Names, *, owner: str, timeout_seconds: float) -> None:
+        self._connect = connect
+        self._names = names
+        self._owner = owner
+        self._timeout_seconds = timeout_seconds
+        self._turn = threading.RLock()
+        self._released = threading.Event()
+        self._kombu_connection: Any = None  # kombu is typed in part only
+        self._connection: Any = None
+
+    def __enter__(self) -> Self:
+        with reachable(self._names.group):
+            configured: Any = self._connect()
+            self._kombu_connection = configured.clone(heartbeat=_HEARTBEAT_SECONDS)
+            self._kombu_connection.connect()
+            # The connection below kombu's: kombu's would open itself again, without the lock.
+            self._connection = self._kombu_connection.connection
+        try:
+            # No single answer of the broker takes this long; without it a dead broker would hold the caller for ever.
+            self._connection.transport.sock.settimeout(_OPERATION_SECONDS)
+            self._acquire()
+        except BaseException:
+            self._close()
+            raise
+        threading.Thread(target=self._keep_alive, name=f"{self._names.admin}-heartbeat", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    @property
+    def connection(self) -> Any:
+        """The lock's connection, for functions that open channels; use it within `operation` only."""
+        return self._connection
+
+    @contextlib.contextmanager
+    def operation(self) -> Iterator[Any]:
+        """Yield the lock's connection for one stretch of work, free of the heartbeat thread.
+
+        Raises:
+            LockLost: The lock was lost before or during the work.
+        """
+        with self._turn:
+            try:
+                if not self._connection.connected:
+                    raise amqp_errors.RecoverableConnectionError("connection closed")
+                yield self._connection
+            except (amqp_errors.ConnectionError, OSError) as exc:
+                raise LockLost(
+                    f"the lock of group {self._names.group!r} was lost with its connection ({exc}); "
+                    "what was begun is carried on by the next who takes it",
+                    group=self._names.group,
+                ) from exc
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[Any]:
+        """Yield a channel of the lock's connection, closed afterwards. Errors as for `operation`."""
+        with self.operation() as connection, brief_channel(connection) as channel:
+            yield channel
+
+    def _acquire(self) -> None:
+        deadline = time.monotonic() + self._timeout_seconds
+        pause = _POLL_FIRST_SECONDS
+        while True:
+            try:
+                with self.channel() as channel, explained(self._names.group, self._names.admin):
+                    channel.queue_declare(self._names.admin, durable=False, exclusive=True, auto_delete=False)
+                return
+            except amqp_errors.ResourceLocked as exc:
+                if time.monotonic() + pause > deadline:
+                    raise lock_held(self._names.group) from exc
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MAX_SECONDS)
+
+    def _keep_alive(self) -> None:
+        while not self._released.wait(_HEARTBEAT_SECONDS / 4):
+            with self._turn:
+                if self._released.is_set() or not self._connection.connected:
+                    return
+                try:
+                    with contextlib.suppress(socket.timeout):
+                        self._connection.drain_events(timeout=0.001)
+                    self._connection.heartbeat_tick()
+                except (amqp_errors.AMQPError, OSError) as exc:
+                    logger.warning("the lock of group %r was lost (%s)", self._names.group, exc)
+                    self._connection.collect()
+                    return
+
+    def _close(self) -> None:
+        self._released.set()
+        with self._turn:
+            if self._kombu_connection is not None:
+                with contextlib.suppress(amqp_errors.AMQPError, OSError):
+                    if self._connection is not None and self._connection.connected:
+                        self._connection.close()
+                with contextlib.suppress(amqp_errors.AMQPError, OSError):
+                    self._kombu_connection.release()
+
+
+def lock_held(group: str) -> LockHeld:
+    """Return the error for a lock that another process would not give up."""
+    admin = Names(group).admin
+    return LockHeld(
+        f"another process holds the lock of group {group!r} (the exclusive queue {admin!r}); try again, or close the "
+        "connection that owns that queue",
+        group=group,
+    )
+
+
+@contextlib.contextmanager
+def reachable(group: str) -> Iterator[None]:
+    """Turn a failure to connect into the error that says so."""
+    try:
+        yield
+    except (OperationalError, amqp_errors.ConnectionError, amqp_errors.AccessRefused, OSError) as exc:
+        raise BrokerUnavailable(
+            f"the broker of group {group!r} could not be reached ({exc}); check the broker's URL, and that it is up",
+            group=group,
+        ) from exc

@@ -1,0 +1,322 @@
+"""Confirmed, mandatory publishes to groups on RabbitMQ.
+
+What a publish may end in, and what was stored then:
+
+    confirmed           stored; the call returns
+    Unroutable          returned by the broker: not stored
+    Nacked              refused by the broker, on new channels too: not stored
+    OutcomeUnknown      sent, and no answer within the time-out or before the connection died: stored or not. It is
+                        never sent again from here: bytes on an old connection may still be processed, and a second copy
+                        would arrive behind its successors
+    BrokerBlocked       an alarm blocks publishers: nothing was sent
+    BrokerUnavailable   no connection, or it died before all of the message had left: not stored
+    PublishError        refused for another reason, which the message gives: not stored
+
+A publisher keeps connections of its own (`Link`), each used by one thread at a time. While the broker blocks
+publishers, only a connection that it has told so is watched; no other is tried, since what is sent on it would wait
+there, too, and arrive in an order that nobody knows. A forked child never touches its parent's connections: it drops
+their file descriptors without a word to the broker and opens its own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from amqp.exceptions import AMQPError
+from kombu import Connection
+
+from celery_sharding.admin.switch import ensure_fixed
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    Nacked,
+    OutcomeUnknown,
+    PublishError,
+    Unroutable,
+)
+from celery_sharding.link import Answer, Fate, Link
+from celery_sharding.routing import SENT_AT_HEADER
+from celery_sharding.topology import Names, explained, fixed_exists
+
+IDLE_LINKS_MAX = 10
+NACK_PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+UNSENT_TRIES_MAX = 3
+
+
+class Publisher:
+    """Publishes to the groups of one app, from any thread and after any fork.
+
+    Args:
+        connect: Returns an unconnected kombu connection to the broker.
+        find_group: Returns the configured group of a name.
+        timeout_seconds: From the call to the confirm, waiting for a blocked broker included.
+        retry_policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        find_group: Callable[[str], ShardGroup],
+        *,
+        timeout_seconds: float,
+        retry_policy: dict[str, Any],
+    ) -> None:
+        self._connect = connect
+        self._find_group = find_group
+        self._timeout_seconds = timeout_seconds
+        self._policy = {name: value for name, value in retry_policy.items() if name in _CONNECT_OPTIONS}
+        self._start_anew()
+        os.register_at_fork(after_in_child=_forget_in_child(weakref.ref(self)))
+
+    def publish(
+        self,
+        group: str,
+        key: str,
+        payload: bytes,
+        *,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+        task_id: str | None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Publish one message and return when the broker has confirmed it.
+
+        Raises:
+            PublishError: As the module says; `task_id` and `group` tell which message.
+            TopologyError: The group's exchanges are missing and could not be declared. Nothing was sent.
+        """
+        call = _Call(group, f"task {headers.get('task')}[{task_id}] of group {group!r}", task_id)
+        deadline = time.monotonic() + (timeout_seconds or self._timeout_seconds)
+        refused = unsent = 0
+        while True:
+            link = self._take(call, deadline, fresh=bool(refused or unsent))
+            try:
+                answer = self._look(link, call, deadline) or link.send(
+                    link.channel.prepare_message(
+                        payload,
+                        content_type=content_type,
+                        content_encoding=content_encoding,
+                        headers=headers,
+                        properties={"delivery_mode": 2, **properties},
+                    ),
+                    call.exchange,
+                    key,
+                    mark=SENT_AT_HEADER,
+                    deadline=deadline,
+                )
+            except BaseException:
+                self._discard(link)
+                raise
+            self._give_back(link)
+            if answer.fate is Fate.CONFIRMED:
+                return
+            if answer.is_unsent:
+                unsent += 1
+                if unsent < UNSENT_TRIES_MAX and time.monotonic() < deadline:
+                    continue
+            elif answer.is_refusal and refused < len(NACK_PAUSES_SECONDS):
+                pause = NACK_PAUSES_SECONDS[refused]
+                refused += 1
+                if time.monotonic() + pause < deadline:
+                    time.sleep(pause)
+                    continue
+            raise call.failed(answer) from answer.cause
+
+    def _take(self, call: _Call, deadline: float, *, fresh: bool) -> Link:
+        """Take a live link for this thread alone; a new one if none is idle, or if it has to be `fresh`.
+
+        While the broker blocks publishers, take one that it has told so, or wait until another thread brings it back,
+        and watch it until the broker unblocks or the time is over.
+        """
+        while True:
+            with self._changed:
+                told: set[Link] = set()
+                while self._blocked and not (told := self._blocked.intersection(self._idle)):
+                    if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                        raise call.blocked()
+                if told:
+                    link = told.pop()
+                    self._idle.remove(link)
+                elif self._idle and not fresh:
+                    link = self._idle.pop()
+                else:
+                    break
+            was_blocked = link.blocked
+            try:
+                alive = link.refresh(deadline=deadline)
+            except BaseException:
+                self._discard(link)
+                raise
+            if not alive:
+                self._discard(link)
+            elif not was_blocked and not link.blocked:
+                return link
+            else:
+                still_blocked = link.blocked
+                self._give_back(link)
+                if still_blocked:
+                    raise call.blocked()
+        return self._open(call, deadline)
+
+    def _open(self, call: _Call, deadline: float) -> Link:
+        try:
+            link = Link(
+                self._connect(),
+                policy=self._policy,
+                timeout_seconds=deadline - time.monotonic(),
+                on_blocked=self._note_blocked,
+            )
+        except BrokerUnavailable as exc:
+            raise call.unavailable(exc) from exc
+        self._links.add(link)
+        return link
+
+    def _look(self, link: Link, call: _Call, deadline: float) -> Answer | None:
+        """See once on every link that the group can be published to, and declare it if need be.
+
+        Returns:
+            The answer to a publish on a link that turned out to be dead; None if all is well.
+        """
+        if call.group in link.groups:
+            return None
+        names = Names(call.group)
+        try:
+            with explained(call.group, names.publish):
+                exists = fixed_exists(link.connection, names)
+            if not exists:
+                # Declaring writes to the manifest, and would wait long for a broker that blocks publishers. It tells
+                # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
+                # frame before the body.
+                probe = link.channel.prepare_message(b"probe")
+                answer = link.send(probe, "", f"{names.publish}.probe", mark=SENT_AT_HEADER, deadline=deadline)
+                if answer.fate is Fate.UNKNOWN and link.blocked:
+                    return Answer(Fate.BLOCKED, answer.cause)
+                if answer.fate is not Fate.RETURNED:
+                    return Answer(Fate.UNSENT, answer.cause)
+                owner = f"publisher {os.getpid()}@{socket.gethostname()}"
+                remaining = max(0.0, deadline - time.monotonic())
+                ensure_fixed(self._connect, self._find_group(call.group), owner=owner, wait_seconds=remaining)
+        except BrokerUnavailable as exc:
+            raise call.unavailable(exc) from exc
+        except (OSError, AMQPError) as exc:
+            link.usable = False
+            return Answer(Fate.UNSENT, exc)
+        link.groups.add(call.group)
+        return None
+
+    def _give_back(self, link: Link) -> None:
+        """Keep a link for the next publish, or close it."""
+        with self._changed:
+            kept = link.usable and (link.blocked or len(self._idle) < IDLE_LINKS_MAX)
+            if kept:
+                self._idle.append(link)
+                self._changed.notify_all()
+        if not kept:
+            self._discard(link)
+
+    def _discard(self, link: Link) -> None:
+        self._links.discard(link)
+        with self._changed:
+            self._blocked.discard(link)
+            self._changed.notify_all()
+        link.close()
+
+    def _note_blocked(self, link: Link) -> None:
+        with self._changed:
+            if link.blocked:
+                self._blocked.add(link)
+            else:
+                self._blocked.discard(link)
+            self._changed.notify_all()
+
+    def _start_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._links: set[Link] = set()
+        self._idle: deque[Link] = deque()
+        self._blocked: set[Link] = set()
+
+    def _forget_links(self) -> None:
+        links = self._links
+        self._start_anew()
+        for link in links:
+            link.forget()
+
+
+_CONNECT_OPTIONS = frozenset({"max_retries", "interval_start", "interval_step", "interval_max"})
+
+
+_E = TypeVar("_E", bound=PublishError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Which message it is about, and the errors that its publish may end in."""
+
+    group: str
+    label: str
+    task_id: str | None
+
+    @property
+    def exchange(self) -> str:
+        return Names(self.group).publish
+
+    def blocked(self) -> BrokerBlocked:
+        return self._error(
+            BrokerBlocked, "was not sent: the broker blocks publishers (memory or disk alarm, see its log)"
+        )
+
+    def unavailable(self, cause: object) -> BrokerUnavailable:
+        return self._error(BrokerUnavailable, f"was not sent: {cause}; check that the broker is up")
+
+    def failed(self, answer: Answer) -> PublishError:
+        if answer.fate is Fate.UNKNOWN:
+            return self._error(
+                OutcomeUnknown,
+                f"was sent, but not confirmed ({answer.cause}); it may have arrived. Sending it again with the same "
+                "task id is safe only for a task under @deduplicate, and may then arrive behind later tasks",
+            )
+        if answer.fate is Fate.RETURNED:
+            return self._error(
+                Unroutable,
+                f"was returned by the broker: nothing behind the exchange {self.exchange!r} takes it; run `celery "
+                "shards declare`",
+            )
+        if answer.fate is Fate.NACKED:
+            return self._error(
+                Nacked,
+                "was refused by the broker again and again, and is not stored; a queue of the group may be full (a "
+                "policy with max-length) or without a leader, see the broker's log",
+            )
+        if answer.is_gone:
+            return self._error(
+                Unroutable,
+                f"is not stored: the exchange {self.exchange!r} is gone again and again; does someone delete it?",
+            )
+        if answer.is_unsent:
+            return self.unavailable(answer.cause)
+        if answer.fate is Fate.BLOCKED:
+            return self.blocked()
+        return self._error(PublishError, f"was refused and is not stored: {answer.cause}")
+
+    def _error(self, cls: type[_E], text: str) -> _E:
+        return cls(f"{self.label} {text}", task_id=self.task_id, group=self.group)
+
+
+def _forget_in_child(publisher: weakref.ref[Publisher]) -> Callable[[], None]:
+    def forget() -> None:
+        alive = publisher()
+        if alive is not None:
+            alive._forget_links()
+
+    return forget

@@ -1,0 +1,22 @@
+"""What tests of ordered tasks need: an order checker, brokers and workers that can be killed, and broken networks."""
+
+from __future__ import annotations
+
+from celery_sharding.testing.order import Trace, Verdict, check_order
+from celery_sharding.testing.processes import ServerMissing, ServerNotReady
+from celery_sharding.testing.proxy import Direction, FaultProxy
+from celery_sharding.testing.servers import RabbitNode, RedisNode
+from celery_sharding.testing.workers import WorkerNode
+
+__all__ = [
+    "Direction",
+    "FaultProxy",
+    "RabbitNode",
+    "RedisNode",
+    "ServerMissing",
+    "ServerNotReady",
+    "Trace",
+    "Verdict",
+    "WorkerNode",
+    "check_order",
+]

@@ -1,0 +1,103 @@
+"""Ports and processes of private servers: find a free port, wait for an answer, end exactly what was started.
+
+Knows no server. A process is ended by its id only, and counts as ended when it is gone or a zombie.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+# Below the range that Linux gives to outgoing connections: a port must still be free when its server is restarted.
+_PORTS = range(20_000, 32_000)
+_POLL_SECONDS = 0.05
+
+
+class ServerMissing(RuntimeError):
+    """A server's program is not installed; the message says which package has it."""
+
+
+class ServerNotReady(RuntimeError):
+    """A server did not answer in time; the message ends with the last lines of its log."""
+
+
+def find_free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on. Another process may still take it first."""
+    for _ in range(200):
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise ServerNotReady("no free port found on 127.0.0.1")
+
+
+def exchange_bytes(port: int, request: bytes, *, timeout_seconds: float = 2.0) -> bytes:
+    """Send `request` to 127.0.0.1 and return the first bytes of the answer, b"" if there is none."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=timeout_seconds) as link:
+            link.sendall(request)
+            return link.recv(64)
+    except OSError:
+        return b""
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether `pid` still runs. A zombie, which only waits for its parent, does not."""
+    with suppress(OSError, IndexError):
+        # Our own children must be collected, or they stay zombies.
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_seconds: float) -> bool:
+    """Poll `condition` and return its last answer: True as soon as it holds, False after `timeout_seconds`."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def end_process(pid: int, *, grace_seconds: float) -> None:
+    """Ask `pid` to end, and kill it if it still runs after `grace_seconds`. A process that is gone is fine."""
+    if _signal(pid, signal.SIGTERM) and not wait_until(lambda: not is_alive(pid), timeout_seconds=grace_seconds):
+        kill_process(pid)
+
+
+def kill_process(pid: int) -> None:
+    """Kill `pid` at once (SIGKILL) and wait until it is gone."""
+    if _signal(pid, signal.SIGKILL):
+        wait_until(lambda: not is_alive(pid), timeout_seconds=10)
+
+
+def tail(path: Path, *, lines: int = 15) -> str:
+    """Return the last lines of the file at `path`, "" if it cannot be read."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def _signal(pid: int, number: int) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,196 @@
+"""A TCP proxy that breaks connections the way networks do.
+
+It stands between clients and one server, listens on a free port of 127.0.0.1, and passes bytes on until it is told
+otherwise, for one direction or both:
+
+    passing ─stall─▶ stalled         bytes wait, the sender is slowed down; `heal` delivers them, in order
+    passing ─blackhole─▶ swallowing  bytes are read and lost; `heal` cuts what lost some, as its stream has a hole
+    any ─cut─▶                       open connections are closed or reset; new ones work
+
+`refuse` also turns new connections away, as a server that is down does. Each direction of each connection has a thread;
+the state belongs to `_changed` and is moved by the methods here only.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+_CHUNK_BYTES = 65_536
+_JOIN_SECONDS = 5.0
+
+
+class Direction(enum.Enum):
+    """Which way bytes go."""
+
+    TO_SERVER = "to server"
+    TO_CLIENT = "to client"
+
+
+BOTH = frozenset(Direction)
+
+
+class FaultProxy:
+    """A proxy in front of the server of `url`; `self.url` is the same URL through the proxy.
+
+    As a context manager it listens on entry, and closes everything on exit.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._server = (parts.hostname or "127.0.0.1", parts.port or 5672)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        place = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        login, at, _ = parts.netloc.rpartition("@")
+        self.url = urlunsplit(parts._replace(netloc=f"{login}{at}{place}"))
+        self._changed = threading.Condition()
+        self._stalled: frozenset[Direction] = frozenset()
+        self._swallowing: frozenset[Direction] = frozenset()
+        self._refusing = self._closed = False
+        self._pairs: set[_Pair] = set()
+        self._passed = dict.fromkeys(Direction, 0)
+        self._swallowed = dict.fromkeys(Direction, 0)
+        self._acceptor = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
+
+    def stall(self, *directions: Direction) -> None:
+        """Let bytes wait; without directions in both."""
+        with self._changed:
+            self._stalled = frozenset(directions) or BOTH
+
+    def blackhole(self, *directions: Direction) -> None:
+        """Read bytes and lose them; without directions in both."""
+        with self._changed:
+            self._swallowing = frozenset(directions) or BOTH
+
+    def refuse(self) -> None:
+        """Close all connections, and each new one at once."""
+        with self._changed:
+            self._refusing = True
+        self.cut()
+
+    def heal(self) -> None:
+        """Pass bytes on again, and take connections; those that lost bytes are cut."""
+        with self._changed:
+            self._stalled = self._swallowing = frozenset()
+            self._refusing = False
+            holed = [pair for pair in self._pairs if pair.has_hole]
+            self._changed.notify_all()
+        for pair in holed:
+            self._end(pair, reset=True)
+
+    def cut(self, *, reset: bool = False) -> None:
+        """Close all open connections, with a reset (RST) if told so."""
+        with self._changed:
+            pairs = list(self._pairs)
+        for pair in pairs:
+            self._end(pair, reset=reset)
+
+    def wait_for(
+        self, direction: Direction, *, passed: int = 0, swallowed: int = 0, timeout_seconds: float = 20.0
+    ) -> bool:
+        """Wait until that many bytes in all went through, or were lost; False if they did not in time."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._passed[direction] >= passed and self._swallowed[direction] >= swallowed, timeout_seconds
+            )
+
+    def passed(self, direction: Direction) -> int:
+        """Return how many bytes went through so far."""
+        with self._changed:
+            return self._passed[direction]
+
+    @property
+    def open_connections(self) -> int:
+        with self._changed:
+            return len(self._pairs)
+
+    def close(self) -> None:
+        """Stop listening and close all connections."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        # Closing alone does not wake a thread in accept().
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        self._acceptor.join(_JOIN_SECONDS)
+
+    def __enter__(self) -> Self:
+        self._acceptor.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._refusing:
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(self._server)
+            except OSError:
+                client.close()
+                continue
+            pair = _Pair(client, server)
+            with self._changed:
+                self._pairs.add(pair)
+            for direction in Direction:
+                threading.Thread(
+                    target=self._pump, args=(pair, direction), name=f"fault-proxy {direction.value}", daemon=True
+                ).start()
+
+    def _pump(self, pair: _Pair, direction: Direction) -> None:
+        source, sink = (pair.client, pair.server) if direction is Direction.TO_SERVER else (pair.server, pair.client)
+        with suppress(OSError):
+            while data := source.recv(_CHUNK_BYTES):
+                with self._changed:
+                    self._changed.wait_for(lambda: direction not in self._stalled or pair.ended or self._closed)
+                    swallow = direction in self._swallowing
+                    count = self._swallowed if swallow else self._passed
+                if swallow:
+                    pair.has_hole = True
+                else:
+                    sink.sendall(data)
+                with self._changed:
+                    count[direction] += len(data)
+                    self._changed.notify_all()
+        self._end(pair)
+
+    def _end(self, pair: _Pair, *, reset: bool = False) -> None:
+        with self._changed:
+            self._pairs.discard(pair)
+            first, pair.ended = not pair.ended, True
+            self._changed.notify_all()
+        if not first:
+            return
+        for sock in (pair.client, pair.server):
+            with suppress(OSError):
+                if reset:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                # Wakes a thread that reads; only then does closing have an effect.
+                sock.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
+            sock.close()
+
+
+class _Pair:
+    """The two connections of one client."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+        self.has_hole = False
+        self.ended = False

@@ -1,0 +1,352 @@
+"""Names and declarations: what a group looks like on the broker.
+
+Owns every exchange and queue name of a group, their arguments, and the translation of the broker's refusals into
+errors that name the fix. Declares and looks; decides nothing and routes nothing. Who may declare what, and when, is
+the business of `admin.switch`: the fixed part and rings are only ever declared under the group's lock, after the
+manifest was read, because a slow process would otherwise bind a queue that the group has already left.
+
+Channels here are py-amqp channels. A refusal closes its channel (some close the connection), so looks use throw-away
+channels of the connection they are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from amqp import exceptions as amqp_errors
+
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import PluginMissing, ShardingError, TopologyError, TopologyMismatch
+
+PREFIX = "shards."
+RING_TYPE = "x-consistent-hash"
+# 4.x drops a message after 20 deliveries unless told otherwise; attempts are counted by the worker, not by the broker.
+DELIVERY_LIMIT = 1_000_000
+# A stream forgets whole segments only, so segments must be small for an age to mean anything.
+_LOG_SEGMENT_BYTES = 8_000_000
+_MISSES_MAX = 3
+
+
+class Opener(Protocol):
+    """A connected kombu or py-amqp connection: something that opens channels."""
+
+    def channel(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of everything that belongs to one group."""
+
+    group: str
+
+    @property
+    def publish(self) -> str:
+        """The exchange that publishers know; the only one."""
+        return f"{PREFIX}{self.group}"
+
+    @property
+    def next(self) -> str:
+        """Takes what `publish` cannot route; bound only while a switch runs."""
+        return f"{self.publish}.next"
+
+    @property
+    def unrouted(self) -> str:
+        """Takes what `next` cannot route; bound to the current limbo."""
+        return f"{self.publish}.unrouted"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.publish}.manifest"
+
+    @property
+    def journal(self) -> str:
+        return f"{self.publish}.journal"
+
+    @property
+    def attempts(self) -> str:
+        return f"{self.publish}.attempts"
+
+    @property
+    def admin(self) -> str:
+        """The exclusive queue whose holder holds the group's lock."""
+        return f"{self.publish}.admin"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.publish}.dead"
+
+    def ring(self, generation: int) -> str:
+        return f"{self.publish}.g{generation:03d}"
+
+    def shard(self, generation: int, index: int) -> str:
+        return f"{self.ring(generation)}.{index:03d}"
+
+    def limbo(self, number: int) -> str:
+        return f"{self.publish}.limbo{number:03d}"
+
+
+def queue_arguments(group: ShardGroup) -> dict[str, Any]:
+    """Return the arguments of the group's shard and limbo queues. They cannot be changed once a queue exists."""
+    arguments: dict[str, Any] = {
+        "x-queue-type": group.queue_type,
+        "x-single-active-consumer": True,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": Names(group.name).dead,
+    }
+    if group.queue_type == "quorum":
+        arguments |= {
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-overflow": "reject-publish",
+            "x-dead-letter-strategy": "at-least-once",
+        }
+    return arguments
+
+
+def declare_logs(channel: Any, group: str) -> None:
+    """Declare the manifest, the journal, the stream of attempts, and the queue of dead letters.
+
+    The attempts have a stream of their own because a worker that starts reads all of them before it judges a
+    redelivered message; among the journal's vitals, one a second and shard, that would take long.
+    """
+    names = Names(group)
+    for stream, retention in (
+        (names.manifest, {}),
+        (names.journal, {"x-max-age": "1D", "x-stream-max-segment-size-bytes": _LOG_SEGMENT_BYTES}),
+        (names.attempts, {"x-max-age": "7D", "x-stream-max-segment-size-bytes": _LOG_SEGMENT_BYTES}),
+    ):
+        _declare_queue(channel, group, stream, {"x-queue-type": "stream", **retention})
+    _declare_queue(channel, group, names.dead, {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT})
+
+
+def declare_limbo(channel: Any, group: ShardGroup, number: int) -> None:
+    """Declare a limbo queue; binding it is a step of a switch."""
+    _declare_queue(channel, group.name, Names(group.name).limbo(number), queue_arguments(group))
+
+
+def declare_fixed(channel: Any, group: ShardGroup, *, limbo: int) -> None:
+    """Declare what publishers need, with limbo number `limbo` behind it; `shards.<group>` comes last.
+
+    Only under the group's lock, while `shards.<group>` does not exist: nothing flows yet, so bindings may be put right
+    one after the other.
+
+    Raises:
+        TopologyMismatch: Something of that name exists with other arguments.
+        TopologyError: The broker's user may not declare it.
+    """
+    names = Names(group.name)
+    declare_logs(channel, group.name)
+    declare_limbo(channel, group, limbo)
+    _declare_fanout(channel, group.name, names.unrouted, None)
+    with explained(group.name, names.unrouted):
+        channel.queue_bind(names.limbo(limbo), names.unrouted, "")
+        for other in (limbo - 1, limbo + 1):
+            channel.queue_unbind(names.limbo(other), names.unrouted, "")
+    _declare_fanout(channel, group.name, names.next, names.unrouted)
+    _declare_fanout(channel, group.name, names.publish, names.next)
+
+
+def declare_ring(channel: Any, group: ShardGroup, generation: int, shards: int) -> None:
+    """Declare the queues of a generation and bind them to its ring, in ascending order, one after the other.
+
+    Only before the generation takes messages: the ring is the order of the bindings, and a ring that is declared anew
+    would send keys elsewhere.
+
+    Raises:
+        PluginMissing: The broker has no consistent-hash exchange.
+        TopologyMismatch: A queue of that name exists with other arguments.
+    """
+    names = Names(group.name)
+    arguments = queue_arguments(group)
+    # Not durable on purpose: brokers on Mnesia rebuild a hash ring in random order at a restart, and keys would move
+    # in silence. A transient exchange vanishes with its ring, so messages wait in limbo until a new one is made.
+    with explained(group.name, names.ring(generation)):
+        channel.exchange_declare(names.ring(generation), RING_TYPE, durable=False, auto_delete=False)
+    for index in range(shards):
+        queue = names.shard(generation, index)
+        _declare_queue(channel, group.name, queue, arguments)
+        with explained(group.name, queue):
+            channel.queue_bind(queue, names.ring(generation), "1")
+
+
+def check_fixed(connection: Opener, group: ShardGroup) -> None:
+    """Raise `TopologyMismatch` if the exchanges of the group, which exist, were declared otherwise."""
+    names = Names(group.name)
+    with brief_channel(connection) as channel:
+        _declare_fanout(channel, group.name, names.unrouted, None)
+        _declare_fanout(channel, group.name, names.next, names.unrouted)
+        _declare_fanout(channel, group.name, names.publish, names.next)
+
+
+def check_queue(connection: Opener, group: ShardGroup, queue: str) -> None:
+    """Raise `TopologyMismatch` if `queue`, a shard or limbo queue that exists, has other arguments than the group's."""
+    with brief_channel(connection) as channel:
+        _declare_queue(channel, group.name, queue, queue_arguments(group))
+
+
+def fixed_exists(connection: Opener, names: Names) -> bool:
+    """Tell whether publishers can publish: `shards.<group>` is declared last, so it proves the rest."""
+    return _exists(connection, lambda channel: channel.exchange_declare(names.publish, "fanout", passive=True))
+
+
+def ring_exists(connection: Opener, names: Names, generation: int) -> bool:
+    """Tell whether the ring of `generation` is still there; it is lost when the broker loses the ring."""
+    ring = names.ring(generation)
+    return _exists(connection, lambda channel: channel.exchange_declare(ring, RING_TYPE, passive=True))
+
+
+def queue_exists(connection: Opener, queue: str) -> bool:
+    """Tell whether `queue` exists, be it out of reach at the moment."""
+    return _exists(connection, lambda channel: channel.queue_declare(queue, passive=True))
+
+
+def count_ready(connection: Opener, queue: str) -> int | None:
+    """Return the number of waiting messages, without those that a consumer holds; None if there is no such queue.
+
+    The number is a hint: brokers count quorum queues late, and streams wrongly.
+    """
+    with brief_channel(connection) as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except amqp_errors.NotFound as exc:
+            return 0 if _is_out_of_reach(exc) else None
+
+
+def missing_shards(connection: Opener, names: Names, generation: int, shards: int) -> list[int]:
+    """Return the indexes of the generation's shard queues that do not exist."""
+    missing: list[int] = []
+    index = 0
+    while index < shards:
+        with brief_channel(connection) as channel:
+            try:
+                while index < shards:
+                    channel.queue_declare(names.shard(generation, index), passive=True)
+                    index += 1
+            except amqp_errors.NotFound as exc:
+                if not _is_out_of_reach(exc):
+                    missing.append(index)
+                index += 1
+    return missing
+
+
+def delete_group(connection: Opener, name: str) -> None:
+    """Delete everything of the group, messages included, by probing names; what is not there is passed over."""
+    names = Names(name)
+    with brief_channel(connection) as channel:
+        for exchange in (names.publish, names.next, names.unrouted):
+            channel.exchange_delete(exchange)
+        for queue in (names.manifest, names.journal, names.attempts, names.dead):
+            channel.queue_delete(queue)
+    _delete_run(connection, names.limbo)
+    misses = generation = 0
+    while misses < _MISSES_MAX:
+        generation += 1
+        with brief_channel(connection) as channel:
+            channel.exchange_delete(names.ring(generation))
+        found = _delete_run(connection, partial(_numbered_shard, names, generation))
+        misses = 0 if found else misses + 1
+
+
+@contextlib.contextmanager
+def brief_channel(connection: Opener) -> Iterator[Any]:
+    """Yield a new channel, closed afterwards unless the broker has closed it already."""
+    channel = connection.channel()
+    try:
+        yield channel
+    finally:
+        # A refusal has closed it, or the whole connection; there is nothing more to tell.
+        with contextlib.suppress(amqp_errors.AMQPError, OSError):
+            if channel.is_open:
+                channel.close()
+
+
+@contextlib.contextmanager
+def explained(group: str, entity: str) -> Iterator[None]:
+    """Turn the broker's refusal to declare or bind `entity` into the error that names the fix."""
+    try:
+        yield
+    except (amqp_errors.AMQPError, amqp_errors.MessageNacked) as exc:
+        error = explain(exc, group, entity)
+        if error is None:
+            raise
+        raise error from exc
+
+
+def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
+    """Return the library's error for a broker's refusal about `entity`; None if it is no such refusal."""
+    code, text = getattr(exc, "reply_code", None), str(getattr(exc, "reply_text", ""))
+    if "unknown exchange type" in text:  # 503 and a closed connection on 3.x, 406 on 4.x
+        return PluginMissing(
+            f"group {group!r} needs the exchange type {RING_TYPE!r}, which the broker does not know; "
+            "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node",
+            group=group,
+        )
+    if code == amqp_errors.PreconditionFailed.code:
+        return TopologyMismatch(
+            f"group {group!r}: {entity!r} exists on the broker with other arguments ({text}); give the group the "
+            "options it was made with (queue_type), choose another name for it, or, if it is not needed any more, "
+            f"delete the queues and exchanges that begin with {PREFIX}{group}",
+            group=group,
+            entity=entity,
+        )
+    if code == amqp_errors.AccessRefused.code:
+        return TopologyError(
+            f"group {group!r}: the broker's user may not touch {entity!r} ({text}); grant it configure, write and "
+            rf"read on the pattern ^shards\.{group}(\.|$), and write and read on amq.default",
+            group=group,
+            entity=entity,
+        )
+    if code == amqp_errors.NotFound.code:
+        return TopologyError(
+            f"group {group!r}: something that {entity!r} needs is gone ({text}); it was deleted by someone else, "
+            "the next look of a worker puts it right",
+            group=group,
+            entity=entity,
+        )
+    return None
+
+
+def _numbered_shard(names: Names, generation: int, number: int) -> str:
+    return names.shard(generation, number - 1)
+
+
+def _declare_queue(channel: Any, group: str, queue: str, arguments: dict[str, Any]) -> None:
+    with explained(group, queue):
+        channel.queue_declare(queue, durable=True, exclusive=False, auto_delete=False, arguments=arguments)
+
+
+def _declare_fanout(channel: Any, group: str, exchange: str, alternate: str | None) -> None:
+    arguments = {"alternate-exchange": alternate} if alternate else None
+    with explained(group, exchange):
+        channel.exchange_declare(exchange, "fanout", durable=True, auto_delete=False, arguments=arguments)
+
+
+def _exists(connection: Opener, declare: Callable[[Any], object]) -> bool:
+    with brief_channel(connection) as channel:
+        try:
+            declare(channel)
+        except amqp_errors.NotFound as exc:
+            return _is_out_of_reach(exc)
+        return True
+
+
+def _is_out_of_reach(exc: amqp_errors.NotFound) -> bool:
+    # A classic queue of a node that is down answers 404 as well, with another text; it is not gone.
+    return "down or inaccessible" in str(exc.reply_text)
+
+
+def _delete_run(connection: Opener, name: Callable[[int], str]) -> int:
+    """Delete the queues `name(1)`, `name(2)` … until a few in a row are missing; return how many there were."""
+    found = misses = number = 0
+    while misses < _MISSES_MAX:
+        number += 1
+        if queue_exists(connection, name(number)):
+            with brief_channel(connection) as channel:
+                channel.queue_delete(name(number))
+            found, misses = found + 1, 0
+        else:
+            misses += 1
+    return found

@@ -1,0 +1,60 @@
+"""What a worker knows of earlier attempts and retries of a group's messages, tailed from the attempts stream."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+from celery_sharding.journal import Attempt, AttemptLog
+from celery_sharding.streams import NONCE, decode
+from celery_sharding.worker.runs import Log
+
+logger = logging.getLogger(__name__)
+
+
+class Attempts:
+    """The attempts of one group; complete once everything written before `start` was read.
+
+    `stream` is None on an embedded broker, where nothing outlives the worker.
+    """
+
+    def __init__(self, stream: str | None, log: Log) -> None:
+        self._stream = stream
+        self._log = log
+        self._known = AttemptLog()
+        self._loaded = stream is None
+        self._nonce = uuid.uuid4().hex
+        self._waiting: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Mark the end of what is to be read, on a new connection."""
+        if self._stream is not None:
+            self._loaded = False
+            self._nonce = uuid.uuid4().hex
+            self._log.append(self._stream, {"event": NONCE, "nonce": self._nonce})
+
+    def on_message(self, body: bytes, offset: int) -> None:
+        """Take one message of the stream."""
+        event = decode(body, stream=str(self._stream), offset=offset)
+        if event is None:
+            return
+        self._known.note(event)
+        if event.get("event") == NONCE and event.get("nonce") == self._nonce:
+            self._loaded = True
+            waiting, self._waiting = self._waiting, []
+            for call in waiting:
+                try:
+                    call()
+                except Exception:
+                    logger.exception("a redelivered message could not be judged; it is delivered again later")
+
+    def when_loaded(self, call: Callable[[], None]) -> None:
+        """Call now, or when everything written before this connection was read."""
+        if self._loaded:
+            call()
+        else:
+            self._waiting.append(call)
+
+    def get(self, task_id: str) -> Attempt | None:
+        return self._known.get(task_id)

@@ -1,0 +1,293 @@
+"""One group in this worker: which queues it consumes now, following the manifest.
+
+A group consumes a chain of segments in order. This worker consumes the queues of the current segment that were selected
+for it (`-Q`), all of its limbo queues, and nothing else. When the manifest, which it tails, says that the segment is
+drained, it closes these and opens those of the next: every worker does the same from the same log.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from amqp.exceptions import NotFound
+
+from celery_sharding.config import ShardGroup
+from celery_sharding.journal import handover_event, vitals_event
+from celery_sharding.manifest import Layout, Segment, fold
+from celery_sharding.streams import decode
+from celery_sharding.topology import Names
+from celery_sharding.worker.attempts import Attempts
+from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.ownership import Balancer, Member
+from celery_sharding.worker.runs import Log, Runs
+from celery_sharding.worker.shard import Shard
+from celery_sharding.worker.tail import Tail
+
+logger = logging.getLogger(__name__)
+
+_OWNER_SILENT_SECONDS = 4.0
+_FREEZE_POLL_SECONDS = 0.05
+
+
+def selected_queues(
+    names: Names, segment: Segment, live_shards: int, selection: frozenset[int] | None
+) -> list[tuple[int, str]]:
+    """Return (index, queue) of what a worker consumes of a segment.
+
+    Args:
+        live_shards: Of the live generation, in whose terms the selection is made. An older generation may have more;
+            its surplus shards go to the workers of index modulo `live_shards`.
+        selection: Indexes chosen for this worker; None for all.
+    """
+    queues = list(enumerate(segment.queues(names)))
+    if segment.kind == "limbo" or selection is None:
+        return queues
+    return [(index, queue) for index, queue in queues if index % max(1, live_shards) in selection]
+
+
+class GroupConsumer:
+    """Consumes one group on the worker's connection."""
+
+    def __init__(
+        self,
+        group: ShardGroup,
+        selection: frozenset[int] | None,
+        *,
+        runs: Runs,
+        log: Log,
+        receive: Callable[[Delivery], None],
+        call_soon: Callable[[Callable[[], None]], Any],
+        call_after: Callable[[float, Callable[[], None]], Any],
+        look: Callable[[], None],
+        release_orphans: Callable[[], None],
+        hold_seconds: float,
+        node: str,
+        prefetch: int,
+        has_logs: bool,
+    ) -> None:
+        self.group = group
+        self.names = Names(group.name)
+        self.layout = Layout()
+        self.shards: dict[str, Shard] = {}
+        self._selection = selection
+        self._runs = runs
+        self._log = log
+        self._receive = receive
+        self._call_soon = call_soon
+        self._call_after = call_after
+        self._look = look
+        self._release_orphans = release_orphans
+        self._hold_seconds = hold_seconds
+        self._complete = True
+        self._node = node
+        self._prefetch = prefetch
+        self._has_logs = has_logs
+        self._attempts = Attempts(self.names.attempts if has_logs else None, log)
+        self._connection: Any = None
+        self._tails: list[Tail] = []
+        self._owned_since: dict[Shard, float] = {}
+        self._probed_at: dict[str, float] = {}
+        self._stopping = False
+        self._balancer = Balancer(
+            node,
+            offer=self._offer,
+            freeze=lambda queue: self.shards[queue].freeze(),
+            thaw=lambda queue: self.shards[queue].thaw(),
+            is_idle=lambda queue: runs.lanes.is_idle(self.shards[queue]),
+            release=self._release,
+        )
+
+    def open(self, connection: Any, layout: Layout) -> None:
+        """Start consuming what the layout says, and following it."""
+        self._connection = connection
+        self._stopping = False
+        self.layout = layout
+        if self._has_logs:
+            start: int | str = layout.offset + 1 if layout.offset >= 0 else "first"
+            self._tails = [
+                Tail(connection, self.names.manifest, start, self._on_manifest),
+                Tail(connection, self.names.attempts, "first", self._attempts.on_message),
+                Tail(connection, self.names.journal, "next", self._on_journal),
+            ]
+            self._attempts.start()
+        self._apply_layout()
+
+    def freeze(self) -> None:
+        """Start nothing more, for good: the worker stops, or its connection is gone."""
+        self._stopping = True
+        self._balancer.reset()
+        for shard in self.shards.values():
+            shard.freeze()
+
+    def close(self) -> None:
+        """Give all shards up."""
+        self.freeze()
+        self._connection = None
+        for shard in list(self.shards.values()):
+            shard.close()
+        self.shards.clear()
+        self._tails.clear()
+
+    def drop(self) -> None:
+        """Forget everything that came over a connection that is gone."""
+        self._connection = None
+        self._balancer.reset()
+        for shard in list(self.shards.values()):
+            shard.drop()
+        self.shards.clear()
+        self._tails.clear()
+
+    def tick(self, now: float) -> None:
+        """Once a second: write the vitals, probe shards whose owner is silent, and balance. `now` is the wall clock."""
+        if self._connection is None or not self._has_logs:
+            return
+        if not self._complete:
+            self._call_soon(self._apply_layout)
+        self._log.append(self.names.journal, self._vitals(now), optional=True)
+        for queue, shard in list(self.shards.items()):
+            if shard.owned or self._balancer.owner_of(queue, time.monotonic()) is not None:
+                continue
+            if now - self._probed_at.get(queue, 0.0) > _OWNER_SILENT_SECONDS:
+                self._probed_at[queue] = now
+                shard.probe()
+        self._call_soon(self._balance)
+
+    def _balance(self) -> None:
+        if self._connection is None or self._stopping or not self._complete:
+            return
+        if not _takes_consumer_timeout(self._connection):
+            self._recycle()
+        owned = frozenset(queue for queue, shard in self.shards.items() if shard.owned)
+        self._balancer.tick(Member(owned, frozenset(self.shards) - owned), time.monotonic())
+        if self._balancer.is_freezing:
+            self._call_after(_FREEZE_POLL_SECONDS, lambda: self._call_soon(self._balance))
+
+    def _recycle(self) -> None:
+        """Give back shards that hold a message for long, before the broker closes their channels over it."""
+        due = time.time() - self._hold_seconds
+        for queue, shard in self.shards.items():
+            oldest = next(iter(shard.held.values()), None)
+            if oldest is not None and oldest.received_at < due:
+                self._balancer.give_up(queue, time.monotonic())
+
+    def _offer(self, queue: str, target: str) -> None:
+        event = handover_event(queue, owner=self._node, change="offered", to=target)
+        self._log.append(self.names.journal, event, optional=True)
+
+    def _release(self, queue: str) -> None:
+        """Give a shard up to the next in line, and stand by for it again."""
+        shard = self.shards.pop(queue, None)
+        if shard is not None:
+            shard.close()
+        self._apply_layout()
+
+    def _vitals(self, now: float) -> dict[str, Any]:
+        owned = {}
+        self._owned_since = {shard: since for shard, since in self._owned_since.items() if shard.owned}
+        for queue, shard in list(self.shards.items()):
+            if shard.owned:
+                running = self._runs.lanes.running(shard)
+                waiting = next((e.item.delivery.sent_at for e in self._runs.lanes.waiting(shard)), None)
+                owned[queue] = {
+                    "index": shard.index,
+                    "since": self._owned_since.setdefault(shard, now),
+                    "held": len(shard.held),
+                    "running": running,
+                    "lag_seconds": None if waiting is None else max(0.0, round(now - waiting, 3)),
+                    "counters": dict(shard.counters),
+                }
+        standby = [queue for queue, shard in list(self.shards.items()) if not shard.owned]
+        if self._stopping:
+            standby = []
+        return vitals_event(self._node, self.layout.generation, owned=owned, standby=standby, at=now)
+
+    def _on_manifest(self, body: bytes, offset: int) -> None:
+        event = decode(body, stream=self.names.manifest, offset=offset)
+        if event is None:
+            return
+        before = self.layout
+        self.layout = fold(before, offset, event)
+        if self.layout != before:
+            # Opening and closing channels reads the socket, which a message handler must not do.
+            self._call_soon(self._apply_layout)
+
+    def _on_journal(self, body: bytes, offset: int) -> None:
+        event = decode(body, stream=self.names.journal, offset=offset)
+        if event is None:
+            return
+        if event.get("event") == "vitals" and event.get("by") != self._node:
+            owned = frozenset(event.get("owned", ()))
+            self._balancer.hear(str(event["by"]), Member(owned, frozenset(event.get("standby", ()))), time.monotonic())
+            for queue in owned:
+                shard = self.shards.get(queue)
+                if shard is not None and not shard.held:
+                    shard.owned = False
+        elif event.get("event") == "handover" and event.get("change") == "offered":
+            queue = str(event.get("queue"))
+            if self._node not in (event.get("owner"), event.get("to")):
+                self._call_soon(lambda: self._step_back(queue))
+
+    def _step_back(self, queue: str) -> None:
+        """Leave the line of a shard's standbys and join its end, so that the worker it is offered to is next."""
+        shard = self.shards.get(queue)
+        if shard is not None and not shard.owned and self._connection is not None and not self._stopping:
+            self._release(queue)
+
+    def _on_cancel(self, shard: Shard) -> None:
+        """Forget a shard whose consumer the broker has ended; the next tick consumes it again, if it still exists."""
+        logger.warning("%s: the broker has ended this worker's consumer", shard.queue)
+        self._complete = False
+        if self.shards.get(shard.queue) is shard:
+            del self.shards[shard.queue]
+        self._look()
+
+        def give_up() -> None:
+            shard.close()
+            self._release_orphans()
+
+        shard.freeze()
+        self._call_soon(give_up)  # closing reads the socket, which a message handler must not do
+
+    def _apply_layout(self) -> None:
+        segment = self.layout.current
+        if self._connection is None or segment is None:
+            return
+        selected = selected_queues(self.names, segment, self.layout.shards, self._selection)
+        wanted = {queue: index for index, queue in selected}
+        for queue in [queue for queue in self.shards if queue not in wanted]:
+            self.shards.pop(queue).close()
+        opened = [(queue, index) for queue, index in wanted.items() if queue not in self.shards]
+        for queue, index in opened:
+            self.shards[queue] = shard = Shard(
+                self.group,
+                segment.name,
+                index,
+                queue,
+                runs=self._runs,
+                log=self._log,
+                attempts=self._attempts,
+                receive=self._receive,
+                on_cancel=self._on_cancel,
+                node=self._node,
+            )
+            try:
+                shard.open(self._connection, self._prefetch)
+            except NotFound:
+                # It was deleted; a look at the group puts that right, and the manifest says how.
+                del self.shards[queue]
+                continue
+            if self._has_logs:
+                self._probed_at[queue] = time.time()
+                shard.probe()
+        self._complete = len(self.shards) == len(wanted)
+        if opened:
+            logger.info("group %s: consuming %s, %d queues", self.group.name, segment.name, len(self.shards))
+
+
+def _takes_consumer_timeout(connection: Any) -> bool:
+    """Say whether the broker lets a consumer choose its time-out, as RabbitMQ does since 3.12."""
+    version = str(connection.connection.server_properties.get("version", "0")).split(".")
+    return [int(part) if part.isdecimal() else 0 for part in version[:2]] >= [3, 12]

@@ -1,0 +1,247 @@
+"""Order within one worker.
+
+A lane holds the messages of one key (or of one shard) in delivery order; at most one of them runs. Lanes do no I/O and
+know no broker and no Celery: the shards feed them, and they hand what may run to `start`.
+
+An entry moves through these states, and only through them:
+
+    WAITING ──▶ READY ──▶ RUNNING ──▶ SETTLED          (settle)
+                  ▲          │
+                  ├──────────┤ again: the run was lost
+                  └── HELD ◀─┘ hold: a retry waits, a rate limit, a record to be written; due makes it READY
+    any but RUNNING ──▶ DROPPED                        (close: its shard was given up)
+    RUNNING ──▶ ORPHAN ──▶ SETTLED                     (close, then settle: the old run has ended)
+
+Who moves them: the shard's consumer calls `admit`, `freeze`, `thaw`, `close`; the run itself `settle`, `again`, `hold`,
+`due`. Only the head of a lane is ever READY, RUNNING, HELD or ORPHAN, so a later message of the lane cannot pass. An
+orphan keeps its lane locked: a redelivered message of the key starts when the old run has ended in this process.
+
+Frozen sources start nothing: their heads stay READY, and `thaw` or `close` decides. At most `slots()` entries run at
+once, in the order in which they became ready. All methods may be called from any thread; `start` is called outside the
+lock, by whichever thread made the entry ready, and never recursively: a pool that runs the task inside `start` may call
+`settle` there.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+
+class State(enum.Enum):
+    """Where an entry is; see the module."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    HELD = "held"
+    ORPHAN = "orphan"
+    SETTLED = "settled"
+    DROPPED = "dropped"
+
+
+class Entry:
+    """One message in its lane. `item` is the caller's; it may be replaced between runs."""
+
+    __slots__ = ("item", "lane", "source", "state")
+
+    def __init__(self, lane: Hashable, source: Hashable, item: Any) -> None:
+        self.lane = lane
+        self.source = source
+        self.item = item
+        self.state = State.WAITING
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.lane!r} of {self.source!r}: {self.state.value}>"
+
+
+_AT_HEAD = (State.READY, State.RUNNING, State.HELD, State.ORPHAN)
+_IN_POOL = (State.RUNNING, State.ORPHAN)
+
+
+class Lanes:
+    """All lanes of one worker.
+
+    Args:
+        start: Called with an entry that may run now.
+        slots: Says how many entries may run at once.
+        pump_soon: Sees to it that `pump` is called soon; None: it is called at once.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Entry], None],
+        slots: Callable[[], int],
+        pump_soon: Callable[[], None] | None = None,
+    ) -> None:
+        self._start = start
+        self._slots = slots
+        self._pump_soon = pump_soon or self.pump
+        self._lock = threading.RLock()
+        self._lanes: dict[Hashable, deque[Entry]] = {}
+        self._sources: dict[Hashable, dict[Entry, None]] = {}
+        self._frozen: set[Hashable] = set()
+        self._ready: deque[Entry] = deque()
+        self._in_pool = 0
+        self._pumping = False
+
+    def admit(self, lane: Hashable, source: Hashable, item: Any) -> Entry:
+        """Put `item` at the end of its lane; it starts when everything ahead of it is settled."""
+        return self.admit_entry(Entry(lane, source, item))
+
+    def admit_entry(self, entry: Entry) -> Entry:
+        """Admit an entry that the caller made, so that it knows the entry before it starts."""
+        with self._lock:
+            queue = self._lanes.setdefault(entry.lane, deque())
+            queue.append(entry)
+            self._sources.setdefault(entry.source, {})[entry] = None
+            if len(queue) == 1:
+                self._make_ready(entry)
+        self._pump_soon()
+        return entry
+
+    def settle(self, entry: Entry) -> None:
+        """Take `entry` out of its lane, wherever it stands; if it was the head, the next one may start."""
+        with self._lock:
+            if entry.state in (State.SETTLED, State.DROPPED):
+                return
+            self._leave_pool(entry)
+            entry.state = State.SETTLED
+            self._remove(entry)
+        self._pump_soon()
+
+    def hold(self, entry: Entry) -> bool:
+        """Let a running head wait for `due` without giving up its place; False for an orphan, which only ends."""
+        with self._lock:
+            if entry.state is State.ORPHAN:
+                self.settle(entry)
+            elif entry.state is State.RUNNING:
+                self._leave_pool(entry)
+                entry.state = State.HELD
+            held = entry.state is State.HELD
+        self._pump_soon()
+        return held
+
+    def due(self, entry: Entry) -> None:
+        """Let a held head run; nothing happens to one that was dropped meanwhile."""
+        with self._lock:
+            if entry.state is State.HELD:
+                self._make_ready(entry)
+        self._pump_soon()
+
+    def again(self, entry: Entry) -> None:
+        """Run a head again whose run was lost; the lost run of an orphan only unlocks its lane."""
+        with self._lock:
+            if entry.state is State.ORPHAN:
+                self.settle(entry)
+            elif entry.state is State.RUNNING:
+                self._leave_pool(entry)
+                self._make_ready(entry)
+        self._pump_soon()
+
+    def freeze(self, source: Hashable) -> None:
+        """Start nothing more of `source`; what runs goes on."""
+        with self._lock:
+            self._frozen.add(source)
+
+    def thaw(self, source: Hashable) -> None:
+        """Start entries of `source` again."""
+        with self._lock:
+            self._frozen.discard(source)
+            self._ready.extend(entry for entry in self._sources.get(source, ()) if entry.state is State.READY)
+        self._pump_soon()
+
+    def close(self, source: Hashable) -> list[Entry]:
+        """Forget every entry of `source` that does not run; return those dropped, in order of admission."""
+        dropped = []
+        with self._lock:
+            for entry in list(self._sources.get(source, ())):
+                if entry.state is State.RUNNING:
+                    entry.state = State.ORPHAN
+                elif entry.state is not State.ORPHAN:
+                    entry.state = State.DROPPED
+                    self._remove(entry)
+                    dropped.append(entry)
+            self._frozen.discard(source)
+        self._pump_soon()
+        return dropped
+
+    def count(self, source: Hashable) -> int:
+        """Return how many entries of `source` are not settled."""
+        with self._lock:
+            return len(self._sources.get(source, ()))
+
+    def running(self, source: Hashable) -> int:
+        """Return how many entries of `source` run now."""
+        with self._lock:
+            return sum(entry.state in _IN_POOL for entry in self._sources.get(source, ()))
+
+    def is_frozen(self, source: Hashable) -> bool:
+        """Say whether nothing of `source` may start."""
+        with self._lock:
+            return source in self._frozen
+
+    def is_idle(self, source: Hashable) -> bool:
+        """Say whether nothing of `source` runs, or is held in the middle of its work."""
+        with self._lock:
+            busy = (*_IN_POOL, State.HELD)
+            return all(entry.state not in busy for entry in self._sources.get(source, ()))
+
+    def in_pool(self) -> list[Entry]:
+        """Return every entry that runs now, orphans included."""
+        with self._lock:
+            return [queue[0] for queue in self._lanes.values() if queue[0].state in _IN_POOL]
+
+    def waiting(self, source: Hashable) -> Iterator[Entry]:
+        """Iterate over the entries of `source` that do not run, in order of admission."""
+        with self._lock:
+            return iter([entry for entry in self._sources.get(source, ()) if entry.state not in _IN_POOL])
+
+    def pump(self) -> None:
+        """Start what may start. One thread pumps at a time; others leave their work to it."""
+        while True:
+            with self._lock:
+                if self._pumping:
+                    return
+                entry = self._next()
+                if entry is None:
+                    return
+                self._pumping = True
+                entry.state = State.RUNNING
+                self._in_pool += 1
+            try:
+                self._start(entry)
+            finally:
+                with self._lock:
+                    self._pumping = False
+
+    def _make_ready(self, entry: Entry) -> None:
+        entry.state = State.READY
+        self._ready.append(entry)
+
+    def _leave_pool(self, entry: Entry) -> None:
+        if entry.state in _IN_POOL:
+            self._in_pool -= 1
+
+    def _remove(self, entry: Entry) -> None:
+        owned = self._sources[entry.source]
+        del owned[entry]
+        if not owned:
+            del self._sources[entry.source]
+        queue = self._lanes[entry.lane]
+        queue.remove(entry)
+        if not queue:
+            del self._lanes[entry.lane]
+        elif queue[0].state not in _AT_HEAD:
+            self._make_ready(queue[0])
+
+    def _next(self) -> Entry | None:
+        slots = self._slots()
+        while self._ready and self._in_pool < slots:
+            entry = self._ready.popleft()
+            if entry.state is State.READY and entry.source not in self._frozen:
+                return entry
+        return None

@@ -1,0 +1,216 @@
+"""Confirmed writes of a worker to its groups' logs and queues, beside the event loop.
+
+A worker writes attempts, drained facts, vitals, seals and dead letters. It must not publish from inside a message
+handler: py-amqp reads the socket before it writes, so another message would be handled in the middle of the first. So
+one thread with a connection of its own publishes what it is given, in order and in batches, and reports each confirm
+through `post`, which runs the callback where lanes may be moved.
+
+    queued ──▶ sent ──▶ confirmed ──▶ its callback is posted
+      ▲          │
+      └──────────┘ connection lost, nacked or returned: sent again (these writes may come twice), or dropped if optional
+
+A pool that runs tasks in the main thread has no loop that another thread could wake: there `inline` publishes at once,
+in the caller, under a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import amqp
+from amqp.exceptions import AMQPError
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from celery_sharding.errors import LogError
+from celery_sharding.streams import encode
+
+logger = logging.getLogger(__name__)
+
+_CONFIRM_SECONDS = 10.0
+_PAUSE_SECONDS = 0.5
+_BATCH = 500
+_LOST = (OSError, AMQPError, OperationalError, LogError)
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    queue: str
+    body: bytes
+    properties: dict[str, Any]
+    then: Callable[[], None] | None
+    optional: bool
+
+
+class LogWriter:
+    """Publishes to queues by name, confirmed, from a thread of its own."""
+
+    def __init__(
+        self, connect: Callable[[], Connection], *, post: Callable[[Callable[[], None]], None], inline: bool
+    ) -> None:
+        self._connect = connect
+        self._post = post
+        self._inline = inline
+        self._waiting: deque[_Write] = deque()
+        self._wake = threading.Condition()
+        self._busy = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._channel: Any = None
+        self._connection: Any = None
+        self._unconfirmed: dict[int, _Write] = {}
+        self._refused: list[_Write] = []
+        self._tag = 0
+
+    def append(
+        self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
+    ) -> None:
+        """Append an event to a stream, as `put` does."""
+        self.put(stream, encode(event), then, optional=optional, content_type="application/json")
+
+    def put(
+        self,
+        queue: str,
+        body: bytes,
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        **properties: Any,
+    ) -> None:
+        """Publish `body` to `queue`; call `then` when the broker has stored it.
+
+        Args:
+            optional: Dropped instead of repeated when the broker can't be reached.
+            properties: Of the AMQP message, as py-amqp names them.
+        """
+        item = _Write(queue, body, {"delivery_mode": 2, **properties}, then, optional)
+        with self._wake:
+            self._waiting.append(item)
+            if not self._inline:
+                self._wake.notify()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="shards-log-writer", daemon=True)
+                    self._thread.start()
+                return
+        while not self.flush(_CONFIRM_SECONDS) and not optional:
+            logger.warning("a write to %s is not confirmed yet", queue)
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything is confirmed; False if it took too long."""
+        deadline = time.monotonic() + timeout_seconds
+        if self._inline:
+            with self._wake:
+                while self._waiting and time.monotonic() < deadline:
+                    self._write_batch()
+            return not self._waiting
+        with self._wake:
+            while self._waiting or self._busy:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                self._wake.wait(min(remaining, 0.1))
+        return True
+
+    def stop(self) -> None:
+        """Write what is waiting, briefly, and close the connection."""
+        self.flush(2.0)
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join(2.0)
+        self._disconnect()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._stopping:
+                    self._wake.wait()
+                if self._stopping:
+                    return
+                self._busy = True
+            try:
+                self._write_batch()
+            except Exception:
+                logger.exception("writing to the shards' logs failed")
+                self._disconnect()
+            finally:
+                with self._wake:
+                    self._busy = False
+                    self._wake.notify_all()
+
+    def _write_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+        self._unconfirmed, self._refused = {}, []
+        sent = 0
+        try:
+            self._ensure_connected()
+            for item in batch:
+                self._tag += 1
+                self._unconfirmed[self._tag] = item
+                sent += 1
+                self._channel.basic_publish(
+                    amqp.Message(item.body, message_id=str(self._tag), **item.properties),
+                    exchange="",
+                    routing_key=item.queue,
+                    mandatory=True,
+                )
+            deadline = time.monotonic() + _CONFIRM_SECONDS
+            while self._unconfirmed:
+                self._connection.drain_events(timeout=max(0.001, deadline - time.monotonic()))
+        except _LOST as exc:
+            logger.warning("writing to the shards' logs failed, trying again: %r", exc)
+            self._disconnect()
+        again = [item for item in (*self._refused, *self._unconfirmed.values(), *batch[sent:]) if not item.optional]
+        self._unconfirmed = {}
+        if again:
+            self._waiting.extendleft(reversed(again))
+            time.sleep(_PAUSE_SECONDS)
+
+    def _ensure_connected(self) -> None:
+        if self._channel is not None and self._connection.connected:
+            return
+        self._disconnect()
+        self._connection = self._connect()
+        self._connection.connect()
+        self._channel = self._connection.channel()
+        self._channel.confirm_select()
+        self._tag = 0
+        self._channel.events["basic_ack"].add(self._on_ack)
+        self._channel.events["basic_nack"].add(self._on_nack)
+        self._channel.events["basic_return"].add(self._on_return)
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            try:
+                connection.collect(socket_timeout=1.0)
+            except (OSError, AMQPError):
+                logger.debug("closing the log connection failed", exc_info=True)
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        for item in self._take(tag, multiple):
+            if item.then is not None:
+                self._post(item.then)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        self._refused.extend(self._take(tag, multiple))
+
+    def _on_return(self, error: Exception, exchange: str, queue: str, message: Any) -> None:
+        # The broker acknowledges a returned message too, right after it.
+        item = self._unconfirmed.pop(int(message.properties.get("message_id", 0)), None)
+        if item is not None:
+            logger.error(
+                "the queue %r is gone; a worker that connects declares it again, or run `shards declare`", queue
+            )
+            self._refused.append(item)
+
+    def _take(self, tag: int, multiple: bool) -> list[_Write]:
+        tags = [known for known in self._unconfirmed if known <= tag] if multiple else [tag]
+        return [item for known in tags if (item := self._unconfirmed.pop(known, None)) is not None]

@@ -1,0 +1,160 @@
+"""Retries that stay in place.
+
+`self.retry` and `autoretry_for` of a sharded run publish nothing: they raise `InPlaceRetry`, which Celery carries from
+the pool to the worker's main process as it carries every `Retry`; states and signals are Celery's. The lane holds the
+message, waits, and runs the same request with `retries + 1`, so no later task of the key can pass.
+
+A task called directly, eagerly or from an ordinary queue retries as Celery does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.exceptions import Retry
+from kombu.serialization import dumps, loads
+
+from celery_sharding.errors import UnsupportedOption
+from celery_sharding.journal import Attempt
+from celery_sharding.routing import ordinary_retry
+
+SHARD_ATTRIBUTE = "shard"
+
+
+class InPlaceRetry(Retry):
+    """Asks the worker to run the message again. `body` is (args, kwargs) if the retry changed them."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        exc: Exception | None = None,
+        when: float | datetime | None = None,
+        body: tuple[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(message, exc, when)
+        self.body = body
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.exc, self.when, self.body)
+
+    def seconds(self) -> float:
+        """Return how long to wait from now."""
+        if isinstance(self.when, datetime):
+            when = self.when if self.when.tzinfo else self.when.replace(tzinfo=UTC)
+            return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        return max(0.0, float(self.when or 0.0))
+
+
+def retry_in_place(
+    task: Any,
+    args: Any = None,
+    kwargs: Any = None,
+    exc: Exception | None = None,
+    throw: bool = True,
+    eta: datetime | None = None,
+    countdown: float | None = None,
+    max_retries: int | None = None,
+    **options: Any,
+) -> Any:
+    """Stand in for `Task.retry` on a sharded task; the parameters are Celery's.
+
+    Raises:
+        InPlaceRetry: The worker will run the task again.
+        UnsupportedOption: A countdown beyond half the consumer time-out, or an option that would move the message.
+        Exception: `exc`, or MaxRetriesExceededError, when the retries are used up.
+    """
+    request = task.request
+    if request.called_directly or request.is_eager or not request.get(SHARD_ATTRIBUTE):
+        with ordinary_retry():
+            return type(task).retry(
+                task, args, kwargs, exc, throw, eta=eta, countdown=countdown, max_retries=max_retries, **options
+            )
+    _refuse(task, options, throw)
+    if max_retries is not None:
+        task.override_max_retries = max_retries
+    limit = task.max_retries if max_retries is None else max_retries
+    if limit is not None and request.retries + 1 > limit:
+        if exc is not None:
+            raise exc
+        raise task.MaxRetriesExceededError(
+            f"Can't retry {task.name}[{request.id}] args:{request.args} kwargs:{request.kwargs}",
+            task_args=request.args,
+            task_kwargs=request.kwargs,
+        )
+    when = eta if eta is not None else (task.default_retry_delay if countdown is None else countdown)
+    retry = InPlaceRetry(exc=exc, when=when, body=_changed_call(task, args, kwargs))
+    _refuse_long_wait(task, retry)
+    raise retry
+
+
+def encode_call(request: Any, call: tuple[Any, Any]) -> dict[str, Any]:
+    """Return the (args, kwargs) of a changed retry as a body for the attempts stream."""
+    serializer = request.task.serializer or request.app.conf.task_serializer
+    content_type, content_encoding, body = dumps(call, serializer=serializer)
+    return {
+        "body": body if isinstance(body, bytes) else body.encode(),
+        "content_type": content_type,
+        "content_encoding": content_encoding,
+    }
+
+
+def decode_call(request: Any, known: Attempt) -> tuple[Any, Any]:
+    """Return the (args, kwargs) that a retry under an earlier owner put in place of the message's own."""
+    accept = request.app.conf.accept_content
+    args, kwargs = loads(known.body, known.content_type, known.content_encoding, accept=accept)
+    return tuple(args), dict(kwargs)
+
+
+def _refuse(task: Any, options: dict[str, Any], throw: bool) -> None:
+    for option in options:
+        if option not in ("time_limit", "soft_time_limit"):
+            raise UnsupportedOption(
+                f"task {task.name!r}: retry({option}=…) would publish the task anew, but a sharded task is retried in "
+                f"its place; remove {option}, or publish another task",
+                task=task.name,
+                option=option,
+            )
+    if not throw:
+        raise UnsupportedOption(
+            f"task {task.name!r}: retry(throw=False) publishes the retry and goes on, but a sharded task is retried in "
+            "its place; write `raise self.retry(…)`",
+            task=task.name,
+            option="throw",
+        )
+
+
+def _refuse_long_wait(task: Any, retry: InPlaceRetry) -> None:
+    limit = task.app.sharding.settings.consumer_timeout_seconds / 2
+    if retry.seconds() > limit:
+        raise UnsupportedOption(
+            f"task {task.name!r}: a retry in {retry.seconds():.0f} s is longer than half the broker's consumer "
+            "time-out, and the broker would take the shard away meanwhile. Retry sooner, or raise consumer_timeout on "
+            "the broker and sharding_consumer_timeout_seconds here",
+            task=task.name,
+            option="countdown",
+        )
+
+
+def _changed_call(task: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    """Return the (args, kwargs) of the next run, None if they stay; what is not given is kept where it still fits."""
+    request = task.request
+    if args is None and kwargs is None:
+        return None
+    if args is not None and kwargs is not None:
+        return tuple(args), dict(kwargs)
+    parameters = list(inspect.signature(task.run).parameters.values())
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if args is not None:
+        taken = set(positional[: len(args)])
+        return tuple(args), {name: value for name, value in request.kwargs.items() if name not in taken}
+    kept = list(request.args)
+    for position, name in enumerate(positional[: len(kept)]):
+        if name in kwargs:
+            kept[position] = kwargs[name]
+    named = set(positional[: len(kept)])
+    return tuple(kept), {
+        **request.kwargs,
+        **{name: value for name, value in kwargs.items() if name not in named},
+    }

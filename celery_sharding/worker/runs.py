@@ -1,0 +1,333 @@
+"""The life of a run: from the head of its lane to its acknowledgement.
+
+`Runs` is called by the lanes to start an entry, and by the requests when a run ends. Per message:
+
+    start ──▶ in the pool ──▶ finish     acknowledged, the lane goes on
+      ▲            ├────────▶ retry      held until the retry is recorded and due, then start with retries + 1
+      │            ├────────▶ lose       the process died: held until the attempt is recorded, then start again;
+      └────────────┴────────▶ bury       max_attempts reached, or rejected: stored as a dead letter, then finish
+
+What must survive this worker is recorded first and done after: a redelivered message may have killed its last worker,
+so its attempt is written before it starts, and a dead letter is confirmed before the message is acknowledged. A kill
+between the two repeats a record or a dead letter and loses nothing.
+
+All methods run where lanes may be moved: the main thread of an event-loop pool, or any thread of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from celery.worker.state import task_reserved
+
+from celery_sharding.journal import attempt_event, dead_event, failure_event, retry_event, settled_event
+from celery_sharding.worker.delivery import Delivery, dead_headers
+from celery_sharding.worker.lanes import Entry, Lanes, State
+from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
+from celery_sharding.worker.turn import Turn
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.01
+_LIFE_SECONDS = 0.5
+_PAUSE_SECONDS = 1.0
+
+
+class Log(Protocol):
+    """Where runs write what must survive the worker."""
+
+    def append(
+        self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
+    ) -> None: ...
+
+    def put(
+        self,
+        queue: str,
+        body: bytes,
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        **properties: Any,
+    ) -> None: ...
+
+
+class Runs:
+    """Starts and ends the runs of one worker.
+
+    Args:
+        submit: Celery's way into the pool.
+        call_after: Calls a function after some seconds, where lanes may be moved.
+        call_soon: Calls a function when the event loop comes round; None if runs end elsewhere than in its thread.
+        bucket_for: Returns the rate-limit bucket of a task name, or None.
+        is_alive: Says whether the broker has shown life lately; nothing starts while it has not.
+        slots: Says how many runs the pool takes at once.
+        node: The worker's name.
+    """
+
+    def __init__(
+        self,
+        *,
+        submit: Callable[[Any], Any],
+        call_after: Callable[[float, Callable[[], None]], Any],
+        call_soon: Callable[[Callable[[], None]], Any] | None,
+        bucket_for: Callable[[str], Any],
+        is_alive: Callable[[], bool],
+        slots: Callable[[], int],
+        log: Log,
+        node: str,
+    ) -> None:
+        self.lanes = Lanes(self._start, slots, self._end_turn)
+        self.turn = Turn(call_soon, self.lanes.pump)
+        self._submit = submit
+        self._call_after = call_after
+        self._bucket_for = bucket_for
+        self._is_alive = is_alive
+        self._log = log
+        self._node = node
+
+    def admit(self, request: Any) -> None:
+        """Put a request at the end of its lane."""
+        delivery: Delivery = request.delivery
+        # The entry must be known to the delivery before the lane can start it.
+        delivery.entry = entry = Entry(delivery.lane, delivery.shard, request)
+        self.lanes.admit_entry(entry)
+
+    def finish(self, request: Any) -> None:
+        """The message is done: acknowledge it and let its lane go on."""
+        delivery: Delivery = request.delivery
+        delivery.shard.count("done")
+        self._settle(delivery)
+        self._leave(delivery)
+
+    def finish_when_gone(self, request: Any, pid: int | None) -> None:
+        """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
+        request.delivery.shard.count("killed")
+        self._settle(request.delivery)
+        self._leave_when_gone(request.delivery, pid)
+
+    def retry(self, request: Any, retry: InPlaceRetry) -> None:
+        """Run the message again in its place, when the retry is due."""
+        delivery: Delivery = request.delivery
+        retries = request.request_dict.get("retries", 0) + 1
+        again = request.rebuild(retries=retries, body=retry.body)
+        if not self._hold(delivery, again):
+            return
+        delivery.attempts = 0  # the run has come to an end
+        due_at = time.monotonic() + retry.seconds()
+        delivery.shard.count("retried")
+        delivery.is_recorded = True
+        changed = {} if retry.body is None else encode_call(again, retry.body)
+        self._log.append(
+            delivery.shard.names.attempts,
+            retry_event(delivery.task_id or "", retries, 0, **changed),
+            lambda: self._call_after(max(0.0, due_at - time.monotonic()), partial(self._due, delivery)),
+        )
+
+    def lose(self, request: Any, error: str) -> bool:
+        """The run's process died: run the message again; False if it has used up its attempts and is a dead letter."""
+        delivery: Delivery = request.delivery
+        delivery.attempts = delivery.attempts or 1
+        delivery.shard.count("lost")
+        if delivery.attempts >= delivery.shard.group.max_attempts:
+            self.bury(request, f"lost {delivery.attempts} times", error)
+            return False
+        again = request.rebuild(retries=request.request_dict.get("retries", 0))
+        logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
+        if self._hold(delivery, again):
+            self._record_attempt(delivery, partial(self._due, delivery))
+        return True
+
+    def bury(self, request: Any, reason: str, error: str | None = None) -> None:
+        """Store the message as a dead letter, then finish it."""
+        self.bury_delivery(request.delivery, reason=reason, error=error)
+
+    def bury_delivery(self, delivery: Delivery, *, reason: str, error: str | None = None) -> None:
+        """Store a message as a dead letter, also one that never became a request; then acknowledge it."""
+        if self.leave_orphan(delivery):
+            return
+        logger.error(
+            "%s: task %s[%s] becomes a dead letter: %s%s",
+            delivery.label,
+            delivery.headers.get("task"),
+            delivery.task_id,
+            reason,
+            f" ({error})" if error else "",
+        )
+        delivery.shard.count("dead")
+        message = delivery.message
+        names = delivery.shard.names
+
+        def stored() -> None:
+            self._settle(delivery)
+            self._leave(delivery)
+
+        self._log.put(
+            names.dead,
+            message.body if isinstance(message.body, bytes) else str(message.body).encode(),
+            stored,
+            content_type=message.content_type or "application/octet-stream",
+            content_encoding=message.content_encoding or "binary",
+            correlation_id=delivery.task_id or "",
+            application_headers=dead_headers(delivery, reason=reason, error=error),
+        )
+        self._log.append(
+            names.journal,
+            dead_event(
+                delivery.shard.queue,
+                owner=self._node,
+                task_id=delivery.task_id,
+                task=delivery.headers.get("task"),
+                reason=reason,
+                attempts=delivery.attempts or 0,
+            ),
+            optional=True,
+        )
+
+    def leave_orphan(self, delivery: Delivery) -> bool:
+        """If the run's message is the broker's again, only unlock its lane; say whether that was so."""
+        if delivery.entry is None or delivery.entry.state is not State.ORPHAN:
+            return False
+        self._leave(delivery)
+        return True
+
+    def leave(self, request: Any) -> None:
+        """The run of a message that is acknowledged already has ended: let its lane go on."""
+        self._leave(request.delivery)
+
+    def note_failure(self, request: Any, exc: BaseException) -> None:
+        """Write to the journal that a task failed for good."""
+        shard = request.delivery.shard
+        shard.count("failed")
+        event = failure_event(
+            shard.queue, owner=self._node, task_id=request.id, task=request.name, error=type(exc).__name__
+        )
+        self._log.append(shard.names.journal, event, optional=True)
+
+    def unaccepted(self) -> list[Entry]:
+        """Return the runs handed to the pool that no process of it has begun, as far as is known."""
+        return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None]
+
+    def release_orphans(self, kill: Callable[[int], None] | None) -> None:
+        """After the connection was lost: end what runs without a message, so that its redelivery does not overlap it.
+
+        A run that no process accepted is gone with the pool's queue. One that runs is killed if the pool can do that;
+        its lane stays locked until it has ended.
+        """
+        for entry in self.lanes.in_pool():
+            request = entry.item
+            if entry.state is not State.ORPHAN:
+                continue
+            if request.time_start is None:
+                self.lanes.settle(entry)
+            elif kill is not None:
+                logger.warning("killing the run of %s[%s]: its shard's connection was lost", request.name, request.id)
+                kill(request.worker_pid)
+
+    def _end_turn(self) -> None:
+        self.turn.end_soon()
+
+    def _start(self, entry: Entry) -> None:
+        self.turn.flush()
+        request = entry.item
+        delivery: Delivery = request.delivery
+        if delivery.redelivered and delivery.attempts is None:
+            # It keeps its slot meanwhile: only what is about to begin is recorded.
+            delivery.shard.attempts.when_loaded(lambda: self._judge(delivery, entry))
+        else:
+            self._begin(entry)
+
+    def _begin(self, entry: Entry) -> None:
+        """Hand a run to the pool, unless something speaks against it for the moment."""
+        request = entry.item
+        bucket = self._bucket_for(request.task.name)
+        if not self._is_alive():
+            self._hold_for(entry, _LIFE_SECONDS)
+        elif bucket is not None and not bucket.can_consume(1):
+            self._hold_for(entry, bucket.expected_time(1))
+        else:
+            try:
+                self._submit(request)
+            except Exception:
+                # Celery asks the result backend here, if the task is revoked or expired; it may be down.
+                logger.exception("%s[%s] could not be started, trying again", request.name, request.id)
+                self._hold_for(entry, _PAUSE_SECONDS)
+
+    def _hold_for(self, entry: Entry, seconds: float) -> None:
+        if self.lanes.hold(entry):
+            self._call_after(seconds, partial(self.lanes.due, entry))
+
+    def _judge(self, delivery: Delivery, entry: Entry) -> None:
+        """Find out how often a redelivered message was begun, and record that it begins again."""
+        if entry.state is not State.RUNNING:
+            self.leave_orphan(delivery)
+            return
+        known = delivery.shard.attempts.get(delivery.task_id or "")
+        # One that nobody recorded may have begun once or only waited in its last owner's lanes; only recorded attempts
+        # can make it a dead letter.
+        most = delivery.shard.group.max_attempts
+        delivery.attempts = known.attempts if known else min(1, most - 1)
+        request = entry.item
+        if known is not None and known.retries > request.request_dict.get("retries", 0):
+            entry.item = request = request.rebuild(
+                retries=known.retries, body=None if known.body is None else decode_call(request, known)
+            )
+        if delivery.attempts >= most:
+            reason = f"begun {delivery.attempts} times and never finished"
+            self.bury(request, reason)
+            request.store_failure(reason)
+        else:
+            self._record_attempt(delivery, partial(self._begin_judged, entry))
+
+    def _begin_judged(self, entry: Entry) -> None:
+        if entry.state is not State.RUNNING:
+            self.leave_orphan(entry.item.delivery)
+        elif self.lanes.is_frozen(entry.source):
+            self.lanes.again(entry)
+        else:
+            self._begin(entry)
+
+    def _record_attempt(self, delivery: Delivery, then: Callable[[], None]) -> None:
+        delivery.attempts = (delivery.attempts or 0) + 1
+        delivery.is_recorded = True
+        self._log.append(delivery.shard.names.attempts, attempt_event(delivery.task_id or "", delivery.attempts), then)
+
+    def _hold(self, delivery: Delivery, again: Any) -> bool:
+        entry = delivery.entry
+        if entry is None or not self.lanes.hold(entry):
+            return False
+        entry.item = again
+        task_reserved(again)
+        return True
+
+    def _due(self, delivery: Delivery) -> None:
+        if delivery.entry is not None:
+            self.lanes.due(delivery.entry)
+
+    def _settle(self, delivery: Delivery) -> None:
+        delivery.acknowledge()
+        if delivery.is_recorded and delivery.task_id:
+            self._log.append(delivery.shard.names.attempts, settled_event(delivery.task_id), optional=True)
+
+    def _leave(self, delivery: Delivery) -> None:
+        entry, delivery.entry = delivery.entry, None
+        if entry is not None:
+            self.lanes.settle(entry)
+
+    def _leave_when_gone(self, delivery: Delivery, pid: int | None) -> None:
+        if pid is None or is_gone(pid):
+            self._leave(delivery)
+        else:
+            self._call_after(_POLL_SECONDS, partial(self._leave_when_gone, delivery, pid))
+
+
+def is_gone(pid: int) -> bool:
+    """Say whether a child process has ended, without reaping it: the pool does that."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except (ChildProcessError, OverflowError):
+        return True

@@ -1,0 +1,312 @@
+"""The bootstep that makes a Celery worker consume its groups.
+
+It stands behind Celery's own `Tasks` step and lives as long as the consumer; `start`, `stop` come again with every
+connection, `shutdown` once.
+
+    start                      every (re)connect: look at each group on the broker, recover it if its ring is lost
+    register_with_event_loop   consume; before it, a prefork pool cannot take work. Pools without a loop do it in start
+    stop                       the connection is gone: forget what it delivered.  The worker stops: freeze the lanes
+    shutdown                   after the pool has drained: close the channels, which returns the rest in order
+
+Celery's warm shutdown cancels its consumer, lets the pool drain and calls `shutdown` last. Freezing in `stop` and
+closing in `shutdown` keeps the order through it; a timer that fires in between finds its lane frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.worker.consumer.tasks import Tasks
+
+from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, ShardingError
+from celery_sharding.manifest import Layout
+from celery_sharding.worker.group import GroupConsumer
+from celery_sharding.worker.intake import Intake
+from celery_sharding.worker.mailbox import Mailbox
+from celery_sharding.worker.request import DELIVERY, install
+from celery_sharding.worker.runs import Runs, is_gone
+
+if TYPE_CHECKING:
+    from celery_sharding.backing import Backing
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 10.0
+TICK_SECONDS = 1.0
+ACCEPT_SECONDS = 2.0
+COLLECT_SECONDS = 5.0
+PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
+
+
+class ShardsStep(bootsteps.StartStopStep):
+    """Consumes the groups of `app.sharding` beside the worker's usual queues."""
+
+    label = "Shards"
+    requires = (Tasks,)
+
+    def __init__(self, c: Any, **kwargs: Any) -> None:
+        super().__init__(c, **kwargs)
+        sharding = c.app.sharding
+        self._consumer = c
+        self._backing: Backing = sharding.backing()
+        self._selection = sharding.selection()
+        self._sharded = install(c.app, sharding.rules)
+        pool = type(c.pool).__module__
+        self._is_prefork = pool == PREFORK
+        sharding.check_stores(has_child_processes=self._is_prefork)
+        self._mailbox = Mailbox() if c.hub else None
+        # The main thread of a solo pool runs the tasks: another thread could not wake it.
+        self._log = self._backing.open_log(post=self._post, inline=pool == SOLO)
+        self._runs = Runs(
+            submit=c.on_task_request,
+            call_after=self._call_after,
+            call_soon=c.hub.call_soon if c.hub and self._is_prefork else None,
+            bucket_for=self._bucket_for,
+            is_alive=self._is_alive,
+            slots=self._slots,
+            log=self._log,
+            node=c.hostname,
+        )
+        self._intake = Intake(c, self._runs, self._sharded)
+        c.on_task_request = self._wrap(c.on_task_request)
+        self._groups: list[GroupConsumer] = []
+        self._layouts: list[Layout] = []
+        self._timers: list[Any] = []
+        self._killed: list[int] = []
+        self._stopping = False
+        self._looking = threading.Lock()
+        # A channel that the broker closes (consumer time-out) would end the worker; this lets it connect anew instead.
+        c.app.conf.broker_channel_error_retry = True
+        if pool == SOLO:
+            # Its main thread runs the tasks, so it could not send heartbeats, and the broker would cut long tasks off.
+            c.amqheartbeat = 0
+        elif c.hub or getattr(c.pool, "is_green", False):
+            heartbeat_seconds = sharding.settings.heartbeat_seconds
+            c.amqheartbeat = min(c.amqheartbeat or heartbeat_seconds, heartbeat_seconds)
+
+    def start(self, c: Any) -> None:
+        """Look at the broker, and consume if the pool has no event loop."""
+        settings = c.app.sharding.settings
+        if not self._groups:
+            self._groups = [
+                GroupConsumer(
+                    settings.groups[name],
+                    selection,
+                    runs=self._runs,
+                    log=self._log,
+                    receive=self._intake.receive,
+                    call_soon=c.call_soon,
+                    call_after=self._call_after,
+                    look=self._look,
+                    release_orphans=self._release_orphans,
+                    hold_seconds=settings.consumer_timeout_seconds / 2,
+                    node=c.hostname,
+                    prefetch=settings.groups[name].prefetch or max(100, 16 * c.pool.num_processes),
+                    has_logs=self._backing.has_logs,
+                )
+                for name, selection in self._selection.items()
+            ]
+        self._guard_flush(c)
+        self._collect_killed(c)
+        self._layouts = [self._ensure(group) for group in self._groups]
+        if not c.hub:
+            self._consume(c)
+
+    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+        """Consume, now that the pool can take work."""
+        if self._mailbox is not None:
+            self._mailbox.attach(hub)
+        self._runs.turn.restart()
+        if self._is_prefork and hub.consolidate_callback is not None:
+            hub.consolidate_callback = self._runs.turn.end_before(hub.consolidate_callback)
+        self._consume(c)
+
+    def stop(self, c: Any) -> None:
+        """Forget a lost connection, or freeze before the pool drains."""
+        self._stopping = c.blueprint.state != bootsteps.RUN
+        if self._stopping:
+            self._runs.turn.stop()
+            self._freeze()  # the vitals go on: the shards have their owner until they are closed
+            return
+        self._cancel_timers()
+        for group in self._groups:
+            group.drop()
+        self._release_orphans()
+
+    terminate = stop
+
+    def shutdown(self, c: Any) -> None:
+        """Close the channels; every run that could end has ended."""
+        self._cancel_timers()
+        self._log.flush(5.0)
+        if self._mailbox is not None:
+            self._mailbox.deliver()
+        for group in self._groups:
+            group.close()
+        self._log.stop()
+
+    def info(self, c: Any) -> dict[str, Any]:
+        """Return what `celery inspect stats` shows."""
+        return {
+            "shards": {
+                group.group.name: sorted(shard.index for shard in group.shards.values()) for group in self._groups
+            }
+        }
+
+    def _consume(self, c: Any) -> None:
+        for group, layout in zip(self._groups, self._layouts, strict=True):
+            group.open(self._backing.consumer_connection(c, group.group), layout)
+        if self._backing.has_logs:
+            self._timers = [
+                c.timer.call_repeatedly(TICK_SECONDS, self._tick),
+                c.timer.call_repeatedly(LOOK_SECONDS, self._look),
+            ]
+
+    def _ensure(self, group: GroupConsumer) -> Layout:
+        """Make a group ready; what passes by itself is left to Celery, which connects again."""
+        try:
+            return self._backing.ensure(group.group, owner=self._consumer.hostname)
+        except (BrokerUnavailable, LockHeld, LockLost, LogError) as exc:
+            raise ConnectionResetError(str(exc)) from exc
+
+    def _release_orphans(self) -> None:
+        self._runs.release_orphans(self._kill if self._is_prefork else None)
+
+    def _kill(self, pid: int) -> None:
+        self._killed.append(pid)
+        self._consumer.pool.terminate_job(pid, signal.SIGKILL)
+
+    def _collect_killed(self, c: Any) -> None:
+        """Let the pool replace the children that were killed, before it is registered with the event loop again.
+
+        Celery's pool cannot be registered while one of its processes is noticed as dead and not collected yet: the
+        worker would end with "file descriptor is None" (Celery 5.7.0).
+        """
+        deadline = time.monotonic() + COLLECT_SECONDS
+        while not all(is_gone(pid) for pid in self._killed) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._killed:
+            self._killed.clear()
+            c.pool.maintain_pool()
+
+    def _freeze(self) -> None:
+        for group in self._groups:
+            group.freeze()
+
+    def _guard_flush(self, c: Any) -> None:
+        """Let the prefork pool tell which runs it has begun before Celery flushes it.
+
+        Celery flushes the pool when the consumer closes or loses its connection: runs that were sent to a child and
+        not yet reported as accepted are struck off, though the child runs them. Nobody would learn of their end, so
+        they would be left unacknowledged by a warm shutdown and repeated elsewhere (Celery 5.7.0).
+        """
+        stock = getattr(c.pool, "flush", None)
+        if c.hub is None or stock is None or getattr(stock, "is_guarded", False):
+            return
+
+        def flush() -> None:
+            self._freeze()
+            self._await_accepted(c)
+            stock()
+
+        flush.is_guarded = True  # type: ignore[attr-defined]
+        c.pool.flush = flush
+
+    def _await_accepted(self, c: Any) -> None:
+        """Run the event loop until every run in the pool was accepted by a child."""
+        if not self._runs.unaccepted():
+            return
+        if c.connection is None:
+            # The hub was reset with the connection. Children that died meanwhile must be replaced first: they have no
+            # pipes to listen to.
+            c.pool.maintain_pool()
+            try:
+                c.pool.register_with_event_loop(c.hub)
+            except (ValueError, OSError) as exc:
+                logger.warning("the pool could not be asked for the runs it has begun: %r", exc)
+                return
+        deadline = time.monotonic() + ACCEPT_SECONDS
+        loop = c.hub.create_loop()
+        while self._runs.unaccepted() and time.monotonic() < deadline:
+            c.timer.call_after(0.02, _wake)
+            try:
+                next(loop)
+            except StopIteration:
+                loop = c.hub.create_loop()
+            except c.connection_errors as exc:
+                logger.debug("the connection was lost while the pool was asked: %r", exc)
+                return
+
+    def _tick(self) -> None:
+        now = time.time()
+        for group in self._groups:
+            group.tick(now)
+
+    def _look(self) -> None:
+        """Look for lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
+        if self._looking.locked():
+            return
+        threading.Thread(target=self._look_at_groups, name="shards-look", daemon=True).start()
+
+    def _look_at_groups(self) -> None:
+        with self._looking:
+            for group in self._groups:
+                if self._stopping:
+                    return
+                try:
+                    self._backing.ensure(group.group, owner=self._consumer.hostname, known=group.layout)
+                except ShardingError as exc:
+                    logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _wrap(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Leave requests of shards to the intake, and hand all others on."""
+
+        def on_task_request(request: Any) -> Any:
+            if DELIVERY in (request.message.delivery_info or ()):
+                return self._intake.take_request(request)
+            return stock(request)
+
+        return on_task_request
+
+    def _is_alive(self) -> bool:
+        """Say whether the broker was heard within one heartbeat; an owner that is cut off must start nothing more.
+
+        Celery looks twice a heartbeat whether something was read, so the time of the last look may be as old.
+        """
+        connection = self._consumer.connection and self._consumer.connection.connection
+        heartbeat_seconds = getattr(connection, "heartbeat", None)
+        if not heartbeat_seconds or not connection.last_heartbeat_received:
+            return True
+        return bool(time.monotonic() - connection.last_heartbeat_received < 1.5 * heartbeat_seconds)
+
+    def _slots(self) -> int:
+        """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already."""
+        return 0 if self._stopping else max(1, self._consumer.pool.num_processes)
+
+    def _bucket_for(self, task_name: str) -> Any:
+        return None if self._consumer.disable_rate_limits else self._consumer.task_buckets[task_name]
+
+    def _post(self, call: Callable[[], None]) -> None:
+        """Run a call of another thread where lanes may be moved."""
+        if self._mailbox is not None:
+            self._mailbox.post(call)
+        else:
+            call()
+
+    def _call_after(self, seconds: float, call: Callable[[], None]) -> Any:
+        return self._consumer.timer.call_after(seconds, call)
+
+
+def _wake() -> None:
+    """Make the event loop come round."""
