@@ -1,0 +1,49 @@
+"""The shop's app with deduplicated tasks, which need a store for their claims."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import sqlalchemy
+import sqlalchemy.orm
+from shop import app, sharded, trace
+
+from celery_sharding import current_claim, deduplicate
+from celery_sharding.dedup import claim_metadata
+
+
+@app.task(**sharded)
+@deduplicate(key="event", lease_seconds=10)
+def once(key, number, event, seconds=0.005):
+    """Runs once for each event, and marks how often its body really ran."""
+    with trace.run(key, number):
+        time.sleep(seconds)
+    return f"{event} by {number}"
+
+
+@app.task(bind=True, **sharded, max_retries=3)
+@deduplicate(key="event", lease_seconds=10)
+def once_again(self, key, number, event):
+    trace.mark("begin", key, number)
+    if self.request.retries < 2:
+        raise self.retry(countdown=0.2)
+    with trace.run(key, number):
+        pass
+    return self.request.retries
+
+
+@app.task(**sharded)
+@deduplicate(key="event", lease_seconds=10)
+def pay(key, number, event, seconds=0.01):
+    """Writes one row for each event, in one transaction with its claim."""
+    engine = sqlalchemy.create_engine(os.environ["SHOP_LEDGER"])
+    claim_metadata.create_all(engine)
+    with sqlalchemy.orm.Session(engine) as session, current_claim().transaction(session):
+        session.execute(sqlalchemy.text("CREATE TABLE IF NOT EXISTS ledger (event TEXT, number INTEGER)"))
+        session.execute(
+            sqlalchemy.text("INSERT INTO ledger VALUES (:event, :number)"), {"event": event, "number": number}
+        )
+        time.sleep(seconds)
+    trace.mark("end", key, number)
+    engine.dispose()

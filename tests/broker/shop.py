@@ -1,0 +1,122 @@
+"""The app that the workers of the broker tests run. What differs between tests comes from the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from celery import Celery
+from celery.exceptions import Reject
+
+from celery_sharding import ShardGroup, Sharding
+from celery_sharding.testing import Trace
+
+GROUP = os.environ["SHOP_GROUP"]
+app = Celery("shop", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_BACKEND"])
+app.conf.update(
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+    task_default_queue=f"{GROUP}-plain",
+    sharding_heartbeat_seconds=float(os.environ.get("SHOP_HEARTBEAT", "15")),
+)
+Sharding(
+    app,
+    groups=[
+        ShardGroup(
+            GROUP,
+            shards=int(os.environ.get("SHOP_SHARDS", "4")),
+            ordering=os.environ.get("SHOP_ORDERING", "key"),
+            on_failure=os.environ.get("SHOP_ON_FAILURE", "continue"),
+            max_attempts=int(os.environ.get("SHOP_MAX_ATTEMPTS", "3")),
+            prefetch=int(os.environ["SHOP_PREFETCH"]) if "SHOP_PREFETCH" in os.environ else None,
+        )
+    ],
+)
+trace = Trace(os.environ["SHOP_TRACE"])
+sharded = {"shard_group": GROUP, "shard_key": "key"}
+
+
+@app.task(**sharded)
+def step(key, number, seconds=0.005):
+    with trace.run(key, number):
+        time.sleep(seconds)
+    return number
+
+
+@app.task(**sharded, rate_limit="5/s")
+def limited(key, number):
+    with trace.run(key, number):
+        pass
+
+
+@app.task(bind=True, **sharded, max_retries=3)
+def again(self, key, number, times=2, countdown=0.3):
+    trace.mark("begin", key, number, str(self.request.retries))
+    if self.request.retries < times:
+        raise self.retry(countdown=countdown)
+    with trace.run(key, number):
+        pass
+    return self.request.retries
+
+
+@app.task(bind=True, **sharded, max_retries=3)
+def changed(self, key, number, text="first"):
+    if text == "first":
+        raise self.retry(kwargs={"text": "second"}, countdown=0)
+    return text
+
+
+@app.task(**sharded, autoretry_for=(ZeroDivisionError,), max_retries=2, retry_backoff=True, retry_jitter=False)
+def divide(key, number):
+    trace.mark("begin", key, number)
+    return number / 0
+
+
+@app.task(**sharded)
+def fail(key, number):
+    trace.mark("begin", key, number)
+    raise ValueError(f"no luck with {number}")
+
+
+@app.task(bind=True, **sharded, max_retries=1)
+def moved(self, key, number):
+    raise self.retry(queue="elsewhere")
+
+
+@app.task(**sharded)
+def reject(key, number):
+    raise Reject("not wanted", requeue=False)
+
+
+@app.task(**sharded)
+def poison(key, number):
+    trace.mark("begin", key, number)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(**sharded)
+def poison_parent(key, number):
+    trace.mark("begin", key, number)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+@app.task(**sharded, time_limit=1)
+def endless(key, number):
+    trace.mark("begin", key, number, str(os.getpid()))
+    time.sleep(60)
+
+
+@app.task(**sharded, soft_time_limit=1)
+def soft(key, number):
+    time.sleep(60)
+
+
+@app.task(**sharded)
+def parent(key, number):
+    step.delay(key, number)
+
+
+@app.task
+def plain(number):
+    return number + 1

@@ -1,0 +1,87 @@
+"""A group with workers and a publisher, for the broker tests."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from amqp import Message
+from celery import Celery
+from celery.result import AsyncResult
+from kombu import Connection
+
+from celery_sharding import ShardGroup, Sharding
+from celery_sharding.admin.snapshot import read_snapshot
+from celery_sharding.testing import Trace, Verdict, WorkerNode, check_order
+from celery_sharding.testing.processes import wait_until
+from celery_sharding.topology import Names
+
+
+class Shop:
+    """A group, its workers, and a publisher in this process."""
+
+    def __init__(self, group: str, broker_url: str, folder: Path, *, app: str = "shop", backend: str | None = None):
+        self.module = app
+        self.group = group
+        self.names = Names(group)
+        self.trace = Trace(folder / "trace")
+        self.folder = folder
+        self.broker_url = broker_url
+        (folder / "results").mkdir()
+        self.env = {
+            "SHOP_GROUP": group,
+            "SHOP_BROKER": broker_url,
+            "SHOP_BACKEND": backend or f"file://{folder}/results",
+            "SHOP_LEDGER": f"sqlite:///{folder}/ledger.db",
+            "SHOP_TRACE": str(self.trace.path),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        self.app = Celery("publisher", broker=broker_url, backend=self.env["SHOP_BACKEND"], set_as_current=False)
+        self.app.conf.sharding_routes = {f"{app}.*": {"group": group, "key": "key"}}
+        Sharding(self.app, groups=[ShardGroup(group, shards=4)])
+        self.workers: list[WorkerNode] = []
+        self.published: list[tuple[str, int]] = []
+
+    def send(self, task: str, key: str, number: int, **kwargs: object) -> AsyncResult:
+        options = {name: kwargs.pop(name) for name in ("task_id", "expires") if name in kwargs}
+        self.published.append((key, number))
+        return self.app.send_task(f"{self.module}.{task}", kwargs={"key": key, "number": number, **kwargs}, **options)
+
+    def worker(self, *arguments: str, **env: str) -> WorkerNode:
+        node = WorkerNode(
+            self.module,
+            f"w{len(self.workers)}-{uuid.uuid4().hex[:6]}@test",
+            arguments or ("-c", "4"),
+            env={**self.env, **env},
+            folder=self.folder,
+        )
+        self.workers.append(node)
+        return node.start()
+
+    def verdict(self) -> Verdict:
+        return check_order(self.trace, self.published)
+
+    def dead_letters(self, count: int) -> list[Message]:
+        """Take `count` dead letters out of their queue."""
+        found: list[Message] = []
+
+        def take() -> bool:
+            with Connection(self.broker_url) as connection:
+                channel = connection.channel()
+                while (message := channel.basic_get(self.names.dead, no_ack=True)) is not None:
+                    found.append(message)
+            return len(found) >= count
+
+        assert wait_until(take, timeout_seconds=30), f"{len(found)} dead letters, not {count}"
+        return found
+
+    def owners(self) -> list[str | None]:
+        """Return the owner of each live shard, as the status shows it."""
+        with Connection(self.broker_url) as connection:
+            snapshot = read_snapshot(connection, [self.group])
+        return [row.owner for row in snapshot.groups[0].rows]
+
+    def kill_workers(self) -> None:
+        for worker in self.workers:
+            worker.kill()

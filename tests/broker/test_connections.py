@@ -1,0 +1,77 @@
+"""A worker whose connection breaks: it recovers by itself, and its shards keep their order. A proxy breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from shops import Shop
+
+from celery_sharding.testing import FaultProxy
+
+pytestmark = pytest.mark.timeout(150)
+
+POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
+
+
+@pytest.fixture
+def proxy(broker_url: str) -> Iterator[FaultProxy]:
+    with FaultProxy(broker_url) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_whose_connection_is_cut_goes_on_in_order(shop: Shop, proxy: FaultProxy, pool: str) -> None:
+    # Given a worker behind a proxy, at work
+    shop.worker(*POOLS[pool], SHOP_BROKER=proxy.url)
+    for number in range(240):
+        shop.send("step", f"k{number % 8}", number)
+    # When its connections are cut twice
+    for count in (40, 120):
+        assert shop.trace.wait_for(count), shop.verdict()
+        proxy.cut()
+    # Then all run, none out of order, and no more than what was running comes twice; threads cannot be killed, so
+    # theirs come to an end whose acknowledgement is lost, and as many may have been on their way
+    assert shop.trace.wait_for(240, timeout_seconds=60), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
+    assert verdict.repeated <= (16 if pool == "threads" else 8), verdict
+
+
+def test_a_long_run_is_killed_when_its_connection_is_cut_and_runs_again_without_overlap(
+    shop: Shop, proxy: FaultProxy
+) -> None:
+    # Given a prefork worker behind a proxy with a long task, and a standby with a connection of its own
+    shop.worker("-c", "2", SHOP_BROKER=proxy.url)
+    shop.send("step", "a", 1, seconds=6)
+    shop.send("step", "a", 2)
+    assert shop.trace.wait_for(1, kind="start")
+    shop.worker("-c", "2")
+    # When the first one's connections are cut
+    proxy.cut()
+    # Then its run is killed, and the standby runs the task to its end
+    assert shop.trace.wait_for(2, timeout_seconds=40), shop.verdict()
+    assert [(mark.kind, mark.number) for mark in shop.trace.read()] == [
+        ("start", 1),
+        ("start", 1),
+        ("end", 1),
+        ("start", 2),
+        ("end", 2),
+    ]
+
+
+def test_a_retry_that_waits_when_the_connection_is_cut_keeps_its_count(shop: Shop, proxy: FaultProxy) -> None:
+    # Given a task between two retries
+    shop.worker("-c", "2", SHOP_BROKER=proxy.url)
+    shop.send("again", "a", 1, times=2, countdown=2)
+    shop.send("step", "a", 2)
+    assert shop.trace.wait_for(1, kind="begin")
+    # When the connection is cut
+    proxy.cut()
+    # Then it is retried no more often than it asked for, and its successor comes last
+    assert shop.trace.wait_for(2, timeout_seconds=40), shop.trace.read()
+    begins = [mark.run for mark in shop.trace.read() if mark.kind == "begin"]
+    assert begins[0] == "0"
+    assert begins[-1] == "2"
+    assert len(begins) <= 4
+    assert shop.trace.read()[-1].number == 2

@@ -1,0 +1,509 @@
+"""First start and recovery, on a real broker: nothing lost, nothing doubled, order kept along the chain."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import amqp
+import pika
+import pytest
+from kombu import Connection
+
+from celery_sharding import topology
+from celery_sharding.admin.endings import CONTROL_HEADER, end_marker, write_drained
+from celery_sharding.admin.steps import STEPS, begin_recovery, carry_on
+from celery_sharding.admin.switch import ensure_fixed, ensure_group, find_fault
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import LockHeld, TopologyError, TopologyMismatch
+from celery_sharding.lock import TopologyLock
+from celery_sharding.manifest import Layout, Segment, load, write
+from celery_sharding.streams import append, publish_confirmed, read_to_end
+from celery_sharding.topology import Names, brief_channel
+
+RECOVERY_STEPS = range(1, len(STEPS["recover"]) + 1)
+
+
+@pytest.fixture
+def group(group_name) -> ShardGroup:
+    return ShardGroup(group_name, 4)
+
+
+@pytest.fixture
+def names(group_name) -> Names:
+    return Names(group_name)
+
+
+@pytest.fixture
+def connect(broker_url) -> Callable[[], Connection]:
+    return lambda: Connection(broker_url)
+
+
+class Publisher:
+    """Publishes numbered messages, one after the other, and knows which of them were confirmed."""
+
+    def __init__(self, url: str, names: Names, key: str = "k") -> None:
+        # pika would read the virtual host of "amqp://host//" as "", where kombu reads "/"
+        self._parameters = pika.URLParameters(f"{url.rstrip('/')}/%2F")
+        self._exchange, self.key = names.publish, key
+        self._number = 0
+        self.confirmed: list[int] = []
+        self._progress = threading.Condition()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.connect()
+
+    def connect(self) -> None:
+        self._connection = pika.BlockingConnection(self._parameters)
+        self._channel = self._connection.channel()
+        self._channel.confirm_delivery()
+
+    def publish(self, count: int = 1) -> None:
+        for _ in range(count):
+            number, self._number = self._number, self._number + 1
+            try:
+                self._channel.basic_publish(self._exchange, self.key, f"{self.key} {number}".encode(), mandatory=True)
+            except pika.exceptions.UnroutableError:
+                continue  # the publisher was told
+            with self._progress:
+                self.confirmed.append(number)
+                self._progress.notify_all()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until `more` messages were confirmed from now on."""
+        with self._progress:
+            goal = len(self.confirmed) + more
+            assert self._progress.wait_for(lambda: len(self.confirmed) >= goal, 30)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.ident:
+            self._thread.join(30)
+        if self._connection.is_open:
+            self._connection.close()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self.publish()
+
+
+@pytest.fixture
+def publisher(broker_url, names) -> Iterator[Callable[..., Publisher]]:
+    made: list[Publisher] = []
+
+    def make(key: str = "k") -> Publisher:
+        made.append(Publisher(broker_url, names, key))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def read_queue(connection: Connection, queue: str, until: amqp.Message | None = None) -> list[str]:
+    """Return the bodies up to the queue's first end marker; put `until` there first, if it is given."""
+    bodies: list[str] = []
+    ended = False
+
+    def take(message: amqp.Message) -> None:
+        nonlocal ended
+        if (message.headers or {}).get(CONTROL_HEADER) == "end":
+            ended = True
+        elif not ended:
+            bodies.append(bytes(message.body).decode())
+
+    with brief_channel(connection) as channel:
+        if until is not None:
+            publish_confirmed(channel, until, queue, timeout_seconds=10)
+        channel.basic_consume(queue, callback=take, no_ack=True)
+        while not ended:
+            connection.drain_events(timeout=20)
+    return bodies
+
+
+def read_chain(connection: Connection, names: Names, layout: Layout) -> dict[str, list[str]]:
+    """Return the bodies of each segment, in the order of the chain; the last gets a marker for this."""
+    found: dict[str, list[str]] = {}
+    for segment in layout.segments:
+        until = end_marker(segment) if segment is layout.segments[-1] else None
+        found[segment.name] = [body for queue in segment.queues(names) for body in read_queue(connection, queue, until)]
+    return found
+
+
+def assert_kept(chain: dict[str, list[str]], *publishers: Publisher) -> None:
+    """Each confirmed message stands in the chain once, behind those that were confirmed before it."""
+    bodies = [body for segment in chain.values() for body in segment]
+    assert [body for body, count in Counter(bodies).items() if count > 1] == []
+    for each in publishers:
+        numbers = [int(body.split()[1]) for body in bodies if body.startswith(f"{each.key} ")]
+        assert [number for number in numbers if number in set(each.confirmed)] == each.confirmed
+
+
+def segment_names(layout: Layout) -> list[str]:
+    return [segment.name for segment in layout.segments]
+
+
+def delete_exchange(connection: Connection, exchange: str) -> None:
+    with brief_channel(connection) as channel:
+        channel.exchange_delete(exchange)
+
+
+def delete_queue(connection: Connection, queue: str) -> None:
+    with brief_channel(connection) as channel:
+        channel.queue_delete(queue)
+
+
+# --- first start ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_before_any_worker_waits_in_front_of_the_first_generation(
+    connect, connection, group, names, publisher
+):
+    # Given messages published to a group that no worker ever consumed
+    ensure_fixed(connect, group, owner="p")
+    first = publisher()
+    first.publish(20)
+    # When the first worker starts, and more is published
+    layout = ensure_group(connect, group, owner="w")
+    first.publish(20)
+    # Then the chain holds the first in limbo and the others in the shards
+    chain = read_chain(connection, names, layout)
+    assert {name: len(bodies) for name, bodies in chain.items()} == {"limbo001": 20, "g001": 20}
+    assert_kept(chain, first)
+
+
+def test_a_worker_may_start_before_any_publisher(connect, connection, group, names, publisher):
+    layout = ensure_group(connect, group, owner="w")
+    ensure_fixed(connect, group, owner="p")
+    first = publisher()
+    first.publish(5)
+
+    assert (layout.generation, layout.shards, layout.limbo) == (1, 4, 2)
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+def test_keys_go_to_one_shard_each_and_use_all_of_them(connect, connection, group, names, publisher):
+    layout = ensure_group(connect, group, owner="w")
+    each = [publisher(f"key{number}") for number in range(24)]
+    for one in each:
+        one.publish(2)
+
+    live = layout.segments[-1]
+    shards = [read_queue(connection, queue, end_marker(live)) for queue in live.queues(names)]
+    assert all(shards)
+    for one in each:
+        assert len([True for bodies in shards if any(body.startswith(f"{one.key} ") for body in bodies)]) == 1
+
+
+def test_nothing_is_written_when_all_is_well(connect, connection, group, names):
+    layout = ensure_group(connect, group, owner="w")
+    before = read_to_end(connection, names.manifest)
+
+    assert ensure_group(connect, group, owner="w") == layout
+    assert ensure_group(connect, group, owner="w", known=layout) == layout
+    ensure_fixed(connect, group, owner="p")
+
+    assert read_to_end(connection, names.manifest) == before
+
+
+def test_the_number_of_shards_comes_from_the_manifest_once_there_is_one(connect, connection, group, names):
+    ensure_group(connect, group, owner="w")
+    delete_exchange(connection, names.ring(1))
+
+    assert ensure_group(connect, ShardGroup(group.name, 9), owner="w").shards == 4
+
+
+def test_workers_and_publishers_that_start_at_once_agree(connect, group, names, connection):
+    # Given four workers and four publishers
+    barrier, layouts, errors = threading.Barrier(8), [], []
+
+    def run(act: Callable[[], Layout | None]) -> None:
+        barrier.wait(10)
+        try:
+            layouts.append(act())
+        except Exception as exc:
+            errors.append(exc)
+
+    acts = [lambda: ensure_group(connect, group, owner="w"), lambda: ensure_fixed(connect, group, owner="p")] * 4
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    # When all start at once
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    # Then there is one generation, and all know it
+    assert errors == []
+    assert {layout for layout in layouts if layout is not None} == {load(connection, names)}
+    assert segment_names(load(connection, names)) == ["limbo001", "g001"]
+
+
+# --- the ring is lost -------------------------------------------------------------------------------------------------
+
+
+def test_a_ring_that_is_lost_again_and_again_keeps_order_under_publishers(connect, connection, group, names, publisher):
+    # Given three publishers that never stop
+    layout = ensure_group(connect, group, owner="w")
+    publishers = [publisher(key) for key in ("a", "b", "c")]
+    for each in publishers:
+        each.start()
+    # When the ring is lost five times, and recovered each time
+    for _ in range(5):
+        for each in publishers:
+            each.wait_for(20)
+        delete_exchange(connection, names.ring(layout.generation))
+        for each in publishers:
+            each.wait_for(20)
+        layout = ensure_group(connect, group, owner="w")
+    for each in publishers:
+        each.wait_for(20)
+        each.stop()
+    # Then every confirmed message is in the chain once, in order
+    assert (layout.generation, layout.limbo, len(layout.segments)) == (6, 7, 12)
+    assert_kept(read_chain(connection, names, layout), *publishers)
+
+
+def test_a_restart_of_the_broker_keeps_order_whatever_becomes_of_the_ring(
+    connect, broker_url, restart_broker, group, names, publisher
+):
+    # Given a group with messages of many keys
+    ensure_group(connect, group, owner="w")
+    publishers = [publisher(f"key{number}") for number in range(12)]
+    for each in publishers:
+        each.publish(3)
+    # When the broker restarts three times, and messages come before and after a worker has looked
+    for _ in range(3):
+        restart_broker()
+        for each in publishers:
+            each.connect()
+            each.publish(3)
+        layout = ensure_group(connect, group, owner="w")
+        for each in publishers:
+            each.publish(3)
+    # Then each of them is in the chain once, in order
+    assert [len(each.confirmed) for each in publishers] == [21] * 12
+    with Connection(broker_url) as connection:
+        chain = read_chain(connection, names, layout)
+    assert_kept(chain, *publishers)
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "only announced"])
+@pytest.mark.parametrize("last_step", RECOVERY_STEPS)
+@pytest.mark.parametrize("lost_again", [False, True], ids=["", "ring lost again"])
+def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
+    connect, connection, group, names, publisher, last_step, done, lost_again
+):
+    # Given a publisher that never stops, a ring that was lost, and a recovery that died at one of its steps
+    ensure_group(connect, group, owner="w1")
+    first = publisher()
+    first.start()
+    first.wait_for(5)
+    delete_exchange(connection, names.ring(1))
+    with TopologyLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+        layout = begin_recovery(mine, group, load(mine, names), by="w1")
+        if done or last_step > 1:
+            layout = carry_on(mine, group, layout, by="w1", last_step=last_step if done else last_step - 1)
+        if not done:
+            write(mine, names, layout, {"event": "step", "generation": 2, "step": last_step}, by="w1")
+    first.wait_for(5)
+    if lost_again:
+        delete_exchange(connection, names.ring(2))
+        first.wait_for(5)
+    # When another worker comes
+    layout = ensure_group(connect, group, owner="w2")
+    first.wait_for(5)
+    first.stop()
+    # Then the group is whole, and every message is in the chain once, in order
+    assert find_fault(connection, names, layout) is None
+    assert layout.unended == ()
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+def test_a_recovery_that_died_before_the_end_markers_gets_them_from_the_next(connect, connection, group, names):
+    ensure_fixed(connect, group, owner="p")
+    with TopologyLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+        layout = begin_recovery(mine, group, load(mine, names), by="w1")
+        carry_on(mine, group, layout, by="w1")
+
+    layout = ensure_group(connect, group, owner="w2")
+
+    assert [segment.ended for segment in layout.segments] == [True, False]
+    assert read_queue(connection, names.limbo(1)) == []
+
+
+def test_a_shard_queue_that_someone_deleted_makes_a_new_generation_at_once(
+    connect, connection, group, names, publisher
+):
+    # Given a group with messages, of which one shard queue is deleted
+    ensure_group(connect, group, owner="w")
+    first = publisher("a")
+    first.publish(3)
+    victim = next(index for index in range(4) if topology.count_ready(connection, names.shard(1, index)) == 0)
+    delete_queue(connection, names.shard(1, victim))
+    # When a worker looks
+    layout = ensure_group(connect, group, owner="w")
+    first.publish(3)
+    # Then the stream goes on in a new generation, and nobody waits for the queue that is gone
+    assert segment_names(layout) == ["limbo001", "g001", "limbo002", "g002"]
+    old = layout.segments[1]
+    assert old.drained == {names.shard(1, victim)}
+    rest = [read_queue(connection, queue) for queue in old.queues(names) if queue not in old.drained]
+    new = [read_queue(connection, queue, end_marker(layout.segments[3])) for queue in layout.segments[3].queues(names)]
+    assert [body for bodies in (*rest, *new) for body in bodies] == [f"a {number}" for number in range(6)]
+
+
+def test_exchanges_that_someone_deleted_come_back_and_order_goes_on(connect, connection, group, names, publisher):
+    # Given a group with messages, of which the exchanges are deleted
+    ensure_group(connect, group, owner="w")
+    first = publisher()
+    first.publish(3)
+    for exchange in (names.publish, names.next, names.unrouted):
+        delete_exchange(connection, exchange)
+    # When a publisher comes first, and then a worker
+    ensure_fixed(connect, group, owner="p")
+    first.publish(3)
+    layout = ensure_group(connect, group, owner="w")
+    first.publish(3)
+    # Then the old ring, which is still there but bound to nothing, is followed by a new one
+    assert segment_names(layout) == ["limbo001", "g001", "limbo002", "g002"]
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+def test_a_limbo_that_someone_deleted_is_replaced(connect, connection, group, names, publisher):
+    ensure_group(connect, group, owner="w")
+    delete_queue(connection, names.limbo(2))
+
+    layout = ensure_group(connect, group, owner="w")
+    delete_exchange(connection, names.ring(layout.generation))
+    first = publisher()
+    first.publish(3)
+    layout = ensure_group(connect, group, owner="w")
+
+    assert_kept(read_chain(connection, names, layout), first)
+    assert len(first.confirmed) == 3
+
+
+# --- a manifest that forgot -------------------------------------------------------------------------------------------
+
+
+def forget(connection: Connection, names: Names, *, keep: int) -> None:
+    """Leave only the first `keep` events in the manifest, as a broker may that lost power."""
+    events = [event for _, event in read_to_end(connection, names.manifest)][:keep]
+    delete_queue(connection, names.manifest)
+    with brief_channel(connection) as channel:
+        topology.declare_logs(channel, names.group)
+        for offset, event in enumerate(events):
+            append(channel, names.manifest, {**event, "base": offset - 1})
+
+
+@pytest.mark.parametrize("ring_lost", [False, True], ids=["ring kept", "ring lost"])
+@pytest.mark.parametrize("keep", [0, 1, 10, 14, 16])
+def test_generations_that_the_manifest_forgot_are_taken_into_the_chain(
+    connect, connection, group, names, publisher, keep, ring_lost
+):
+    # Given two generations with messages, of which the manifest forgot the end, or all
+    ensure_fixed(connect, group, owner="p")
+    first = publisher()
+    first.publish(3)
+    ensure_group(connect, group, owner="w")
+    first.publish(3)
+    delete_exchange(connection, names.ring(1))
+    first.publish(3)
+    ensure_group(connect, group, owner="w")
+    first.publish(3)
+    forget(connection, names, keep=keep)
+    first.start()
+    first.wait_for(5)
+    if ring_lost:
+        delete_exchange(connection, names.ring(2))
+        first.wait_for(5)
+    # When a worker comes, while the publisher goes on
+    layout = ensure_group(connect, group, owner="w")
+    first.wait_for(5)
+    first.stop()
+    # Then nothing is lost or doubled, order is kept, and the group is as large as it was
+    assert segment_names(layout)[:4] == ["limbo001", "g001", "limbo002", "g002"]
+    assert layout.shards == 4
+    assert find_fault(connection, names, layout) is None
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_made_with_another_queue_type_is_a_mismatch_that_names_both(connect, group):
+    ensure_group(connect, group, owner="w")
+
+    with pytest.raises(TopologyMismatch, match="quorum queues on the broker, but classic is configured"):
+        ensure_group(connect, ShardGroup(group.name, 4, queue_type="classic"), owner="w")
+
+
+def test_a_foreign_exchange_of_the_group_s_name_is_a_mismatch(connect, connection, group, names):
+    with brief_channel(connection) as channel:
+        channel.exchange_declare(names.publish, "topic", durable=True, auto_delete=False)
+
+    with pytest.raises(TopologyMismatch, match=names.publish):
+        ensure_group(connect, group, owner="w")
+
+
+@pytest.mark.parametrize("queue", ["g001.000", "limbo001", "limbo002"])
+def test_a_foreign_queue_of_the_group_s_names_is_a_mismatch(connect, connection, group, names, queue):
+    with brief_channel(connection) as channel:
+        channel.queue_declare(f"{names.publish}.{queue}", durable=True, auto_delete=False)
+
+    with pytest.raises(TopologyMismatch, match=queue):
+        ensure_group(connect, group, owner="w")
+
+
+def test_classic_groups_start_and_recover_too(connect, connection, group_name, names, publisher):
+    group = ShardGroup(group_name, 3, queue_type="classic")
+    ensure_group(connect, group, owner="w")
+    first = publisher()
+    first.publish(3)
+    delete_exchange(connection, names.ring(1))
+    first.publish(3)
+    layout = ensure_group(connect, group, owner="w")
+    first.publish(3)
+
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+def test_a_switch_of_a_newer_version_is_left_alone(connect, connection, group, names):
+    layout = ensure_group(connect, group, owner="w")
+    with TopologyLock(connect, names, owner="w9", timeout_seconds=5) as lock, lock.operation() as mine:
+        event = {"event": "switch", "kind": "teleport", "generation": 2, "shards": 4}
+        write(mine, names, layout, event, by="w9")
+
+    with pytest.raises(TopologyError, match="teleport"):
+        ensure_group(connect, group, owner="w")
+
+
+def test_a_lock_that_is_never_given_up_is_an_error_in_time(connect, group, names):
+    with TopologyLock(connect, names, owner="w9", timeout_seconds=5), pytest.raises(LockHeld, match=names.admin):
+        ensure_group(connect, group, owner="w", wait_seconds=0.3)
+
+
+# --- the chain is consumed --------------------------------------------------------------------------------------------
+
+
+def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection, group, names):
+    ensure_group(connect, group, owner="w")
+    delete_exchange(connection, names.ring(1))
+    layout = ensure_group(connect, group, owner="w")
+
+    consumed: list[str] = []
+    while layout.current is not layout.segments[-1]:
+        current = layout.current
+        assert isinstance(current, Segment)
+        consumed.append(current.name)
+        with brief_channel(connection) as channel:
+            for queue in current.queues(names):
+                write_drained(channel, names, current.name, queue, by="w")
+        layout = load(connection, names, since=layout)
+
+    assert consumed == ["limbo001", "g001", "limbo002"]
+    assert layout.current is not None
+    assert layout.current.name == "g002"

@@ -1,0 +1,80 @@
+"""What every broker and contract test is given: the servers under test and a group of its own.
+
+The servers come from the environment (`scripts/with_servers` sets it). Without them a test that asks for one fails: a
+skipped broker test would promise what nobody saw.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from celery import signals
+from kombu import Connection
+
+
+@signals.setup_logging.connect
+def _leave_logging_alone(**_: object) -> None:
+    """Keep workers that run inside a test from taking pytest's log handlers away from the tests after it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "restart_broker" in getattr(item, "fixturenames", ()):
+            item.add_marker("restarts_broker")
+
+
+def _required(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        pytest.fail(f"{name} is not set; run `make test` or `scripts/with_servers pytest …`", pytrace=False)
+    return value
+
+
+@pytest.fixture(scope="session")
+def broker_url() -> str:
+    """The RabbitMQ under test."""
+    return _required("SHARDING_TEST_BROKER_URL")
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """The Redis under test; shared, so every test uses keys of its own."""
+    return _required("SHARDING_TEST_REDIS_URL")
+
+
+@pytest.fixture(scope="session")
+def rabbitmqctl() -> Callable[..., str]:
+    """Run rabbitmqctl on the broker under test and return what it prints."""
+    command = shlex.split(_required("SHARDING_TEST_BROKER_CTL"))
+
+    def run(*arguments: str) -> str:
+        return subprocess.run([*command, *arguments], check=True, text=True, stdout=subprocess.PIPE).stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def restart_broker() -> Callable[[], None]:
+    """Restart the broker under test on its data; returns when it answers again."""
+    command = _required("SHARDING_TEST_BROKER_RESTART")
+
+    def restart() -> None:
+        subprocess.run(command, shell=True, check=True, stdout=subprocess.DEVNULL)
+
+    return restart
+
+
+@pytest.fixture
+def group_name(broker_url: str) -> Iterator[str]:
+    """A group that nobody used before; what the test declares of it is deleted afterwards."""
+    from celery_sharding.topology import delete_group
+
+    name = f"t{uuid.uuid4().hex[:12]}"
+    yield name
+    with Connection(broker_url) as connection:
+        delete_group(connection, name)

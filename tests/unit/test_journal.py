@@ -1,0 +1,85 @@
+"""Attempts, folded by task id."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from celery_sharding.journal import Attempt, AttemptLog, attempt_event, retry_event, settled_event, vitals_event
+
+
+@pytest.fixture
+def log() -> AttemptLog:
+    return AttemptLog()
+
+
+def test_what_was_never_begun_is_unknown(log):
+    assert log.get("t1") is None
+
+
+def test_attempts_only_grow_whatever_the_order(log):
+    for attempts in (1, 3, 2):
+        log.note(attempt_event("t1", attempts))
+    assert log.get("t1") == Attempt(attempts=3)
+
+
+def test_a_retry_says_that_the_runs_before_it_came_to_an_end(log):
+    # Given a message that was begun twice and then asked for a retry
+    log.note(attempt_event("t1", 2))
+    log.note(retry_event("t1", retries=1, attempts=0))
+    # Then it has no attempt behind it that may have died, and keeps its retry
+    assert log.get("t1") == Attempt(attempts=0, retries=1)
+
+
+def test_the_body_of_the_highest_retry_takes_the_place_of_the_message(log):
+    log.note(retry_event("t1", 2, 0, body=b"\x00second", content_type="application/json", content_encoding="utf-8"))
+    log.note(retry_event("t1", 1, 0, body=b"first", content_type="application/json"))
+    log.note(retry_event("t1", 3, 0))
+
+    found = log.get("t1")
+    assert found is not None
+    assert (found.retries, found.body, found.content_encoding) == (3, b"\x00second", "utf-8")
+
+
+def test_events_survive_their_way_through_the_stream(log):
+    log.note(json.loads(json.dumps(retry_event("t1", 1, 2, body=b"\xff", content_type="x"))))
+
+    assert log.get("t1") == Attempt(attempts=2, retries=1, body=b"\xff", content_type="x")
+
+
+def test_past_the_limit_the_longest_untouched_is_forgotten():
+    log = AttemptLog(attempts_max=2)
+    for task_id in ("t1", "t2", "t1", "t3"):
+        log.note(attempt_event(task_id, 1))
+
+    assert [task_id for task_id in ("t1", "t2", "t3") if log.get(task_id)] == ["t1", "t3"]
+    assert len(log) == 2
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "attempt"},
+        {"event": "attempt", "task_id": 7, "attempts": 1},
+        {"event": "attempt", "task_id": "t1", "attempts": "one"},
+        {"event": "blessed", "task_id": "t1", "attempts": 1},
+        vitals_event("w", 1, owned={}, standby=["q"], at=0.0),
+    ],
+)
+def test_damaged_and_foreign_events_are_passed_over(log, event):
+    log.note(event)
+
+    assert len(log) == 0
+
+
+def test_a_settled_message_leaves_nothing_for_another_of_its_task_id() -> None:
+    # Given a message that was begun four times
+    log = AttemptLog()
+    log.note(attempt_event("t1", 4))
+    # When it is settled, and another of the same id is begun
+    log.note(settled_event("t1"))
+    assert log.get("t1") is None
+    log.note(attempt_event("t1", 2))
+    # Then only the other's attempts count
+    assert log.get("t1") == Attempt(attempts=2)

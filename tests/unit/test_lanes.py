@@ -1,0 +1,321 @@
+"""Lanes: no two of a key at once, the order of a key kept, nothing forgotten, whatever happens in between."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+import pytest
+from hypothesis import settings, strategies
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from celery_sharding.worker.lanes import Entry, Lanes, State
+
+
+class Pool:
+    """Takes what the lanes start, and remembers it."""
+
+    def __init__(self, slots: int = 100) -> None:
+        self.slots = slots
+        self.started: list[object] = []
+        self.lanes = Lanes(self._start, lambda: self.slots)
+
+    def _start(self, entry: Entry) -> None:
+        self.started.append(entry.item)
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+def test_one_task_of_a_lane_runs_at_a_time(pool: Pool) -> None:
+    # Given three tasks of one key
+    first, _, _ = [pool.lanes.admit("a", "q", number) for number in (1, 2, 3)]
+    # When the first is settled
+    assert pool.started == [1]
+    pool.lanes.settle(first)
+    # Then the second starts
+    assert pool.started == [1, 2]
+
+
+def test_a_held_task_holds_only_its_own_lane(pool: Pool) -> None:
+    # Given two keys with two tasks each
+    a = [pool.lanes.admit("a", "q", f"a{number}") for number in (1, 2)]
+    b = [pool.lanes.admit("b", "q", f"b{number}") for number in (1, 2)]
+    # When the first of "a" is held and the first of "b" settled
+    pool.lanes.hold(a[0])
+    pool.lanes.settle(b[0])
+    # Then "b" goes on and "a" waits until it is due
+    assert pool.started == ["a1", "b1", "b2"]
+    pool.lanes.due(a[0])
+    assert pool.started == ["a1", "b1", "b2", "a1"]
+
+
+def test_a_lost_run_starts_again_before_its_successor(pool: Pool) -> None:
+    # Given two tasks of a key, the first running
+    first, _ = pool.lanes.admit("a", "q", 1), pool.lanes.admit("a", "q", 2)
+    # When its run is lost
+    pool.lanes.again(first)
+    # Then it runs again
+    assert pool.started == [1, 1]
+
+
+def test_a_frozen_source_starts_nothing_until_it_thaws(pool: Pool) -> None:
+    # Given a running task and its successor
+    first = pool.lanes.admit("a", "q", 1)
+    pool.lanes.admit("a", "q", 2)
+    # When their source is frozen and the first settles
+    pool.lanes.freeze("q")
+    pool.lanes.settle(first)
+    pool.lanes.admit("b", "q", 3)
+    assert pool.started == [1]
+    # Then thawing starts what may run
+    pool.lanes.thaw("q")
+    assert sorted(pool.started) == [1, 2, 3]
+
+
+def test_a_retry_that_is_due_after_the_freeze_starts_nothing(pool: Pool) -> None:
+    # Given a held task
+    entry = pool.lanes.admit("a", "q", 1)
+    pool.lanes.hold(entry)
+    # When it becomes due in a frozen source
+    pool.lanes.freeze("q")
+    pool.lanes.due(entry)
+    # Then it does not start
+    assert pool.started == [1]
+
+
+def test_an_orphan_keeps_its_lane_locked_until_it_has_ended(pool: Pool) -> None:
+    # Given a running task whose source is closed, and its redelivery from a new source
+    orphan = pool.lanes.admit("a", "old", 1)
+    pool.lanes.close("old")
+    pool.lanes.admit("a", "new", 1)
+    assert pool.started == [1]
+    # When the old run has ended
+    pool.lanes.settle(orphan)
+    # Then the redelivered one starts
+    assert pool.started == [1, 1]
+
+
+@pytest.mark.parametrize("ending", ["hold", "again"])
+def test_an_orphan_that_wants_to_run_again_only_unlocks_its_lane(pool: Pool, ending: str) -> None:
+    # Given an orphan and its redelivery
+    orphan = pool.lanes.admit("a", "old", 1)
+    pool.lanes.close("old")
+    pool.lanes.admit("a", "new", 2)
+    # When the orphan's run asks for a retry or is lost
+    getattr(pool.lanes, ending)(orphan)
+    # Then only the redelivery runs
+    assert pool.started == [1, 2]
+    assert orphan.state is State.SETTLED
+
+
+def test_no_more_than_the_slots_run_and_the_longest_ready_goes_first() -> None:
+    # Given a pool with two slots and four keys
+    pool = Pool(slots=2)
+    entries = [pool.lanes.admit(key, "q", key) for key in "abcd"]
+    assert pool.started == ["a", "b"]
+    # When one ends
+    pool.lanes.settle(entries[0])
+    # Then the one that has waited longest takes its slot
+    assert pool.started == ["a", "b", "c"]
+
+
+def test_a_task_that_ends_inside_start_does_not_recurse() -> None:
+    # Given a pool that runs tasks inside start, as solo does
+    depths: list[int] = []
+    depth = 0
+
+    def start(entry: Entry) -> None:
+        nonlocal depth
+        depth += 1
+        depths.append(depth)
+        lanes.settle(entry)
+        depth -= 1
+
+    lanes = Lanes(start, lambda: 1)
+    lanes.freeze("q")
+    for number in range(2_000):
+        lanes.admit("a", "q", number)
+    # When a long lane may run
+    lanes.thaw("q")
+    # Then it runs to its end, one level deep
+    assert depths == [1] * 2_000
+
+
+def test_an_error_in_start_does_not_stop_the_lanes() -> None:
+    # Given a pool that refuses the first task
+    started: list[object] = []
+
+    def start(entry: Entry) -> None:
+        if entry.item == "bad":
+            raise RuntimeError("no")
+        started.append(entry.item)
+
+    lanes = Lanes(start, lambda: 4)
+    # When a task follows
+    with pytest.raises(RuntimeError):
+        lanes.admit("a", "q", "bad")
+    lanes.admit("b", "q", "good")
+    # Then it starts
+    assert started == ["good"]
+
+
+def test_threads_that_settle_and_admit_at_once_keep_the_order_of_each_lane() -> None:
+    # Given a pool of threads that settle what they are given
+    order: dict[str, list[int]] = defaultdict(list)
+    running: dict[str, int] = defaultdict(int)
+    overlaps: list[str] = []
+    done = threading.Semaphore(0)
+
+    def run(entry: Entry) -> None:
+        key, number = entry.item
+        running[key] += 1
+        if running[key] > 1:
+            overlaps.append(key)
+        order[key].append(number)
+        running[key] -= 1
+        lanes.settle(entry)
+        done.release()
+
+    def start(entry: Entry) -> None:
+        threading.Thread(target=run, args=(entry,)).start()
+
+    lanes = Lanes(start, lambda: 8)
+    # When many are admitted
+    for number in range(300):
+        lanes.admit(number % 7, "q", (number % 7, number))
+    for _ in range(300):
+        assert done.acquire(timeout=10)
+    # Then each lane kept its order, one at a time
+    assert not overlaps
+    assert all(numbers == sorted(numbers) for numbers in order.values())
+
+
+class LanesMachine(RuleBasedStateMachine):
+    """Any sequence of admit, settle, hold, due, again, freeze, thaw, close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots = 3
+        self.running: list[Entry] = []
+        self.held: list[Entry] = []
+        self.alive: list[Entry] = []
+        self.frozen: set[str] = set()
+        self.first_starts: dict[str, list[int]] = defaultdict(list)
+        self.number = 0
+        self.lanes = Lanes(self.start, lambda: self.slots)
+
+    def start(self, entry: Entry) -> None:
+        assert entry.source not in self.frozen
+        assert entry not in self.running
+        assert all(other.lane != entry.lane for other in self.running), "two of a lane at once"
+        assert entry not in self.held
+        self.running.append(entry)
+        if entry.item not in self.first_starts[entry.lane]:
+            self.first_starts[entry.lane].append(entry.item)
+
+    @rule(lane=strategies.sampled_from("abc"), source=strategies.sampled_from("xy"))
+    def admit(self, lane: str, source: str) -> None:
+        self.number += 1
+        entry = Entry(lane, source, self.number)
+        self.alive.append(entry)
+        self.lanes.admit_entry(entry)
+
+    @precondition(lambda self: self.running)
+    @rule(data=strategies.data())
+    def settle(self, data: strategies.DataObject) -> None:
+        entry = data.draw(strategies.sampled_from(self.running))
+        self.running.remove(entry)
+        if entry in self.alive:
+            self.alive.remove(entry)
+        self.lanes.settle(entry)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=strategies.data())
+    def settle_out_of_turn(self, data: strategies.DataObject) -> None:
+        entry = data.draw(strategies.sampled_from(self.alive))
+        if entry in self.running:
+            return
+        self.alive.remove(entry)
+        if entry in self.held:
+            self.held.remove(entry)
+        self.lanes.settle(entry)
+
+    @precondition(lambda self: self.running)
+    @rule(data=strategies.data())
+    def hold(self, data: strategies.DataObject) -> None:
+        entry = data.draw(strategies.sampled_from(self.running))
+        self.running.remove(entry)
+        if entry.state is State.RUNNING:
+            self.held.append(entry)
+        assert self.lanes.hold(entry) is (entry in self.held)
+
+    @precondition(lambda self: self.held)
+    @rule(data=strategies.data())
+    def due(self, data: strategies.DataObject) -> None:
+        entry = data.draw(strategies.sampled_from(self.held))
+        self.held.remove(entry)
+        self.lanes.due(entry)
+
+    @precondition(lambda self: self.running)
+    @rule(data=strategies.data())
+    def lose(self, data: strategies.DataObject) -> None:
+        entry = data.draw(strategies.sampled_from(self.running))
+        self.running.remove(entry)
+        self.lanes.again(entry)
+
+    @rule(source=strategies.sampled_from("xy"))
+    def freeze(self, source: str) -> None:
+        self.frozen.add(source)
+        self.lanes.freeze(source)
+
+    @rule(source=strategies.sampled_from("xy"))
+    def thaw(self, source: str) -> None:
+        self.frozen.discard(source)
+        self.lanes.thaw(source)
+
+    @rule(source=strategies.sampled_from("xy"))
+    def close(self, source: str) -> None:
+        self.frozen.discard(source)
+        self.held = [entry for entry in self.held if entry.source != source]
+        expected = [entry for entry in self.alive if entry.source == source and entry not in self.running]
+        self.alive = [entry for entry in self.alive if entry.source != source]
+        assert self.lanes.close(source) == expected
+
+    @rule(slots=strategies.integers(min_value=1, max_value=5))
+    def resize(self, slots: int) -> None:
+        self.slots = slots
+
+    @invariant()
+    def the_order_of_each_lane_is_kept(self) -> None:
+        for started in self.first_starts.values():
+            assert started == sorted(started)
+
+    @invariant()
+    def nothing_is_forgotten(self) -> None:
+        for source in "xy":
+            alive = [entry for entry in self.alive if entry.source == source]
+            orphans = [entry for entry in self.running if entry.source == source and entry not in self.alive]
+            assert self.lanes.count(source) == len(alive) + len(orphans)
+
+    def teardown(self) -> None:
+        """Whatever happened: when everything may run, everything alive runs to its end."""
+        self.slots = 10
+        for source in "xy":
+            self.frozen.discard(source)
+            self.lanes.thaw(source)
+        for entry in list(self.held):
+            self.held.remove(entry)
+            self.lanes.due(entry)
+        while self.running:
+            entry = self.running.pop()
+            if entry in self.alive:
+                self.alive.remove(entry)
+            self.lanes.settle(entry)
+        assert self.alive == []
+
+
+LanesMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestLanesMachine = LanesMachine.TestCase

@@ -1,0 +1,240 @@
+"""The layout that events fold into."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from celery_sharding.manifest import Layout, Segment, drained_event, fold
+from celery_sharding.topology import Names
+
+NAMES = Names("orders")
+
+
+def written(layout: Layout, *events: dict[str, Any], by_offset: int = 1) -> Layout:
+    """Fold layout events as a holder of the lock writes them: each builds on the last, with nonces in between."""
+    for event in events:
+        layout = fold(layout, layout.offset + 1 + by_offset, {**event, "base": layout.offset})
+    return layout
+
+
+def switch(generation: int, limbo: int, shards: int = 2) -> dict[str, Any]:
+    return {
+        "event": "switch",
+        "kind": "recover",
+        "generation": generation,
+        "shards": shards,
+        "limbo": limbo,
+        "next_limbo": limbo + 1,
+    }
+
+
+def switched(generation: int) -> dict[str, Any]:
+    return {"event": "switched", "generation": generation}
+
+
+def step(generation: int, number: int) -> dict[str, Any]:
+    return {"event": "step", "generation": generation, "step": number}
+
+
+def ended(segment: str) -> dict[str, Any]:
+    return {"event": "ended", "segment": segment}
+
+
+CREATED = {"event": "created", "limbo": 1}
+
+
+def started(shards: int = 2) -> Layout:
+    return written(Layout(), CREATED, switch(1, 1, shards), *(step(1, n) for n in range(1, 7)), switched(1))
+
+
+def names_of(layout: Layout) -> list[str]:
+    return [segment.name for segment in layout.segments]
+
+
+def drain(layout: Layout, segment: str) -> Layout:
+    found = layout.segment(segment)
+    assert found is not None
+    for queue in found.queues(NAMES):
+        layout = fold(layout, 10_000, drained_event(segment, queue, by="w1"))
+    return layout
+
+
+def test_an_empty_manifest_has_nothing_to_consume():
+    assert Layout().current is None
+    assert Layout().limbo == 0
+
+
+def test_the_first_start_puts_the_first_limbo_before_the_first_generation():
+    layout = started()
+
+    assert names_of(layout) == ["limbo001", "g001"]
+    assert (layout.generation, layout.shards, layout.limbo, layout.switch) == (1, 2, 2, None)
+
+
+def test_a_second_loss_of_the_ring_appends_its_limbo_and_generation():
+    layout = written(started(), switch(2, 2), switched(2))
+
+    assert names_of(layout) == ["limbo001", "g001", "limbo002", "g002"]
+
+
+def test_a_reshard_appends_a_generation_without_a_limbo_and_leaves_the_limbo_alone():
+    reshard = {"event": "switch", "kind": "reshard", "generation": 2, "shards": 5, "limbo": None, "next_limbo": None}
+    layout = written(started(), reshard, step(2, 3), switched(2))
+
+    assert names_of(layout) == ["limbo001", "g001", "g002"]
+    assert (layout.shards, layout.limbo) == (5, 2)
+
+
+def test_the_limbo_that_takes_messages_changes_with_the_third_step_and_never_back():
+    # Given a switch whose third step was recorded
+    layout = written(started(), switch(2, 2), step(2, 1), step(2, 2))
+    assert layout.limbo == 2
+    layout = written(layout, step(2, 3))
+    assert layout.limbo == 3
+    # When its steps are repeated from the first
+    layout = written(layout, step(2, 1))
+    # Then the next limbo stays bound
+    assert layout.limbo == 3
+
+
+def test_the_open_switch_tells_its_last_recorded_step():
+    layout = written(started(), switch(2, 2), step(2, 4))
+
+    assert layout.switch is not None
+    assert layout.switch.step == 4
+    assert layout.unended == ()
+
+
+def test_segments_before_the_last_lack_end_markers_once_the_switch_is_over():
+    layout = written(started(), switch(2, 2), switched(2), ended("limbo001"))
+
+    assert [segment.name for segment in layout.unended] == ["g001", "limbo002"]
+
+
+def test_an_event_on_an_old_base_is_void():
+    # Given two writers that build on the same event
+    layout = started()
+    first = {"event": "pause", "shard": None, "base": layout.offset}
+    second = {"event": "pause", "shard": 1, "base": layout.offset}
+    # When both are folded in the order of the log
+    layout = fold(fold(layout, layout.offset + 1, first), layout.offset + 2, second)
+    # Then only the first counts
+    assert layout.paused == {None}
+
+
+def test_an_event_that_is_read_twice_counts_once():
+    layout = Layout()
+    created = {**CREATED, "base": -1}
+    once = fold(layout, 3, created)
+
+    assert fold(once, 3, created) == once
+
+
+def test_a_segment_is_consumed_until_it_is_ended_and_each_of_its_queues_is_drained():
+    # Given a limbo whose marker was reached before "ended" was written
+    layout = drain(started(), "limbo001")
+    assert layout.current == layout.segments[0]
+    # When it is ended
+    layout = written(layout, ended("limbo001"))
+    # Then the generation follows, and is never drained, being the last
+    assert layout.current == layout.segments[1]
+    last = drain(layout, "g001").current
+    assert last is not None
+    assert last.name == "g001"
+
+
+def test_a_generation_is_left_only_when_all_of_its_shards_are_drained():
+    # Given a lost generation of two shards
+    layout = written(started(), ended("limbo001"), switch(2, 2), switched(2), ended("g001"), ended("limbo002"))
+    layout = drain(layout, "limbo001")
+    # When one shard is drained
+    half = fold(layout, 500, drained_event("g001", NAMES.shard(1, 0), by="w1"))
+    # Then it is still the one to consume; with the other, the next limbo is
+    assert half.current is not None
+    assert half.current.name == "g001"
+    both = fold(half, 501, drained_event("g001", NAMES.shard(1, 1), by="w2"))
+    assert both.current is not None
+    assert both.current.name == "limbo002"
+
+
+def test_drained_facts_commute_and_may_be_repeated():
+    layout = written(started(3), switch(2, 2), switched(2), ended("g001"))
+    facts = [drained_event("g001", NAMES.shard(1, index), by="w1") for index in range(3)]
+
+    def folded(order: list[int]) -> Layout:
+        result = layout
+        for index in order:
+            result = fold(result, 900, facts[index])
+        return result
+
+    assert folded([0, 1, 2]) == folded([2, 0, 0, 1, 2])
+
+
+def test_a_drained_fact_does_not_move_the_base():
+    layout = started()
+
+    assert fold(layout, layout.offset + 50, drained_event("limbo001", NAMES.limbo(1), by="w1")).offset == layout.offset
+
+
+@pytest.mark.parametrize("queue", ["shards.orders.g001.007", "shards.orders.g002.000", "shards.orders.limbo001", "x"])
+def test_a_drained_fact_about_a_queue_of_another_segment_counts_for_nothing(queue):
+    layout = started()
+
+    assert fold(layout, 900, drained_event("g001", queue, by="w1")) == layout
+
+
+def test_a_removed_segment_leaves_the_chain():
+    layout = written(started(), ended("limbo001"), {"event": "removed", "segment": "limbo001"})
+
+    assert names_of(layout) == ["g001"]
+
+
+def test_exchanges_declared_anew_cut_the_live_ring_off_until_the_next_switch():
+    layout = written(started(), {"event": "created", "limbo": 2})
+    assert layout.cut_off
+
+    assert not written(layout, switch(2, 2)).cut_off
+
+
+def test_pausing_a_shard_or_the_group_is_undone_by_resuming_it():
+    one = written(started(), {"event": "pause", "shard": 1})
+    assert (one.is_paused(0), one.is_paused(1)) == (False, True)
+    both = written(one, {"event": "pause", "shard": None})
+    assert both.is_paused(0)
+
+    assert written(one, {"event": "resume", "shard": 1}).paused == frozenset()
+    assert written(both, {"event": "resume", "shard": None}).paused == frozenset()
+
+
+def test_a_layout_event_of_a_newer_version_counts_as_the_base_of_the_next():
+    # Given an event that this version does not know
+    layout = written(started(), {"event": "blessed", "by": "someone"})
+    # When a known event builds on it
+    layout = written(layout, {"event": "pause", "shard": None})
+    # Then that one counts
+    assert layout.is_paused(0)
+
+
+def test_a_layout_event_that_cannot_be_read_changes_nothing_but_the_base(caplog):
+    before = started()
+    with caplog.at_level(logging.WARNING):
+        layout = written(before, {"event": "switch", "kind": "recover", "generation": "many"})
+
+    assert layout.segments == before.segments
+    assert layout.offset > before.offset
+    assert "cannot be read" in caplog.text
+
+
+def test_unknown_fields_are_ignored_and_foreign_events_change_nothing():
+    layout = written(Layout(), {**CREATED, "mood": "good", "v": 7})
+    assert layout.limbo == 1
+
+    assert fold(layout, 99, {"event": "nonce", "nonce": "x"}) == layout
+
+
+def test_a_segment_names_its_queues():
+    assert Segment("limbo", 3).queues(NAMES) == ("shards.orders.limbo003",)
+    assert Segment("ring", 2, 2).queues(NAMES) == ("shards.orders.g002.000", "shards.orders.g002.001")

@@ -1,0 +1,69 @@
+"""The package itself: what its import costs, its version, what is in the wheel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import celery_sharding
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_WATCHED_IMPORT = """
+import json, sys
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event) if event in ("socket.connect", "subprocess.Popen") else None)
+import celery_sharding
+print(json.dumps({"modules": sorted({name.partition(".")[0] for name in sys.modules}), "events": seen}))
+"""
+
+
+def _import_in_a_new_process() -> dict[str, list[str]]:
+    done = subprocess.run([sys.executable, "-c", _WATCHED_IMPORT], check=True, stdout=subprocess.PIPE, cwd=ROOT)
+    seen: dict[str, list[str]] = json.loads(done.stdout)
+    return seen
+
+
+def test_the_import_loads_no_broker_backend_or_web_library():
+    # Given a new process, when it imports the package
+    modules = _import_in_a_new_process()["modules"]
+    # Then nothing heavy came with it
+    heavy = {"amqp", "celery", "click", "django", "flower", "kombu", "prometheus_client", "redis", "sqlalchemy"}
+    assert heavy.isdisjoint(modules)
+
+
+def test_the_import_connects_nowhere_and_starts_nothing():
+    assert _import_in_a_new_process()["events"] == []
+
+
+def test_an_unknown_name_is_an_ordinary_attribute_error():
+    assert not hasattr(celery_sharding, "Shardin")
+
+
+def test_the_version_stands_in_one_place():
+    # Given that the project file names no version of its own
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+    # Then the installed distribution has that of the package
+    assert metadata.version("celery-sharding") == celery_sharding.__version__
+
+
+def test_celery_finds_the_commands():
+    (entry,) = [entry for entry in metadata.entry_points(group="celery.commands") if entry.name == "shards"]
+    assert entry.value == "celery_sharding.cli:shards"
+
+
+def test_the_wheel_is_typed_and_holds_the_package_only(tmp_path: Path):
+    # When a wheel is built
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    # Then type checkers will look into it, and tests and examples stay out
+    assert "celery_sharding/py.typed" in names
+    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"celery_sharding"}
