@@ -1,0 +1,1 @@
+"""Real events through shards and through stock Celery, with a worker killed in the middle."""
