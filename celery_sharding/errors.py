@@ -103,6 +103,10 @@ class UnsupportedBroker(TopologyError):
     """The transport or broker version cannot keep the guarantees."""
 
 
+class OutOfReach(TopologyError):
+    """A queue of the group stands on a broker node that is down or still starting; it passes by itself."""
+
+
 class LockHeld(TopologyError):
     """Another process holds the group's topology lock."""
 

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import amqp
 from amqp import exceptions as amqp_errors
 
-from celery_sharding.errors import LogError
-from celery_sharding.topology import Opener, brief_channel
+from celery_sharding.errors import LogError, TopologyError
+from celery_sharding.topology import Opener, brief_channel, is_out_of_reach, out_of_reach, queue_exists
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def append(channel: Any, stream: str, event: Mapping[str, Any], *, timeout_secon
     Raises:
         LogError: The event was refused, or its confirm did not come in time; then it may be in the log or not.
             `missing` is true if there is no such stream.
+        OutOfReach: The stream's node is not up.
     """
     message = amqp.Message(encode(event), delivery_mode=_PERSISTENT, content_type="application/json")
     publish_confirmed(channel, message, stream, timeout_seconds=timeout_seconds)
@@ -56,7 +57,7 @@ def publish_confirmed(channel: Any, message: amqp.Message, queue: str, *, timeou
     """Put `message` into `queue` itself and wait for the confirm.
 
     Raises:
-        LogError: As for `append`.
+        LogError, OutOfReach: As for `append`.
     """
     returned: list[Any] = []
 
@@ -82,6 +83,8 @@ def publish_confirmed(channel: Any, message: amqp.Message, queue: str, *, timeou
     finally:
         channel.events["basic_return"].discard(note_return)
     if returned:
+        if queue_exists(channel.connection, queue):
+            raise out_of_reach(queue, stream=queue)
         raise LogError(f"there is no queue {queue!r} on the broker", stream=queue, missing=True)
 
 
@@ -219,7 +222,9 @@ def decode(body: bytes | str, *, stream: str, offset: int) -> Event | None:
     return event
 
 
-def _refused(queue: str, exc: amqp_errors.ChannelError) -> LogError:
+def _refused(queue: str, exc: amqp_errors.ChannelError) -> TopologyError:
+    if is_out_of_reach(exc):
+        return out_of_reach(queue, stream=queue)
     return LogError(
         f"the broker refused the use of {queue!r} ({exc.reply_text}); its user needs write and read on the group's "
         "names and on amq.default",

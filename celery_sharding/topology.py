@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import PluginMissing, ShardingError, TopologyError, TopologyMismatch
+from celery_sharding.errors import OutOfReach, PluginMissing, ShardingError, TopologyError, TopologyMismatch
 
 PREFIX = "shards."
 RING_TYPE = "x-consistent-hash"
@@ -212,7 +212,7 @@ def count_ready(connection: Opener, queue: str) -> int | None:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)
         except amqp_errors.NotFound as exc:
-            return 0 if _is_out_of_reach(exc) else None
+            return 0 if is_out_of_reach(exc) else None
 
 
 def missing_shards(connection: Opener, names: Names, generation: int, shards: int) -> list[int]:
@@ -226,7 +226,7 @@ def missing_shards(connection: Opener, names: Names, generation: int, shards: in
                     channel.queue_declare(names.shard(generation, index), passive=True)
                     index += 1
             except amqp_errors.NotFound as exc:
-                if not _is_out_of_reach(exc):
+                if not is_out_of_reach(exc):
                     missing.append(index)
                 index += 1
     return missing
@@ -278,6 +278,8 @@ def explained(group: str, entity: str) -> Iterator[None]:
 def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
     """Return the library's error for a broker's refusal about `entity`; None if it is no such refusal."""
     code, text = getattr(exc, "reply_code", None), str(getattr(exc, "reply_text", ""))
+    if is_out_of_reach(exc):
+        return out_of_reach(entity, group=group)
     if "unknown exchange type" in text:  # 503 and a closed connection on 3.x, 406 on 4.x
         return PluginMissing(
             f"group {group!r} needs the exchange type {RING_TYPE!r}, which the broker does not know; "
@@ -309,6 +311,19 @@ def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
     return None
 
 
+def is_out_of_reach(exc: Exception) -> bool:
+    """Tell whether the broker refused a queue whose node is down or not ready yet, which is not gone.
+
+    It answers 404 as for a queue that does not exist, with another text. Until then messages to it are returned.
+    """
+    return "down or inaccessible" in str(getattr(exc, "reply_text", ""))
+
+
+def out_of_reach(queue: str, **facts: str) -> OutOfReach:
+    """Return the error for a queue that `is_out_of_reach`."""
+    return OutOfReach(f"the broker's node that has {queue!r} is down or still starting; wait, or start it", **facts)
+
+
 def _numbered_shard(names: Names, generation: int, number: int) -> str:
     return names.shard(generation, number - 1)
 
@@ -329,13 +344,8 @@ def _exists(connection: Opener, declare: Callable[[Any], object]) -> bool:
         try:
             declare(channel)
         except amqp_errors.NotFound as exc:
-            return _is_out_of_reach(exc)
+            return is_out_of_reach(exc)
         return True
-
-
-def _is_out_of_reach(exc: amqp_errors.NotFound) -> bool:
-    # A classic queue of a node that is down answers 404 as well, with another text; it is not gone.
-    return "down or inaccessible" in str(exc.reply_text)
 
 
 def _delete_run(connection: Opener, name: Callable[[int], str]) -> int:

@@ -8,9 +8,16 @@ stream into it by one unbind:
     3  bind  unrouted -> limbo k+1, unbind unrouted -> limbo k
     4  bind  next -> g
     5  unbind shards.<group> -> limbo k         the flip: what shards.<group> cannot route goes to next
-    6  bind  shards.<group> -> g, unbind next -> g
+    6  bind  shards.<group> -> g
+    7  unbind next -> g
 
-so the chain goes on with limbo k, then g. Each step is recorded in the manifest before it is done, and every step may
+so the chain goes on with limbo k, then g.
+
+The broker looks at shards.<group>, next and unrouted one after the other, so a message may have been found unroutable
+at the first before step 2 or 6, and come to the last only now. It would overtake those behind it, or be doubled, if
+what is behind had changed meanwhile; hence the pause before steps 3 and 7.
+
+Each step is recorded in the manifest before it is done, and every step may
 be done again, so whoever comes next carries on: from step 1 as long as 5 was not recorded and g is empty (what was lost
 in between is declared anew), else from step 5 (messages may be in g, so its ring must never be declared again; if it is
 gone, they are in limbo k+1, and another recovery follows).
@@ -20,6 +27,8 @@ Everything here is done under the group's lock, on the lock's connection.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +41,8 @@ from celery_sharding.manifest import Layout, OpenSwitch, write
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
 RECOVER = "recover"
+# A message that the broker is routing while a binding changes has reached its queue within this time.
+GRACE_SECONDS = 0.2
 
 
 def begin_recovery(connection: Opener, group: ShardGroup, layout: Layout, *, by: str) -> Layout:
@@ -67,6 +78,8 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
             continue
         intent = {"event": "step", "generation": switch.generation, "step": number}
         layout = write(connection, names, layout, intent, by=by)
+        if step in _AFTER_PAUSE:
+            time.sleep(GRACE_SECONDS)
         with brief_channel(connection) as channel:
             step(channel, group, layout, switch)
         if number == last_step:
@@ -125,16 +138,18 @@ def _flip(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -
 
 def _attach(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
     names = Names(group.name)
-    ring = names.ring(switch.generation)
+    if layout.cut_off:
+        return
     # Either the ring has been there since step 4, or it is gone for ever and messages wait in the next limbo: then it
     # must get nothing more, since what it gets would overtake them.
-    try:
-        if not layout.cut_off:
-            channel.exchange_bind(ring, names.publish, "")
-    except amqp_errors.NotFound:
-        return  # its binding to `next` is gone with it
+    with contextlib.suppress(amqp_errors.NotFound):
+        channel.exchange_bind(names.ring(switch.generation), names.publish, "")
+
+
+def _release_next(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
     with explained(group.name, names.next):
-        channel.exchange_unbind(ring, names.next, "")
+        channel.exchange_unbind(names.ring(switch.generation), names.next, "")
 
 
 def _limbos(switch: OpenSwitch) -> tuple[int, int]:
@@ -146,7 +161,8 @@ def _limbos(switch: OpenSwitch) -> tuple[int, int]:
 Step = Callable[[Any, ShardGroup, Layout, OpenSwitch], None]
 # By kind of switch: its steps, from 1.
 STEPS: dict[str, tuple[Step, ...]] = {
-    RECOVER: (_declare_new, _hold_in_limbo, _move_unrouted, _lead_next, _flip, _attach),
+    RECOVER: (_declare_new, _hold_in_limbo, _move_unrouted, _lead_next, _flip, _attach, _release_next),
 }
+_AFTER_PAUSE = (_move_unrouted, _release_next)
 # By kind of switch: the step that moves the stream; from its intent on there is no way back.
 FLIPS = {RECOVER: 5}

@@ -15,24 +15,25 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
 
 from celery_sharding import topology
 from celery_sharding.admin.endings import end_segment
-from celery_sharding.admin.steps import FLIPS, RECOVER, begin_recovery, carry_on
+from celery_sharding.admin.steps import FLIPS, GRACE_SECONDS, RECOVER, begin_recovery, carry_on
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import BrokerUnavailable, LockHeld, TopologyError, TopologyMismatch
-from celery_sharding.lock import Connect, TopologyLock, lock_held, reachable
+from celery_sharding.errors import BrokerUnavailable, LockHeld, OutOfReach, TopologyError, TopologyMismatch
+from celery_sharding.lock import Connect, TopologyLock, reachable
 from celery_sharding.manifest import Layout, load, write
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
 logger = logging.getLogger(__name__)
 
-# Messages that were routed just before the flip reach their queue within this time.
-_GRACE_SECONDS = 0.2
+_Result = TypeVar("_Result")
+
 _TURN_SECONDS = 2.0
+_OUT_OF_REACH_SECONDS = 0.3
 _ROUNDS_MAX = 5
 # How far beyond the manifest to look for queues it does not know; all the way if it knows nothing.
 _PROBE_AHEAD, _PROBE_ALL = 5, 999
@@ -52,7 +53,7 @@ def ensure_group(
     Args:
         connect: Makes a connection; its settings are used.
         owner: Who does it; stands in the manifest.
-        wait_seconds: How long to wait for the lock.
+        wait_seconds: How long to wait for the lock, and for queues whose node is still starting.
         known: The layout as the caller tails it; saves reading the manifest. May be a little old.
         log: Takes one line a change.
 
@@ -60,20 +61,25 @@ def ensure_group(
         TopologyMismatch: What stands on the broker was made with other options.
         PluginMissing: The broker has no consistent-hash exchange.
         LockHeld: Another process held the lock all the time.
+        OutOfReach: A broker node that has the group's queues did not come up.
         BrokerUnavailable: The broker could not be reached, or was lost on the way.
         TopologyError: Anything else; whatever was begun is carried on by the next call.
     """
     names = Names(group.name)
-    for timeout_seconds in _turns(wait_seconds):
+    seen = known
+
+    def look_and_repair(lock_seconds: float) -> Layout:
+        nonlocal seen
         with _connected(connect, group.name) as connection:
-            layout = load(connection, names) if known is None else known
+            layout = seen or load(connection, names)
+            seen = None
             _check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
-        known = None
-        with _next_turn(), TopologyLock(connect, names, owner=owner, timeout_seconds=timeout_seconds) as lock:
+        with TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds) as lock:
             return _repair(lock, group, owner, log)
-    raise lock_held(group.name)
+
+    return _in_turns(look_and_repair, wait_seconds)
 
 
 def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_seconds: float = 30.0) -> None:
@@ -83,16 +89,19 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
         As for `ensure_group`, but for PluginMissing.
     """
     names = Names(group.name)
-    for timeout_seconds in _turns(wait_seconds):
+
+    def look_and_declare(lock_seconds: float) -> None:
         with _connected(connect, group.name) as connection:
             if topology.fixed_exists(connection, names):
                 return
-        with _next_turn(), TopologyLock(connect, names, owner=owner, timeout_seconds=timeout_seconds) as lock:
-            with lock.operation() as connection:
-                if not topology.fixed_exists(connection, names):
-                    _declare_fixed(connection, group, load(connection, names), owner)
-            return
-    raise lock_held(group.name)
+        with (
+            TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds) as lock,
+            lock.operation() as connection,
+        ):
+            if not topology.fixed_exists(connection, names):
+                _declare_fixed(connection, group, load(connection, names), owner)
+
+    _in_turns(look_and_declare, wait_seconds)
 
 
 def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
@@ -123,19 +132,22 @@ def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
     return None
 
 
-def _turns(wait_seconds: float) -> Iterator[float]:
-    """Yield how long to wait for the lock this time, until `wait_seconds` are over.
+def _in_turns(act: Callable[[float], _Result], wait_seconds: float) -> _Result:
+    """Call `act` with the seconds it may wait for the lock, until it does not fail by what passes by itself.
 
-    Between turns the caller looks again, since whoever holds the lock is most likely doing what the caller wants.
+    Each turn looks again, since whoever holds the lock is most likely doing what the caller wants.
     """
     deadline = time.monotonic() + wait_seconds
-    yield min(wait_seconds, _TURN_SECONDS)
-    while (left := deadline - time.monotonic()) > 0:
-        yield min(left, _TURN_SECONDS)
-
-
-def _next_turn() -> contextlib.suppress:
-    return contextlib.suppress(LockHeld)
+    while True:
+        try:
+            return act(min(max(deadline - time.monotonic(), 0.0), _TURN_SECONDS))
+        except LockHeld:
+            if time.monotonic() >= deadline:
+                raise
+        except OutOfReach:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_OUT_OF_REACH_SECONDS)
 
 
 def _repair(lock: TopologyLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
@@ -184,7 +196,7 @@ def _repair_once(connection: Opener, group: ShardGroup, layout: Layout, by: str)
     if _needs_ring(connection, names, layout):
         layout = carry_on(connection, group, begin_recovery(connection, group, layout, by=by), by=by)
     if layout.unended:
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(GRACE_SECONDS)
         for segment in layout.unended:
             layout = end_segment(connection, names, layout, segment, by=by)
     return layout

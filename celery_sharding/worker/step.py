@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 
-from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, ShardingError
+from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.manifest import Layout
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
@@ -172,7 +172,7 @@ class ShardsStep(bootsteps.StartStopStep):
         """Make a group ready; what passes by itself is left to Celery, which connects again."""
         try:
             return self._backing.ensure(group.group, owner=self._consumer.hostname)
-        except (BrokerUnavailable, LockHeld, LockLost, LogError) as exc:
+        except (BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach) as exc:
             raise ConnectionResetError(str(exc)) from exc
 
     def _release_orphans(self) -> None:
