@@ -48,6 +48,6 @@ def test_a_manifest_that_is_not_up_yet_is_waited_for_and_never_taken_for_an_empt
         showing.join()
         # Then the worker waits, and finds what was there
         assert after == before
+        node.ctl("eval", HIDE)
         with pytest.raises(OutOfReach):
-            node.ctl("eval", HIDE)
             ensure_group(lambda: Connection(node.url), GROUP, owner="w3", wait_seconds=0.5)
