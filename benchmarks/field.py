@@ -95,9 +95,7 @@ class Field:
         """
         self.fill(side, task, keys)
         with self.worker(side, concurrency=concurrency) as (node, ends):
-            wait_until(
-                lambda: len(read_ends(ends)) >= len(keys) or not node.is_running, timeout_seconds=RUN_SECONDS_MAX
-            )
+            wait_until(lambda: count_ends(ends) >= len(keys) or not node.is_running, timeout_seconds=RUN_SECONDS_MAX)
             node.stop()
             times = read_ends(ends)
         if len(times) != len(keys):
@@ -150,6 +148,11 @@ class Field:
             delivery_mode=2,
             **message.properties,
         )
+
+
+def count_ends(path: Path) -> int:
+    """Return how many tasks have ended. Cheap: it is asked often, beside the worker."""
+    return path.stat().st_size // 8 if path.exists() else 0
 
 
 def read_ends(path: Path) -> list[float]:

@@ -17,14 +17,17 @@ Who moves them: the shard's consumer calls `admit`, `freeze`, `thaw`, `close`; t
 orphan keeps its lane locked: a redelivered message of the key starts when the old run has ended in this process.
 
 Frozen sources start nothing: their heads stay READY, and `thaw` or `close` decides. At most `slots()` entries run at
-once, in the order in which they became ready. All methods may be called from any thread; `start` is called outside the
-lock, by whichever thread made the entry ready, and never recursively: a pool that runs the task inside `start` may call
-`settle` there.
+once; sources take turns, and within a source the first admitted is the first. So a long lane, which bounds them all,
+does not wait behind short ones, and none starves.
+
+All methods may be called from any thread; `start` is called outside the lock, by whichever thread made the entry ready,
+and never recursively: a pool that runs the task inside `start` may call `settle` there.
 """
 
 from __future__ import annotations
 
 import enum
+import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
@@ -46,13 +49,17 @@ class State(enum.Enum):
 class Entry:
     """One message in its lane. `item` is the caller's; it may be replaced between runs."""
 
-    __slots__ = ("item", "lane", "source", "state")
+    __slots__ = ("item", "lane", "rank", "source", "state")
 
     def __init__(self, lane: Hashable, source: Hashable, item: Any) -> None:
         self.lane = lane
         self.source = source
         self.item = item
         self.state = State.WAITING
+        self.rank = 0
+
+    def __lt__(self, other: Entry) -> bool:
+        return self.rank < other.rank
 
     def __repr__(self) -> str:
         return f"<Entry {self.lane!r} of {self.source!r}: {self.state.value}>"
@@ -69,6 +76,7 @@ class Lanes:
         start: Called with an entry that may run now.
         slots: Says how many entries may run at once.
         pump_soon: Sees to it that `pump` is called soon; None: it is called at once.
+        pump_now: Calls `pump`, when a lane's next entry may follow the one that has just settled.
     """
 
     def __init__(
@@ -76,15 +84,19 @@ class Lanes:
         start: Callable[[Entry], None],
         slots: Callable[[], int],
         pump_soon: Callable[[], None] | None = None,
+        pump_now: Callable[[], None] | None = None,
     ) -> None:
         self._start = start
         self._slots = slots
         self._pump_soon = pump_soon or self.pump
+        self._pump_now = pump_now or self.pump
         self._lock = threading.RLock()
         self._lanes: dict[Hashable, deque[Entry]] = {}
         self._sources: dict[Hashable, dict[Entry, None]] = {}
         self._frozen: set[Hashable] = set()
-        self._ready: deque[Entry] = deque()
+        self._ready: list[Entry] = []  # a heap; it may hold entries that are not READY any more
+        self._last_ranks: dict[Hashable, int] = {}
+        self._rank = 0  # of the entry that started last
         self._in_pool = 0
         self._pumping = False
 
@@ -95,6 +107,7 @@ class Lanes:
     def admit_entry(self, entry: Entry) -> Entry:
         """Admit an entry that the caller made, so that it knows the entry before it starts."""
         with self._lock:
+            entry.rank = self._last_ranks[entry.source] = max(self._last_ranks.get(entry.source, 0), self._rank) + 1
             queue = self._lanes.setdefault(entry.lane, deque())
             queue.append(entry)
             self._sources.setdefault(entry.source, {})[entry] = None
@@ -111,7 +124,7 @@ class Lanes:
             self._leave_pool(entry)
             entry.state = State.SETTLED
             self._remove(entry)
-        self._pump_soon()
+        self._pump_now()
 
     def hold(self, entry: Entry) -> bool:
         """Let a running head wait for `due` without giving up its place; False for an orphan, which only ends."""
@@ -151,7 +164,9 @@ class Lanes:
         """Start entries of `source` again."""
         with self._lock:
             self._frozen.discard(source)
-            self._ready.extend(entry for entry in self._sources.get(source, ()) if entry.state is State.READY)
+            for entry in self._sources.get(source, ()):
+                if entry.state is State.READY:
+                    heapq.heappush(self._ready, entry)
         self._pump_soon()
 
     def close(self, source: Hashable) -> list[Entry]:
@@ -166,6 +181,7 @@ class Lanes:
                     self._remove(entry)
                     dropped.append(entry)
             self._frozen.discard(source)
+            self._last_ranks.pop(source, None)
         self._pump_soon()
         return dropped
 
@@ -211,6 +227,7 @@ class Lanes:
                     return
                 self._pumping = True
                 entry.state = State.RUNNING
+                self._rank = max(self._rank, entry.rank)
                 self._in_pool += 1
             try:
                 self._start(entry)
@@ -220,7 +237,7 @@ class Lanes:
 
     def _make_ready(self, entry: Entry) -> None:
         entry.state = State.READY
-        self._ready.append(entry)
+        heapq.heappush(self._ready, entry)
 
     def _leave_pool(self, entry: Entry) -> None:
         if entry.state in _IN_POOL:
@@ -241,7 +258,7 @@ class Lanes:
     def _next(self) -> Entry | None:
         slots = self._slots()
         while self._ready and self._in_pool < slots:
-            entry = self._ready.popleft()
+            entry = heapq.heappop(self._ready)
             if entry.state is State.READY and entry.source not in self._frozen:
                 return entry
         return None

@@ -81,7 +81,7 @@ class Runs:
         log: Log,
         node: str,
     ) -> None:
-        self.lanes = Lanes(self._start, slots, self._end_turn)
+        self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end())
         self.turn = Turn(call_soon, self.lanes.pump)
         self._submit = submit
         self._call_after = call_after
@@ -228,11 +228,7 @@ class Runs:
                 logger.warning("killing the run of %s[%s]: its shard's connection was lost", request.name, request.id)
                 kill(request.worker_pid)
 
-    def _end_turn(self) -> None:
-        self.turn.end_soon()
-
     def _start(self, entry: Entry) -> None:
-        self.turn.flush()
         request = entry.item
         delivery: Delivery = request.delivery
         if delivery.redelivered and delivery.attempts is None:

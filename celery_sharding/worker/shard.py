@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import AMQPError
 from kombu.message import Message
 
 from celery_sharding.config import ShardGroup
@@ -37,7 +38,6 @@ from celery_sharding.journal import handover_event
 from celery_sharding.manifest import drained_event
 from celery_sharding.topology import Names
 from celery_sharding.worker.delivery import Delivery
-from celery_sharding.worker.turn import CHANNEL_ERRORS
 
 if TYPE_CHECKING:
     from celery_sharding.worker.attempts import Attempts
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONTROL_HEADER = "shard_control"
+# py-amqp raises AttributeError on a channel whose connection it has already cleared.
+CHANNEL_ERRORS = (OSError, AMQPError, AttributeError)
 # What a shard asks of a broker that knows the argument (3.12 and newer): a lane may hold a message for a long time.
 # Room for an end marker and its seal beside the messages.
 _CONTROL_MESSAGES = 2
@@ -134,16 +136,13 @@ class Shard:
         if channel is not None:
             self._journal("released")
             self.freeze()
-            self._runs.turn.flush()
             with contextlib.suppress(*CHANNEL_ERRORS):
                 channel.close()
         self.drop()
 
     def drop(self) -> None:
         """Forget what was delivered, after the channel was closed or lost."""
-        if self._channel is not None:
-            self._runs.turn.forget(self._channel)
-            self._channel = None
+        self._channel = None
         self.owned = False
         self._deliveries.clear()
         self._markers.clear()
@@ -168,10 +167,15 @@ class Shard:
             self._log.append(self.names.journal, event, optional=True)
 
     def _acknowledge_tag(self, tag: Any) -> None:
-        if self._channel is not None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.basic_ack(tag)
+        except CHANNEL_ERRORS as exc:
             # What was not acknowledged the broker delivers again, here or elsewhere. The consumer notices the loss when
             # it reads; until then nothing more may start, since nothing could be acknowledged.
-            self._runs.turn.acknowledge(self._channel, tag, self.freeze)
+            logger.warning("an acknowledgement did not reach the broker: %r", exc)
+            self.freeze()
 
     def _on_message(self, raw: Any) -> None:
         # py-amqp hands over its own message, kombu's virtual transports a kombu message.

@@ -15,7 +15,6 @@ closing in `shutdown` keeps the order through it; a timer that fires in between 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -29,8 +28,9 @@ from celery_sharding.manifest import Layout
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
+from celery_sharding.worker.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.request import DELIVERY, install
-from celery_sharding.worker.runs import Runs, is_gone
+from celery_sharding.worker.runs import Runs
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
@@ -39,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0
 TICK_SECONDS = 1.0
-ACCEPT_SECONDS = 2.0
-COLLECT_SECONDS = 5.0
 PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
 
 
@@ -58,27 +56,31 @@ class ShardsStep(bootsteps.StartStopStep):
         self._selection = sharding.selection()
         self._sharded = install(c.app, sharding.rules)
         pool = type(c.pool).__module__
-        self._is_prefork = pool == PREFORK
-        sharding.check_stores(has_child_processes=self._is_prefork)
+        has_children = pool == PREFORK
+        sharding.check_stores(has_child_processes=has_children)
         self._mailbox = Mailbox() if c.hub else None
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         self._log = self._backing.open_log(post=self._post, inline=pool == SOLO)
         self._runs = Runs(
             submit=c.on_task_request,
             call_after=self._call_after,
-            call_soon=c.hub.call_soon if c.hub and self._is_prefork else None,
+            call_soon=c.hub.call_soon if c.hub and has_children else None,
             bucket_for=self._bucket_for,
             is_alive=self._is_alive,
             slots=self._slots,
             log=self._log,
             node=c.hostname,
         )
+        self._prefork = (
+            PreforkPool(c, freeze=self._freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
+            if c.hub and has_children
+            else None
+        )
         self._intake = Intake(c, self._runs, self._sharded)
         c.on_task_request = self._wrap(c.on_task_request)
         self._groups: list[GroupConsumer] = []
         self._layouts: list[Layout] = []
         self._timers: list[Any] = []
-        self._killed: list[int] = []
         self._stopping = False
         self._looking = threading.Lock()
         # A channel that the broker closes (consumer time-out) would end the worker; this lets it connect anew instead.
@@ -112,8 +114,8 @@ class ShardsStep(bootsteps.StartStopStep):
                 )
                 for name, selection in self._selection.items()
             ]
-        self._guard_flush(c)
-        self._collect_killed(c)
+        if self._prefork is not None:
+            self._prefork.prepare()
         self._layouts = [self._ensure(group) for group in self._groups]
         if not c.hub:
             self._consume(c)
@@ -122,9 +124,7 @@ class ShardsStep(bootsteps.StartStopStep):
         """Consume, now that the pool can take work."""
         if self._mailbox is not None:
             self._mailbox.attach(hub)
-        self._runs.turn.restart()
-        if self._is_prefork and hub.consolidate_callback is not None:
-            hub.consolidate_callback = self._runs.turn.end_before(hub.consolidate_callback)
+        self._runs.turn.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
         self._consume(c)
 
     def stop(self, c: Any) -> None:
@@ -176,72 +176,11 @@ class ShardsStep(bootsteps.StartStopStep):
             raise ConnectionResetError(str(exc)) from exc
 
     def _release_orphans(self) -> None:
-        self._runs.release_orphans(self._kill if self._is_prefork else None)
-
-    def _kill(self, pid: int) -> None:
-        self._killed.append(pid)
-        self._consumer.pool.terminate_job(pid, signal.SIGKILL)
-
-    def _collect_killed(self, c: Any) -> None:
-        """Let the pool replace the children that were killed, before it is registered with the event loop again.
-
-        Celery's pool cannot be registered while one of its processes is noticed as dead and not collected yet: the
-        worker would end with "file descriptor is None" (Celery 5.7.0).
-        """
-        deadline = time.monotonic() + COLLECT_SECONDS
-        while not all(is_gone(pid) for pid in self._killed) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if self._killed:
-            self._killed.clear()
-            c.pool.maintain_pool()
+        self._runs.release_orphans(self._prefork.kill if self._prefork is not None else None)
 
     def _freeze(self) -> None:
         for group in self._groups:
             group.freeze()
-
-    def _guard_flush(self, c: Any) -> None:
-        """Let the prefork pool tell which runs it has begun before Celery flushes it.
-
-        Celery flushes the pool when the consumer closes or loses its connection: runs that were sent to a child and
-        not yet reported as accepted are struck off, though the child runs them. Nobody would learn of their end, so
-        they would be left unacknowledged by a warm shutdown and repeated elsewhere (Celery 5.7.0).
-        """
-        stock = getattr(c.pool, "flush", None)
-        if c.hub is None or stock is None or getattr(stock, "is_guarded", False):
-            return
-
-        def flush() -> None:
-            self._freeze()
-            self._await_accepted(c)
-            stock()
-
-        flush.is_guarded = True  # type: ignore[attr-defined]
-        c.pool.flush = flush
-
-    def _await_accepted(self, c: Any) -> None:
-        """Run the event loop until every run in the pool was accepted by a child."""
-        if not self._runs.unaccepted():
-            return
-        if c.connection is None:
-            # The hub was reset with the connection. Children that died meanwhile must be replaced first: they have no
-            # pipes to listen to.
-            c.pool.maintain_pool()
-            try:
-                c.pool.register_with_event_loop(c.hub)
-            except (ValueError, OSError) as exc:
-                logger.warning("the pool could not be asked for the runs it has begun: %r", exc)
-                return
-        deadline = time.monotonic() + ACCEPT_SECONDS
-        loop = c.hub.create_loop()
-        while self._runs.unaccepted() and time.monotonic() < deadline:
-            c.timer.call_after(0.02, _wake)
-            try:
-                next(loop)
-            except StopIteration:
-                loop = c.hub.create_loop()
-            except c.connection_errors as exc:
-                logger.debug("the connection was lost while the pool was asked: %r", exc)
-                return
 
     def _tick(self) -> None:
         now = time.time()
@@ -306,7 +245,3 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def _call_after(self, seconds: float, call: Callable[[], None]) -> Any:
         return self._consumer.timer.call_after(seconds, call)
-
-
-def _wake() -> None:
-    """Make the event loop come round."""

@@ -144,6 +144,30 @@ def test_a_task_that_ends_inside_start_does_not_recurse() -> None:
     assert depths == [1] * 2_000
 
 
+def test_a_long_lane_and_a_source_that_comes_late_do_not_wait_behind_what_came_before() -> None:
+    # Given one slot, a lane of three between short ones, and a second source that is heard only after them
+    order: list[str] = []
+    running: list[Entry] = []
+
+    def start(entry: Entry) -> None:
+        order.append(entry.item)
+        running.append(entry)
+
+    lanes = Lanes(start, lambda: 1)
+    lanes.freeze("one")
+    for item in ("hot1", "a", "hot2", "b", "hot3", "c", "d"):
+        lanes.admit(item[:3], "one", item)
+    for item in ("x", "y"):
+        lanes.admit(item, "two", item)
+    lanes.thaw("one")
+    # When one entry after the other ends
+    while running:
+        lanes.settle(running.pop())
+    # Then sources took turns, and the long lane kept its place among the others of its source
+    assert [item for item in order if item not in "xy"] == ["hot1", "a", "hot2", "b", "hot3", "c", "d"]
+    assert order.index("y") < order.index("hot3")
+
+
 def test_an_error_in_start_does_not_stop_the_lanes() -> None:
     # Given a pool that refuses the first task
     started: list[object] = []

@@ -1,44 +1,19 @@
-"""What the end of a turn promises: acknowledgements first, and none twice or late."""
+"""When the lanes are pumped: at the end of a turn, or at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import amqp
-import pytest
-from amqp.method_framing import frame_writer
-
 from celery_sharding.worker.turn import Turn
 
 
-class Wire:
-    """The end of a connection that the library writes to; stands for the transport too."""
-
-    frame_max = 131_072
-    bytes_sent = 0
+class Loop:
+    """An event loop that comes round when told, and what its turns did."""
 
     def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.transport = self
-        self.frame_writer = frame_writer(self, self)
-        self.channels: dict[int, amqp.Channel] = {}
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.written.append(bytes(data))
-
-    def channel(self, number: int) -> amqp.Channel:
-        channel = amqp.Channel.__new__(amqp.Channel)
-        channel.connection, channel.channel_id = self, number
-        channel.is_closing = False
-        return channel
-
-
-class Loop:
-    """An event loop that comes round when told."""
-
-    def __init__(self, *, pump: Callable[[], None]) -> None:
         self.calls: list[Callable[[], None]] = []
-        self.turn = Turn(self.calls.append, pump)
+        self.done: list[str] = []
+        self.turn = Turn(self.calls.append, lambda: self.done.append("pump"))
 
     def come_round(self) -> None:
         calls, self.calls[:] = self.calls.copy(), []
@@ -46,100 +21,49 @@ class Loop:
             call()
 
 
-def _refuse(*_: object) -> None:
-    raise ConnectionResetError("gone")
-
-
-def ignore() -> None:
-    """Nothing is to be done about a failure."""
-
-
-@pytest.fixture
-def wire() -> Wire:
-    return Wire()
-
-
-def test_acknowledgements_of_a_turn_leave_before_anything_starts(wire):
-    # Given two channels of one connection, on which a turn settles three messages
-    written_at_pump: list[int] = []
-    loop = Loop(pump=lambda: written_at_pump.append(len(wire.written)))
-    first, second = wire.channel(3), wire.channel(4)
-    loop.turn.acknowledge(first, 7, ignore)
-    loop.turn.acknowledge(second, 1, ignore)
-    loop.turn.acknowledge(first, 9, ignore)
-    assert wire.written == []
-    # When the loop comes round
+def test_what_comes_in_one_turn_is_pumped_together():
+    # Given three messages in one turn
+    loop = Loop()
+    for _ in range(3):
+        loop.turn.end_soon()
+    assert loop.done == []
+    # When the loop comes round, then the lanes are pumped once
     loop.come_round()
-    # Then all were written before the only pump
-    assert len(wire.written) == 3
-    assert written_at_pump == [3]
+    assert loop.done == ["pump"]
     assert loop.calls == []
 
 
-def test_nothing_is_written_for_a_channel_that_is_gone(wire):
-    # Given a message settled on each of two channels
-    loop = Loop(pump=lambda: None)
-    lost, kept = wire.channel(1), wire.channel(2)
-    loop.turn.acknowledge(lost, 5, ignore)
-    loop.turn.acknowledge(kept, 6, ignore)
-    # When one is lost before the turn ends
-    loop.turn.forget(lost)
+def test_what_follows_a_run_is_written_to_a_child_at_once():
+    # Given a pool that takes runs directly
+    loop = Loop()
+    loop.turn.begin(lambda: loop.done.append("write"))
     loop.come_round()
-    # Then only the other's is written
-    kept.basic_ack(6)
-    assert wire.written[0] == wire.written[1]
+    loop.done.clear()
+    # When a run ends, then the next does not wait for the loop
+    loop.turn.end()
+    assert loop.done == ["pump", "write"]
 
 
-def test_a_shard_learns_that_its_acknowledgements_failed_before_anything_starts(wire):
-    # Given a connection whose transport is gone
-    told: list[str] = []
-    loop = Loop(pump=lambda: told.append("pump"))
-    loop.turn.acknowledge(wire.channel(1), 5, lambda: told.append("first"))
-    loop.turn.acknowledge(wire.channel(2), 6, lambda: told.append("second"))
-    wire.frame_writer = _refuse
-    # When the turn ends
-    loop.come_round()
-    # Then both shards can freeze before the lanes go on
-    assert told == ["first", "second", "pump"]
-
-
-def test_a_turn_whose_end_was_swallowed_ends_after_the_next_connect(wire):
+def test_a_turn_whose_end_was_swallowed_ends_after_the_next_connect():
     # Given an event loop that lost its calls to another callback's error
-    pumps: list[str] = []
-    loop = Loop(pump=lambda: pumps.append("pumped"))
+    loop = Loop()
     loop.turn.end_soon()
     loop.calls.clear()
     # When the worker has connected again
-    loop.turn.restart()
+    loop.turn.begin(None)
     loop.come_round()
     # Then what may run starts
-    assert pumps == ["pumped"]
+    assert loop.done == ["pump"]
 
 
-def test_without_turns_everything_is_done_at_once(wire):
-    # Given turns that were stopped with something left to write
-    pumps: list[str] = []
-    loop = Loop(pump=lambda: pumps.append("pumped"))
-    channel = wire.channel(1)
-    loop.turn.acknowledge(channel, 1, ignore)
-    loop.turn.stop()
-    assert len(wire.written) == 1
-    # When more is settled
-    loop.turn.acknowledge(channel, 2, ignore)
-    loop.turn.end_soon()
-    # Then nothing waits for a loop
-    assert len(wire.written) == 2
-    assert pumps == ["pumped"]
-
-
-def test_what_a_turn_makes_ready_leaves_with_the_batch_of_the_same_turn(wire):
-    # Given a turn that has settled something, and a pool that is about to write runs to its processes
-    told: list[str] = []
-    loop = Loop(pump=lambda: told.append(f"pump after {len(wire.written)} acknowledgements"))
-    write = loop.turn.end_before(lambda fds: told.append(f"runs to {fds}"))
-    loop.turn.acknowledge(wire.channel(1), 5, ignore)
-    # When it writes, and the loop comes round later
-    write([8])
+def test_without_turns_everything_is_done_at_once():
+    # Given turns that were stopped
+    loop = Loop()
+    loop.turn.begin(lambda: loop.done.append("write"))
     loop.come_round()
-    # Then the turn ended first, and once
-    assert told == ["pump after 1 acknowledgements", "runs to [8]"]
+    loop.done.clear()
+    loop.turn.stop()
+    # When a message comes and a run ends, then nothing waits for a loop, and nothing is written to the pool
+    loop.turn.end_soon()
+    loop.turn.end()
+    assert loop.done == ["pump", "pump"]

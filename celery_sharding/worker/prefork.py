@@ -1,0 +1,120 @@
+"""What the library does to Celery's prefork pool beyond its public face, and why. Read of Celery 5.7.0.
+
+guard_flush     Celery flushes the pool when the consumer closes or loses its connection: runs that were sent to a
+                child and not yet reported as accepted are struck off, though the child runs them. Nobody would
+                learn of their end, so they would be left unacknowledged by a warm shutdown and repeated elsewhere.
+collect_killed  The pool cannot be registered with the event loop while one of its processes is noticed as dead and
+                not collected yet: the worker would end with "file descriptor is None".
+direct_writer   The pool writes a run to a child when the event loop says that the child's pipe takes data: a round
+                later, behind the messages that came in meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery_sharding.worker.runs import is_gone
+
+logger = logging.getLogger(__name__)
+
+_ACCEPT_SECONDS = 2.0
+_COLLECT_SECONDS = 5.0
+
+
+class PreforkPool:
+    """The prefork pool of the worker of `consumer`.
+
+    Args:
+        freeze: Starts nothing more.
+        has_unaccepted: Says whether the pool has runs that no child has reported as begun.
+    """
+
+    def __init__(self, consumer: Any, *, freeze: Callable[[], None], has_unaccepted: Callable[[], bool]) -> None:
+        self._consumer = consumer
+        self._freeze = freeze
+        self._has_unaccepted = has_unaccepted
+        self._killed: list[int] = []
+
+    def prepare(self) -> None:
+        """Make the pool ready to be registered with the event loop; called at each connect."""
+        self._guard_flush()
+        self._collect_killed()
+
+    def kill(self, pid: int) -> None:
+        """Kill a child and the run in it."""
+        self._killed.append(pid)
+        self._consumer.pool.terminate_job(pid, signal.SIGKILL)
+
+    def _collect_killed(self) -> None:
+        """Let the pool replace the children that were killed, before it is registered again."""
+        deadline = time.monotonic() + _COLLECT_SECONDS
+        while not all(is_gone(pid) for pid in self._killed) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self._killed:
+            self._killed.clear()
+            self._consumer.pool.maintain_pool()
+
+    def _guard_flush(self) -> None:
+        """Let the pool tell which runs it has begun before Celery flushes it."""
+        pool = self._consumer.pool
+        stock = pool.flush
+        if getattr(stock, "is_guarded", False):
+            return
+
+        def flush() -> None:
+            self._freeze()
+            self._await_accepted()
+            stock()
+
+        flush.is_guarded = True  # type: ignore[attr-defined]
+        pool.flush = flush
+
+    def _await_accepted(self) -> None:
+        """Run the event loop until every run in the pool was accepted by a child."""
+        if not self._has_unaccepted():
+            return
+        c = self._consumer
+        if c.connection is None:
+            # The hub was reset with the connection. Children that died meanwhile must be replaced first: they have no
+            # pipes to listen to.
+            c.pool.maintain_pool()
+            try:
+                c.pool.register_with_event_loop(c.hub)
+            except (ValueError, OSError) as exc:
+                logger.warning("the pool could not be asked for the runs it has begun: %r", exc)
+                return
+        deadline = time.monotonic() + _ACCEPT_SECONDS
+        loop = c.hub.create_loop()
+        while self._has_unaccepted() and time.monotonic() < deadline:
+            c.timer.call_after(0.02, _wake)
+            try:
+                next(loop)
+            except StopIteration:
+                loop = c.hub.create_loop()
+            except c.connection_errors as exc:
+                logger.debug("the connection was lost while the pool was asked: %r", exc)
+                return
+
+
+def direct_writer(pool: Any, hub: Any) -> Callable[[], None]:
+    """Return what writes the runs in the pool's buffer to its idle children, without waiting for the event loop.
+
+    Args:
+        pool: Celery's, registered with `hub`.
+    """
+    inner = pool._pool  # there is no public way to its pipes
+    waiting, pipes, write = inner.outbound_buffer, inner._all_inqueues, hub.consolidate_callback
+
+    def write_waiting() -> None:
+        if waiting:
+            write(list(pipes))
+
+    return write_waiting
+
+
+def _wake() -> None:
+    """Make the event loop come round."""

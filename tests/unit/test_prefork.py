@@ -1,0 +1,45 @@
+"""What the library reads of Celery's prefork pool: a new version that changes it must be noticed here."""
+
+from __future__ import annotations
+
+from celery.concurrency.asynpool import AsynPool
+from kombu.asynchronous import Hub
+
+from celery_sharding.worker.prefork import direct_writer
+
+
+class CeleryPool:
+    """The part of `celery.concurrency.prefork.TaskPool` that holds the pool itself."""
+
+    def __init__(self, inner: AsynPool) -> None:
+        self._pool = inner
+
+
+def test_runs_in_the_buffer_of_the_pool_reach_a_child_without_the_event_loop():
+    hub, results = Hub(), []
+    pool = AsynPool(processes=1, threads=False)
+
+    def await_results(count: int) -> None:
+        loop = hub.create_loop()
+        for _ in range(1_000):
+            if len(results) == count:
+                return
+            next(loop)
+
+    try:
+        # Given a pool whose child is up, and a run that waits in the pool's buffer
+        pool.register_with_event_loop(hub)
+        write = direct_writer(CeleryPool(pool), hub)
+        pool.apply_async(int, ("1",), callback=results.append)
+        await_results(1)
+        pool.apply_async(int, ("2",), callback=results.append)
+        assert len(pool.outbound_buffer) == 1
+        # When what waits is written
+        write()
+        # Then the child has it, before the event loop has come round
+        assert not pool.outbound_buffer
+        await_results(2)
+        assert results == [1, 2]
+    finally:
+        pool.terminate()
+        pool.join()
