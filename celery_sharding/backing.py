@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from celery_sharding.admin.removal import remove_drained
 from celery_sharding.admin.switch import ensure_group
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import UnsupportedBroker
@@ -36,7 +37,7 @@ class Backing(Protocol):
         """Publishes one message and returns when it is stored; `Publisher.publish` says how it is called."""
 
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
-        """Make the group ready for workers and return its layout."""
+        """Make the group ready for workers and return its layout; remove what it left behind if `known` is given."""
 
     def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
         """Return what the shards of a group open their channels on, in the worker of `consumer`."""
@@ -62,7 +63,10 @@ class RabbitBacking:
         self.publish = self._publisher.publish
 
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
-        return ensure_group(self._sharding.connect, group, owner=owner, known=known)
+        layout = ensure_group(self._sharding.connect, group, owner=owner, known=known)
+        if known is not None:  # not while a worker starts
+            remove_drained(self._sharding.connect, group.name, owner=owner, known=layout)
+        return layout
 
     def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
         return consumer.connection

@@ -17,6 +17,8 @@ from celery_sharding.config import KeyRule, suggest
 from celery_sharding.errors import ShardKeyError
 
 KEY_BYTES_MAX = 255
+# Of a message: its key, for whoever cannot see the routing key it was published with.
+KEY_HEADER = "shard_key"
 
 
 def key_text(value: object, *, task: str) -> str:

@@ -41,7 +41,8 @@ _LIMBO_STEP = 3
 class Segment:
     """A stretch of the group's order: one limbo queue, or the shard queues of one generation.
 
-    `queue_type` is what its queues were declared with. `ended` says that each of its queues holds an end marker.
+    `queue_type` is what its queues were declared with. `ended` says that each of its queues holds an end marker;
+    `drained` are those that reached it, the last of them at `drained_at` (epoch seconds, by the clock of its owner).
     """
 
     kind: Literal["limbo", "ring"]
@@ -50,6 +51,7 @@ class Segment:
     queue_type: str = "quorum"
     ended: bool = False
     drained: frozenset[str] = frozenset()
+    drained_at: float = 0.0
 
     @property
     def name(self) -> str:
@@ -217,7 +219,11 @@ def _fold_drained(layout: Layout, event: Mapping[str, Any]) -> Layout:
     segment, queue = layout.segment(str(event.get("segment"))), str(event.get("queue"))
     if segment is None or not segment.owns(queue):
         return layout
-    done = dataclasses.replace(segment, drained=segment.drained | {queue})
+    if queue in segment.drained:
+        return layout
+    at = event.get("at")
+    drained_at = max(segment.drained_at, at if isinstance(at, float | int) else 0.0)
+    done = dataclasses.replace(segment, drained=segment.drained | {queue}, drained_at=drained_at)
     return _replace_segment(layout, segment, done)
 
 

@@ -23,11 +23,10 @@ from celery.local import maybe_evaluate
 
 from celery_sharding.config import KeyRule, Settings, ShardGroup
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
-from celery_sharding.keys import KeyReader, key_text
+from celery_sharding.keys import KEY_HEADER, KeyReader, key_text
 from celery_sharding.topology import Names
 
 GROUP_HEADER = "shard_group"
-KEY_HEADER = "shard_key"
 SENT_AT_HEADER = "shard_sent_at"
 
 

@@ -53,8 +53,10 @@ def append(channel: Any, stream: str, event: Mapping[str, Any], *, timeout_secon
     publish_confirmed(channel, message, stream, timeout_seconds=timeout_seconds)
 
 
-def publish_confirmed(channel: Any, message: amqp.Message, queue: str, *, timeout_seconds: float) -> None:
-    """Put `message` into `queue` itself and wait for the confirm.
+def publish_confirmed(
+    channel: Any, message: amqp.Message, queue: str, *, timeout_seconds: float, exchange: str = ""
+) -> None:
+    """Put `message` into `queue` itself, or publish it to `exchange` under that key, and wait for the confirm.
 
     Raises:
         LogError, OutOfReach: As for `append`.
@@ -68,7 +70,7 @@ def publish_confirmed(channel: Any, message: amqp.Message, queue: str, *, timeou
     channel.events["basic_return"].add(note_return)
     try:
         channel.basic_publish_confirm(
-            message, exchange="", routing_key=queue, mandatory=True, confirm_timeout=timeout_seconds
+            message, exchange=exchange, routing_key=queue, mandatory=True, confirm_timeout=timeout_seconds
         )
     except amqp_errors.MessageNacked as exc:
         _close(channel)
@@ -83,6 +85,8 @@ def publish_confirmed(channel: Any, message: amqp.Message, queue: str, *, timeou
     finally:
         channel.events["basic_return"].discard(note_return)
     if returned:
+        if exchange:
+            raise LogError(f"no queue takes what {exchange!r} is sent", stream=exchange, missing=True)
         if queue_exists(channel.connection, queue):
             raise out_of_reach(queue, stream=queue)
         raise LogError(f"there is no queue {queue!r} on the broker", stream=queue, missing=True)

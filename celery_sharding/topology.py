@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from amqp import exceptions as amqp_errors
@@ -28,7 +27,6 @@ RING_TYPE = "x-consistent-hash"
 DELIVERY_LIMIT = 1_000_000
 # A stream forgets whole segments only, so segments must be small for an age to mean anything.
 _LOG_SEGMENT_BYTES = 8_000_000
-_MISSES_MAX = 3
 
 
 class Opener(Protocol):
@@ -215,6 +213,15 @@ def count_ready(connection: Opener, queue: str) -> int | None:
             return 0 if is_out_of_reach(exc) else None
 
 
+def count_consumers(connection: Opener, queue: str) -> int:
+    """Return how many consumers `queue` has, standbys included; 0 if there is no such queue."""
+    with brief_channel(connection) as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).consumer_count)
+        except amqp_errors.NotFound:
+            return 0
+
+
 def missing_shards(connection: Opener, names: Names, generation: int, shards: int) -> list[int]:
     """Return the indexes of the generation's shard queues that do not exist."""
     missing: list[int] = []
@@ -230,24 +237,6 @@ def missing_shards(connection: Opener, names: Names, generation: int, shards: in
                     missing.append(index)
                 index += 1
     return missing
-
-
-def delete_group(connection: Opener, name: str) -> None:
-    """Delete everything of the group, messages included, by probing names; what is not there is passed over."""
-    names = Names(name)
-    with brief_channel(connection) as channel:
-        for exchange in (names.publish, names.next, names.unrouted):
-            channel.exchange_delete(exchange)
-        for queue in (names.manifest, names.journal, names.attempts, names.dead):
-            channel.queue_delete(queue)
-    _delete_run(connection, names.limbo)
-    misses = generation = 0
-    while misses < _MISSES_MAX:
-        generation += 1
-        with brief_channel(connection) as channel:
-            channel.exchange_delete(names.ring(generation))
-        found = _delete_run(connection, partial(_numbered_shard, names, generation))
-        misses = 0 if found else misses + 1
 
 
 @contextlib.contextmanager
@@ -324,10 +313,6 @@ def out_of_reach(queue: str, **facts: str) -> OutOfReach:
     return OutOfReach(f"the broker's node that has {queue!r} is down or still starting; wait, or start it", **facts)
 
 
-def _numbered_shard(names: Names, generation: int, number: int) -> str:
-    return names.shard(generation, number - 1)
-
-
 def _declare_queue(channel: Any, group: str, queue: str, arguments: dict[str, Any]) -> None:
     with explained(group, queue):
         channel.queue_declare(queue, durable=True, exclusive=False, auto_delete=False, arguments=arguments)
@@ -346,17 +331,3 @@ def _exists(connection: Opener, declare: Callable[[Any], object]) -> bool:
         except amqp_errors.NotFound as exc:
             return is_out_of_reach(exc)
         return True
-
-
-def _delete_run(connection: Opener, name: Callable[[int], str]) -> int:
-    """Delete the queues `name(1)`, `name(2)` … until a few in a row are missing; return how many there were."""
-    found = misses = number = 0
-    while misses < _MISSES_MAX:
-        number += 1
-        if queue_exists(connection, name(number)):
-            with brief_channel(connection) as channel:
-                channel.queue_delete(name(number))
-            found, misses = found + 1, 0
-        else:
-            misses += 1
-    return found

@@ -185,8 +185,8 @@ def _repair_once(connection: Opener, group: ShardGroup, layout: Layout, by: str)
         layout = _declare_fixed(connection, group, layout, by)
     elif layout.limbo == 0:
         topology.check_fixed(connection, group)
-        layout = _record_created(connection, group, layout, by)
         ahead = _PROBE_ALL
+        layout = _record_created(connection, group, layout, by, ahead)
     elif _missing_logs(connection, names):
         with brief_channel(connection) as channel:
             topology.declare_logs(channel, group.name)
@@ -220,17 +220,17 @@ def _needs_ring(connection: Opener, names: Names, layout: Layout) -> bool:
 def _declare_fixed(connection: Opener, group: ShardGroup, layout: Layout, by: str) -> Layout:
     with brief_channel(connection) as channel:
         topology.declare_logs(channel, group.name)
-    layout = _record_created(connection, group, layout, by)
+    layout = _record_created(connection, group, layout, by, _PROBE_AHEAD)
     with brief_channel(connection) as channel:
         topology.declare_fixed(channel, group, limbo=layout.limbo)
     return layout
 
 
-def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: str) -> Layout:
+def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:
     if layout.limbo and (layout.generation == 0 or layout.cut_off):
         return layout  # recorded by someone who did not get to the end of it
     names = Names(group.name)
-    limbo = layout.limbo or _first_existing(connection, names.limbo, 1, _PROBE_AHEAD) or 1
+    limbo = layout.limbo or _first_existing(connection, names.limbo, 1, ahead) or 1
     with brief_channel(connection) as channel:
         topology.declare_logs(channel, group.name)
     return write(connection, names, layout, {"event": "created", "limbo": limbo}, by=by)

@@ -12,6 +12,7 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import topology
+from celery_sharding.admin.removal import delete_group
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import (
     BrokerUnavailable,
@@ -260,7 +261,7 @@ def test_a_deleted_group_leaves_nothing(connection, group_name):
         topology.declare_fixed(channel, group, limbo=1)
         topology.declare_ring(channel, group, 2, 3)
 
-    topology.delete_group(connection, group_name)
+    delete_group(connection, group_name)
 
     assert not topology.fixed_exists(connection, names)
     assert topology.missing_shards(connection, names, 2, 3) == [0, 1, 2]

@@ -16,8 +16,8 @@ from pathlib import Path
 from amqp.exceptions import AMQPError
 from kombu import Connection
 
+from celery_sharding.admin.removal import delete_group
 from celery_sharding.testing import RabbitNode, ServerMissing
-from celery_sharding.topology import delete_group
 
 INSTALLER = Path(__file__).resolve().parents[3] / "scripts" / "install_servers"
 # What any Celery worker declares and nobody removes.

@@ -1,0 +1,176 @@
+"""Removing queues that the group has left behind, and a whole group.
+
+    drained ──a minute later, nobody consumes it──▶ its ring is deleted: nothing can be routed to it any more
+            ──▶ what came too late is moved ──▶ its queues are deleted ──▶ "removed" is written
+
+A message is late if the broker took longer than the grace of the switch to put it into its queue, behind the end
+marker. It was confirmed, so it is not lost: it is published to the group again, under its key, and a warning says so.
+It may come behind messages of its key that were published after it.
+
+Each step may be done again, so a removal that was cut short is done from its beginning by the next worker that looks;
+only a message that was moved and not yet acknowledged comes twice then. Everything is done under the group's lock. The
+broker refuses to delete a quorum queue only if it is empty or unused, so that is looked at before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+import uuid
+from typing import Any
+
+import amqp
+
+from celery_sharding import topology
+from celery_sharding.admin.endings import CONTROL_HEADER
+from celery_sharding.errors import LockHeld, LogError, TopologyError
+from celery_sharding.keys import KEY_HEADER
+from celery_sharding.lock import Connect, TopologyLock
+from celery_sharding.manifest import Layout, Segment, load, write
+from celery_sharding.streams import publish_confirmed
+from celery_sharding.topology import Names, Opener, brief_channel, explained
+
+logger = logging.getLogger(__name__)
+
+KEEP_SECONDS = 60.0
+_STEP_SECONDS = 30.0
+_PREFETCH = 100
+# How far beyond the manifest to look for queues when a group is deleted.
+_BEYOND = 3
+
+
+def removable(layout: Layout, *, now: float, keep_seconds: float = KEEP_SECONDS) -> list[Segment]:
+    """Return the segments that may be removed: drained for a while, and nothing before them is still consumed."""
+    found = []
+    for segment in layout.segments[:-1]:
+        if not segment.is_drained or now - segment.drained_at < keep_seconds:
+            break
+        found.append(segment)
+    return found
+
+
+def remove_drained(
+    connect: Connect, group: str, *, owner: str, known: Layout, keep_seconds: float = KEEP_SECONDS
+) -> None:
+    """Remove what `removable` says; quick, and without the broker, if that is nothing.
+
+    What another process has locked, or a worker still consumes, is left to a later call.
+
+    Args:
+        known: The layout as the caller tails it.
+
+    Raises:
+        LogError: The manifest could not be read or written, or a late message not moved.
+        BrokerUnavailable, LockLost: The broker was lost; the next call goes on.
+    """
+    if not removable(known, now=time.time(), keep_seconds=keep_seconds):
+        return
+    names = Names(group)
+    with (
+        contextlib.suppress(LockHeld),
+        TopologyLock(connect, names, owner=owner, timeout_seconds=0) as lock,
+        lock.operation() as connection,
+    ):
+        layout = load(connection, names)
+        for segment in removable(layout, now=time.time(), keep_seconds=keep_seconds):
+            if layout.switch is not None or _is_consumed(connection, names, segment):
+                return
+            moved = _remove(connection, names, segment)
+            layout = write(connection, names, layout, {"event": "removed", "segment": segment.name}, by=owner)
+            logger.info("group %s: %s was drained and is removed", group, segment.name)
+            if moved:
+                logger.warning(
+                    "group %s: messages came to %s behind its end: %d; they run now, maybe behind later ones of their "
+                    "keys",
+                    group,
+                    segment.name,
+                    moved,
+                )
+
+
+def delete_group(connection: Opener, name: str) -> None:
+    """Delete everything of the group, messages included; what is not there is passed over."""
+    names = Names(name)
+    try:
+        layout = load(connection, names)
+    except TopologyError as exc:
+        logger.debug("group %s: deleted without its manifest (%s)", name, exc)
+        layout = Layout()
+    shards = max([layout.shards, *(segment.shards for segment in layout.segments)])
+    with brief_channel(connection) as channel:
+        for exchange in (names.publish, names.next, names.unrouted):
+            channel.exchange_delete(exchange)
+        for number in range(1, layout.limbo + _BEYOND + 1):
+            channel.queue_delete(names.limbo(number))
+        for generation in range(1, layout.generation + _BEYOND + 1):
+            channel.exchange_delete(names.ring(generation))
+            index = 0
+            while index < shards or topology.queue_exists(connection, names.shard(generation, index)):
+                channel.queue_delete(names.shard(generation, index))
+                index += 1
+        for queue in (names.manifest, names.journal, names.attempts, names.dead):
+            channel.queue_delete(queue)
+
+
+def _is_consumed(connection: Opener, names: Names, segment: Segment) -> bool:
+    return any(topology.count_consumers(connection, queue) for queue in segment.queues(names))
+
+
+def _remove(connection: Any, names: Names, segment: Segment) -> int:
+    """Delete a segment's ring and queues; return how many late messages were moved."""
+    moved = 0
+    if segment.kind == "ring":
+        with brief_channel(connection) as channel:
+            channel.exchange_delete(names.ring(segment.number))
+    for queue in segment.queues(names):
+        if topology.queue_exists(connection, queue):
+            moved += _move_late(connection, names, queue)
+            with brief_channel(connection) as channel, explained(names.group, queue):
+                channel.queue_delete(queue)
+    return moved
+
+
+def _move_late(connection: Any, names: Names, queue: str) -> int:
+    """Publish the messages of `queue` to the group again; return how many there were.
+
+    A marker of our own stands behind them: when it is delivered, they all were.
+    """
+    nonce = uuid.uuid4().hex
+    late: list[amqp.Message] = []
+    ended = False
+
+    def take(message: amqp.Message) -> None:
+        nonlocal ended
+        headers = message.headers or {}
+        ended = ended or headers.get("nonce") == nonce
+        if CONTROL_HEADER not in headers:
+            late.append(message)
+
+    with brief_channel(connection) as source, brief_channel(connection) as target:
+        marker = amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "probe", "nonce": nonce})
+        publish_confirmed(target, marker, queue, timeout_seconds=_STEP_SECONDS)
+        source.basic_qos(0, _PREFETCH, False)
+        source.basic_consume(queue, callback=take)
+        moved = 0
+        deadline = time.monotonic() + _STEP_SECONDS
+        while not ended:
+            with contextlib.suppress(socket.timeout):
+                connection.drain_events(timeout=max(0.001, deadline - time.monotonic()))
+            while late:
+                message = late.pop(0)
+                key = (message.headers or {}).get(KEY_HEADER) or message.delivery_info["routing_key"]
+                publish_confirmed(
+                    target,
+                    amqp.Message(message.body, **message.properties),
+                    str(key),
+                    exchange=names.publish,
+                    timeout_seconds=_STEP_SECONDS,
+                )
+                source.basic_ack(message.delivery_tag)
+                moved += 1
+                deadline = time.monotonic() + _STEP_SECONDS
+            if not ended and time.monotonic() > deadline:
+                raise LogError(f"{queue!r} could not be read to its end before its removal", stream=queue)
+    return moved
