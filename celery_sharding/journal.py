@@ -92,6 +92,7 @@ def retry_event(
     retries: int,
     attempts: int,
     *,
+    wait_seconds: float = 0.0,
     body: bytes | None = None,
     content_type: str | None = None,
     content_encoding: str | None = None,
@@ -99,6 +100,7 @@ def retry_event(
     """Return that a task asked for its retry number `retries`.
 
     Args:
+        wait_seconds: How long from now it waits before it runs.
         body: What to run instead of the message's own body, for `retry(args=…, kwargs=…)`; None: no change.
         content_type: Of `body`.
         content_encoding: Of `body`.
@@ -109,6 +111,7 @@ def retry_event(
         "task_id": task_id,
         "retries": retries,
         "attempts": attempts,
+        "wait_seconds": wait_seconds,
     }
     if body is not None:
         event |= {
@@ -126,13 +129,22 @@ def settled_event(task_id: str) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is known of one message: runs begun, retries asked for, and the body that a retry put in its place."""
+    """What is known of one message: runs begun, retries asked for, and the body that a retry put in its place.
+
+    Its last retry was asked for at `retried_at` (epoch seconds) and waits for `wait_seconds` from then.
+    """
 
     attempts: int = 0
     retries: int = 0
+    retried_at: float = 0.0
+    wait_seconds: float = 0.0
     body: bytes | None = None
     content_type: str | None = None
     content_encoding: str | None = None
+
+    def left_seconds(self, now: float) -> float:
+        """Return how long its retry still waits at `now`: never longer than was asked for, whatever the clocks say."""
+        return max(0.0, min(self.wait_seconds, self.retried_at + self.wait_seconds - now))
 
 
 class AttemptLog:
@@ -165,6 +177,10 @@ class AttemptLog:
                 content_type=event.get("content_type"),
                 content_encoding=event.get("content_encoding"),
             )
+        if event["event"] == "retry" and retries >= known.retries:
+            known = dataclasses.replace(
+                known, retried_at=_number(event.get("at")), wait_seconds=_number(event.get("wait_seconds"))
+            )
         self._by_task_id[task_id] = dataclasses.replace(
             known,
             # A retry says that the runs before it came to an end.
@@ -180,6 +196,10 @@ class AttemptLog:
 
     def __len__(self) -> int:
         return len(self._by_task_id)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _decode_body(text: Any) -> bytes | None:

@@ -118,13 +118,14 @@ class Runs:
         if not self._hold(delivery, again):
             return
         delivery.attempts = 0  # the run has come to an end
-        due_at = time.monotonic() + retry.seconds()
+        wait_seconds = retry.seconds()
+        due_at = time.monotonic() + wait_seconds
         delivery.shard.count("retried")
         delivery.is_recorded = True
         changed = {} if retry.body is None else encode_call(again, retry.body)
         self._log.append(
             delivery.shard.names.attempts,
-            retry_event(delivery.task_id or "", retries, 0, **changed),
+            retry_event(delivery.task_id or "", retries, 0, wait_seconds=wait_seconds, **changed),
             lambda: self._call_after(max(0.0, due_at - time.monotonic()), partial(self._due, delivery)),
         )
 
@@ -263,6 +264,10 @@ class Runs:
             self.leave_orphan(delivery)
             return
         known = delivery.shard.attempts.get(delivery.task_id or "")
+        if known is not None and (left_seconds := known.left_seconds(time.time())):
+            # A retry that waited when its shard changed hands; it is judged when it is due.
+            self._hold_for(entry, left_seconds)
+            return
         # One that nobody recorded may have begun once or only waited in its last owner's lanes; only recorded attempts
         # can make it a dead letter.
         most = delivery.shard.group.max_attempts

@@ -10,6 +10,7 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
+from celery_sharding.streams import read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 
@@ -183,6 +184,30 @@ def test_restarts_condemn_neither_messages_that_only_wait_nor_tasks_that_retry(s
     assert retried.get(timeout=60) == 3
     assert shop.trace.wait_for(41), shop.verdict()
     assert shop.verdict().is_clean, shop.verdict()
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_retry_that_waits_goes_on_waiting_under_the_next_owner(shop: Shop, end: str) -> None:
+    # Given a task whose retry is due in some seconds, and one of its key behind it
+    countdown_seconds = 5.0
+    worker = shop.worker("-c", "2")
+    shop.send("again", "r", 1, times=1, countdown=countdown_seconds)
+    shop.send("step", "r", 2)
+    assert shop.trace.wait_for(1, kind="begin")
+    # When its worker is gone before that, and another takes over
+    assert wait_until(lambda: _retries_recorded(shop) == 1, timeout_seconds=10)
+    getattr(worker, end)()
+    shop.worker("-c", "2")
+    # Then it runs when it is due, and its successor after it
+    assert shop.trace.wait_for(2), shop.verdict()
+    assert shop.verdict().is_clean, shop.verdict()
+    begun = [mark.at for mark in shop.trace.read() if mark.kind == "begin"]
+    assert begun[1] - begun[0] >= countdown_seconds
+
+
+def _retries_recorded(shop: Shop) -> int:
+    with Connection(shop.broker_url) as connection:
+        return len([event for _, event in read_to_end(connection, shop.names.attempts) if event["event"] == "retry"])
 
 
 def test_a_group_that_prefetches_one_message_gets_through_the_end_of_a_segment(shop: Shop) -> None:

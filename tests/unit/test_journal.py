@@ -27,9 +27,20 @@ def test_attempts_only_grow_whatever_the_order(log):
 def test_a_retry_says_that_the_runs_before_it_came_to_an_end(log):
     # Given a message that was begun twice and then asked for a retry
     log.note(attempt_event("t1", 2))
-    log.note(retry_event("t1", retries=1, attempts=0))
+    log.note(retry_event("t1", retries=1, attempts=0) | {"at": 100.0})
     # Then it has no attempt behind it that may have died, and keeps its retry
-    assert log.get("t1") == Attempt(attempts=0, retries=1)
+    assert log.get("t1") == Attempt(attempts=0, retries=1, retried_at=100.0)
+
+
+@pytest.mark.parametrize(("now", "left_seconds"), [(100.0, 8.0), (105.0, 3.0), (108.0, 0.0), (900.0, 0.0), (7.0, 8.0)])
+def test_a_retry_waits_for_what_is_left_and_never_longer_than_was_asked_for(log, now, left_seconds):
+    log.note(retry_event("t1", 1, 0, wait_seconds=1) | {"at": 50.0})
+    log.note(retry_event("t1", 2, 0, wait_seconds=8) | {"at": 100.0})
+    log.note(retry_event("t1", 1, 0, wait_seconds=500) | {"at": 99.0})
+
+    known = log.get("t1")
+    assert known is not None
+    assert known.left_seconds(now) == left_seconds
 
 
 def test_the_body_of_the_highest_retry_takes_the_place_of_the_message(log):
@@ -43,9 +54,10 @@ def test_the_body_of_the_highest_retry_takes_the_place_of_the_message(log):
 
 
 def test_events_survive_their_way_through_the_stream(log):
-    log.note(json.loads(json.dumps(retry_event("t1", 1, 2, body=b"\xff", content_type="x"))))
+    event = retry_event("t1", 1, 2, wait_seconds=1.5, body=b"\xff", content_type="x") | {"at": 7.5}
+    log.note(json.loads(json.dumps(event)))
 
-    assert log.get("t1") == Attempt(attempts=2, retries=1, body=b"\xff", content_type="x")
+    assert log.get("t1") == Attempt(2, 1, retried_at=7.5, wait_seconds=1.5, body=b"\xff", content_type="x")
 
 
 def test_past_the_limit_the_longest_untouched_is_forgotten():
