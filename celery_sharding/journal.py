@@ -93,6 +93,7 @@ def retry_event(
     attempts: int,
     *,
     wait_seconds: float = 0.0,
+    time_limits: tuple[float | None, float | None] | None = None,
     body: bytes | None = None,
     content_type: str | None = None,
     content_encoding: str | None = None,
@@ -101,6 +102,7 @@ def retry_event(
 
     Args:
         wait_seconds: How long from now it waits before it runs.
+        time_limits: Of its next runs, (hard, soft); None: no change.
         body: What to run instead of the message's own body, for `retry(args=…, kwargs=…)`; None: no change.
         content_type: Of `body`.
         content_encoding: Of `body`.
@@ -113,6 +115,8 @@ def retry_event(
         "attempts": attempts,
         "wait_seconds": wait_seconds,
     }
+    if time_limits is not None:
+        event["time_limits"] = list(time_limits)
     if body is not None:
         event |= {
             "body": base64.b64encode(body).decode(),
@@ -138,6 +142,7 @@ class Attempt:
     retries: int = 0
     retried_at: float = 0.0
     wait_seconds: float = 0.0
+    time_limits: tuple[float | None, float | None] | None = None
     body: bytes | None = None
     content_type: str | None = None
     content_encoding: str | None = None
@@ -179,7 +184,10 @@ class AttemptLog:
             )
         if event["event"] == "retry" and retries >= known.retries:
             known = dataclasses.replace(
-                known, retried_at=_number(event.get("at")), wait_seconds=_number(event.get("wait_seconds"))
+                known,
+                retried_at=_number(event.get("at")),
+                wait_seconds=_number(event.get("wait_seconds")),
+                time_limits=_time_limits(event.get("time_limits")) or known.time_limits,
             )
         self._by_task_id[task_id] = dataclasses.replace(
             known,
@@ -196,6 +204,10 @@ class AttemptLog:
 
     def __len__(self) -> int:
         return len(self._by_task_id)
+
+
+def _time_limits(value: Any) -> tuple[float | None, float | None] | None:
+    return (value[0], value[1]) if isinstance(value, list) and len(value) == 2 else None
 
 
 def _number(value: Any) -> float:

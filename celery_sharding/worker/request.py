@@ -41,9 +41,17 @@ class ShardRequestMixin:
         if self.delivery is not None:
             self.request_dict[SHARD_ATTRIBUTE] = self.delivery.label  # type: ignore[attr-defined]
 
-    def rebuild(self, *, retries: int, body: tuple[Any, Any] | None = None) -> Any:
-        """Return a fresh request for the same message, for its next run."""
+    def rebuild(
+        self,
+        *,
+        retries: int,
+        body: tuple[Any, Any] | None = None,
+        time_limits: tuple[float | None, float | None] | None = None,
+    ) -> Any:
+        """Return a fresh request for the same message, for its next run; None: as it was."""
         headers = {**self.request_dict, "retries": retries}  # type: ignore[attr-defined]
+        if time_limits is not None:
+            headers["timelimit"] = list(time_limits)
         decoded = self.content_type is None  # type: ignore[attr-defined]
         payload = self.body  # type: ignore[attr-defined]
         if body is not None:

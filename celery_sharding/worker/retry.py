@@ -24,7 +24,10 @@ SHARD_ATTRIBUTE = "shard"
 
 
 class InPlaceRetry(Retry):
-    """Asks the worker to run the message again. `body` is (args, kwargs) if the retry changed them."""
+    """Asks the worker to run the message again.
+
+    `body` is (args, kwargs), `time_limits` (hard, soft; seconds or None), if the retry changed them.
+    """
 
     def __init__(
         self,
@@ -32,12 +35,14 @@ class InPlaceRetry(Retry):
         exc: Exception | None = None,
         when: float | datetime | None = None,
         body: tuple[Any, Any] | None = None,
+        time_limits: tuple[float | None, float | None] | None = None,
     ) -> None:
         super().__init__(message, exc, when)
         self.body = body
+        self.time_limits = time_limits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.exc, self.when, self.body)
+        return type(self), (self.message, self.exc, self.when, self.body, self.time_limits)
 
     def seconds(self) -> float:
         """Return how long to wait from now."""
@@ -84,7 +89,9 @@ def retry_in_place(
             task_kwargs=request.kwargs,
         )
     when = eta if eta is not None else (task.default_retry_delay if countdown is None else countdown)
-    retry = InPlaceRetry(exc=exc, when=when, body=_changed_call(task, args, kwargs))
+    retry = InPlaceRetry(
+        exc=exc, when=when, body=_changed_call(task, args, kwargs), time_limits=_changed_limits(request, options)
+    )
     _refuse_long_wait(task, retry)
     raise retry
 
@@ -135,6 +142,14 @@ def _refuse_long_wait(task: Any, retry: InPlaceRetry) -> None:
             task=task.name,
             option="countdown",
         )
+
+
+def _changed_limits(request: Any, options: dict[str, Any]) -> tuple[float | None, float | None] | None:
+    """Return the (hard, soft) time limits of the next run, None if they stay; what is not given is kept."""
+    if not options:
+        return None
+    hard, soft = request.timelimit or (None, None)
+    return options.get("time_limit", hard), options.get("soft_time_limit", soft)
 
 
 def _changed_call(task: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:

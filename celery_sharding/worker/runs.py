@@ -114,7 +114,7 @@ class Runs:
         """Run the message again in its place, when the retry is due."""
         delivery: Delivery = request.delivery
         retries = request.request_dict.get("retries", 0) + 1
-        again = request.rebuild(retries=retries, body=retry.body)
+        again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
         if not self._hold(delivery, again):
             return
         delivery.attempts = 0  # the run has come to an end
@@ -125,7 +125,9 @@ class Runs:
         changed = {} if retry.body is None else encode_call(again, retry.body)
         self._log.append(
             delivery.shard.names.attempts,
-            retry_event(delivery.task_id or "", retries, 0, wait_seconds=wait_seconds, **changed),
+            retry_event(
+                delivery.task_id or "", retries, 0, wait_seconds=wait_seconds, time_limits=retry.time_limits, **changed
+            ),
             lambda: self._call_after(max(0.0, due_at - time.monotonic()), partial(self._due, delivery)),
         )
 
@@ -275,7 +277,9 @@ class Runs:
         request = entry.item
         if known is not None and known.retries > request.request_dict.get("retries", 0):
             entry.item = request = request.rebuild(
-                retries=known.retries, body=None if known.body is None else decode_call(request, known)
+                retries=known.retries,
+                body=None if known.body is None else decode_call(request, known),
+                time_limits=known.time_limits,
             )
         if delivery.attempts >= most:
             reason = f"begun {delivery.attempts} times and never finished"

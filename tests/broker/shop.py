@@ -107,6 +107,13 @@ def endless(key, number):
     time.sleep(60)
 
 
+@app.task(bind=True, **sharded, max_retries=1)
+def tightened(self, key, number):
+    if not self.request.retries:
+        raise self.retry(countdown=0, time_limit=1)
+    time.sleep(60)
+
+
 @app.task(**sharded, soft_time_limit=1)
 def soft(key, number):
     time.sleep(60)

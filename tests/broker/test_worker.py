@@ -181,6 +181,17 @@ def test_a_hard_time_limit_is_a_failure_and_the_key_goes_on_when_the_run_has_end
     assert [mark.kind for mark in shop.trace.read()] == ["begin", "start", "end"]
 
 
+def test_a_retry_may_set_the_time_limit_of_the_next_run(shop: Shop) -> None:
+    # Given a task whose retry asks for time_limit=1, and then takes too long
+    shop.worker()
+    result = shop.send("tightened", "a", 1)
+    # Then it fails by that limit, and its key goes on
+    with pytest.raises(Exception, match="TimeLimitExceeded"):
+        result.get(timeout=30)
+    shop.send("step", "a", 2)
+    assert shop.trace.wait_for(1)
+
+
 def test_a_soft_time_limit_is_a_failure(shop: Shop) -> None:
     # Given a task with soft_time_limit=1 that sleeps on
     shop.worker()

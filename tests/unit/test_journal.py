@@ -53,6 +53,15 @@ def test_the_body_of_the_highest_retry_takes_the_place_of_the_message(log):
     assert (found.retries, found.body, found.content_encoding) == (3, b"\x00second", "utf-8")
 
 
+def test_time_limits_of_a_retry_hold_for_the_retries_after_it(log):
+    log.note(json.loads(json.dumps(retry_event("t1", 1, 0, time_limits=(9, None)))))
+    log.note(retry_event("t1", 2, 0))
+
+    known = log.get("t1")
+    assert known is not None
+    assert known.time_limits == (9, None)
+
+
 def test_events_survive_their_way_through_the_stream(log):
     event = retry_event("t1", 1, 2, wait_seconds=1.5, body=b"\xff", content_type="x") | {"at": 7.5}
     log.note(json.loads(json.dumps(event)))
