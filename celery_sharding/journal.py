@@ -87,6 +87,11 @@ def attempt_event(task_id: str, attempts: int) -> Event:
     return {"event": "attempt", "at": time.time(), "task_id": task_id, "attempts": attempts}
 
 
+def withdrawn_event(task_id: str, attempts: int) -> Event:
+    """Return that a run which was announced did not begin, since its shard was given up: `attempts` are left."""
+    return {"event": "withdrawn", "at": time.time(), "task_id": task_id, "attempts": attempts}
+
+
 def retry_event(
     task_id: str,
     retries: int,
@@ -155,7 +160,8 @@ class Attempt:
 class AttemptLog:
     """Attempts by task id, folded from the stream of attempts; bounded, the longest untouched are forgotten first.
 
-    Events may come again: numbers only grow until the message is settled, and the body is that of the highest retry.
+    Events may come again: numbers only grow until the message is settled, a retry is asked for, or a run that was
+    announced is withdrawn. The body is that of the highest retry.
     Not safe for threads.
     """
 
@@ -164,12 +170,12 @@ class AttemptLog:
         self._by_task_id: OrderedDict[str, Attempt] = OrderedDict()
 
     def note(self, event: Mapping[str, Any]) -> None:
-        """Fold one event; others than `attempt`, `retry` and `settled`, and damaged ones, change nothing."""
+        """Fold one event; names that are not of this stream, and damaged ones, change nothing."""
         task_id, attempts, retries = event.get("task_id"), event.get("attempts"), event.get("retries", 0)
         if event.get("event") == "settled":
             self._by_task_id.pop(str(task_id), None)
             return
-        if event.get("event") not in ("attempt", "retry"):
+        if event.get("event") not in ("attempt", "retry", "withdrawn"):
             return
         if not isinstance(task_id, str) or not isinstance(attempts, int) or not isinstance(retries, int):
             return
@@ -192,7 +198,7 @@ class AttemptLog:
         self._by_task_id[task_id] = dataclasses.replace(
             known,
             # A retry says that the runs before it came to an end.
-            attempts=attempts if event["event"] == "retry" else max(known.attempts, attempts),
+            attempts=max(known.attempts, attempts) if event["event"] == "attempt" else attempts,
             retries=max(known.retries, retries),
         )
         while len(self._by_task_id) > self._attempts_max:

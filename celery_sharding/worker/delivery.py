@@ -22,9 +22,10 @@ class Delivery:
         attempts: Runs of it that were begun, as far as is known; None until it is judged.
         entry: Its place in a lane; None before it is admitted and for messages that never run.
         is_recorded: The attempts stream knows of it.
+        is_announced: It says that a run begins which has not begun yet.
     """
 
-    __slots__ = ("attempts", "entry", "is_recorded", "message", "received_at", "runs", "shard", "tag")
+    __slots__ = ("attempts", "entry", "is_announced", "is_recorded", "message", "received_at", "runs", "shard", "tag")
 
     def __init__(self, message: Any, shard: Shard, runs: Runs) -> None:
         self.message = message
@@ -34,6 +35,7 @@ class Delivery:
         self.entry: Entry | None = None
         self.attempts: int | None = None
         self.is_recorded = False
+        self.is_announced = False
         self.received_at = time.time()
 
     @property

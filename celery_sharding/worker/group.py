@@ -122,6 +122,11 @@ class GroupConsumer:
         for shard in self.shards.values():
             shard.freeze()
 
+    def withdraw(self) -> None:
+        """Before `close`: tell the next owners which runs did not begin."""
+        for shard in self.shards.values():
+            shard.withdraw()
+
     def close(self) -> None:
         """Give all shards up."""
         self.freeze()

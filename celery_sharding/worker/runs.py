@@ -25,7 +25,14 @@ from typing import Any, Protocol
 
 from celery.worker.state import task_reserved
 
-from celery_sharding.journal import attempt_event, dead_event, failure_event, retry_event, settled_event
+from celery_sharding.journal import (
+    attempt_event,
+    dead_event,
+    failure_event,
+    retry_event,
+    settled_event,
+    withdrawn_event,
+)
 from celery_sharding.worker.delivery import Delivery, dead_headers
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
@@ -249,11 +256,14 @@ class Runs:
         elif bucket is not None and not bucket.can_consume(1):
             self._hold_for(entry, bucket.expected_time(1))
         else:
+            # Before, since a solo pool runs the task in it.
+            was_announced, request.delivery.is_announced = request.delivery.is_announced, False
             try:
                 self._submit(request)
             except Exception:
                 # Celery asks the result backend here, if the task is revoked or expired; it may be down.
                 logger.exception("%s[%s] could not be started, trying again", request.name, request.id)
+                request.delivery.is_announced = was_announced
                 self._hold_for(entry, _PAUSE_SECONDS)
 
     def _hold_for(self, entry: Entry, seconds: float) -> None:
@@ -298,7 +308,7 @@ class Runs:
 
     def _record_attempt(self, delivery: Delivery, then: Callable[[], None]) -> None:
         delivery.attempts = (delivery.attempts or 0) + 1
-        delivery.is_recorded = True
+        delivery.is_recorded = delivery.is_announced = True
         self._log.append(delivery.shard.names.attempts, attempt_event(delivery.task_id or "", delivery.attempts), then)
 
     def _hold(self, delivery: Delivery, again: Any) -> bool:
@@ -308,6 +318,14 @@ class Runs:
         entry.item = again
         task_reserved(again)
         return True
+
+    def withdraw(self, delivery: Delivery) -> None:
+        """Take the announcement of a run back that has not begun: it says nothing against the message."""
+        if delivery.is_announced and delivery.attempts:
+            delivery.is_announced = False
+            delivery.attempts -= 1
+            event = withdrawn_event(delivery.task_id or "", delivery.attempts)
+            self._log.append(delivery.shard.names.attempts, event, optional=True)
 
     def _due(self, delivery: Delivery) -> None:
         if delivery.entry is not None:

@@ -130,6 +130,11 @@ class Shard:
         """Take a freeze back."""
         self._runs.lanes.thaw(self)
 
+    def withdraw(self) -> None:
+        """Before it is given up: take back what was announced and has not begun."""
+        for delivery in self._deliveries.values():
+            self._runs.withdraw(delivery)
+
     def close(self) -> None:
         """Give the shard up: what is not settled goes back to the broker, in order."""
         channel, self._channel = self._channel, None
@@ -144,6 +149,7 @@ class Shard:
         """Forget what was delivered, after the channel was closed or lost."""
         self._channel = None
         self.owned = False
+        self.withdraw()
         self._deliveries.clear()
         self._markers.clear()
         self._seal = None

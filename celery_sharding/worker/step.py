@@ -148,6 +148,9 @@ class ShardsStep(bootsteps.StartStopStep):
         if self._mailbox is not None:
             self._mailbox.deliver()
         for group in self._groups:
+            group.withdraw()
+        self._log.flush(2.0)
+        for group in self._groups:
             group.close()
         self._log.stop()
 

@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from celery_sharding.journal import Attempt, AttemptLog, attempt_event, retry_event, settled_event, vitals_event
+from celery_sharding.journal import (
+    Attempt,
+    AttemptLog,
+    attempt_event,
+    retry_event,
+    settled_event,
+    vitals_event,
+    withdrawn_event,
+)
 
 
 @pytest.fixture
@@ -51,6 +59,13 @@ def test_the_body_of_the_highest_retry_takes_the_place_of_the_message(log):
     found = log.get("t1")
     assert found is not None
     assert (found.retries, found.body, found.content_encoding) == (3, b"\x00second", "utf-8")
+
+
+def test_a_run_that_was_announced_and_did_not_begin_does_not_count(log):
+    for event in (attempt_event("t1", 1), attempt_event("t1", 2), withdrawn_event("t1", 1)):
+        log.note(event)
+
+    assert log.get("t1") == Attempt(attempts=1)
 
 
 def test_time_limits_of_a_retry_hold_for_the_retries_after_it(log):
