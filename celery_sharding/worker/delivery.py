@@ -76,12 +76,12 @@ class Delivery:
     def keeps_failures(self) -> bool:
         return self.shard.group.on_failure == "dead-letter"
 
-    def acknowledge(self) -> None:
-        """Tell the broker that the message is done; without effect if its channel is gone."""
+    def acknowledge(self, *, gather: bool) -> None:
+        """Tell the broker that the message is done, now or with others; without effect if its channel is gone."""
         # The request has been made long ago. Without this way back, and `Runs` dropping the entry, both go when they
         # are done: what only the garbage collector frees costs a busy worker a tenth of its time.
         self.message.delivery_info.pop(DELIVERY, None)
-        self.shard.acknowledge(self)
+        self.shard.acknowledge(self, gather=gather)
 
 
 def dead_headers(delivery: Delivery, *, reason: str, error: str | None) -> dict[str, Any]:

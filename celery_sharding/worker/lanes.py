@@ -185,6 +185,11 @@ class Lanes:
         self._pump_soon()
         return dropped
 
+    def is_full(self) -> bool:
+        """Say whether as many entries run as may."""
+        with self._lock:
+            return self._in_pool >= self._slots()
+
     def count(self, source: Hashable) -> int:
         """Return how many entries of `source` are not settled."""
         with self._lock:

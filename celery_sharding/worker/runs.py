@@ -33,6 +33,7 @@ from celery_sharding.journal import (
     settled_event,
     withdrawn_event,
 )
+from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.delivery import Delivery, dead_headers
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
@@ -89,13 +90,27 @@ class Runs:
         node: str,
     ) -> None:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end())
-        self.turn = Turn(call_soon, self.lanes.pump)
+        self.turn = Turn(call_soon, self._pump)
+        self._acks = None if call_soon is None else Acks(call_after)
         self._submit = submit
         self._call_after = call_after
         self._bucket_for = bucket_for
         self._is_alive = is_alive
         self._log = log
         self._node = node
+
+    def begin(self, write: Callable[[], None] | None) -> None:
+        """Begin with a new connection; see `Turn.begin`."""
+        if self._acks is not None:
+            self._acks.forget()
+        self.turn.begin(write)
+
+    def stop(self) -> None:
+        """From now on do everything at once: the event loop is about to end."""
+        self.turn.stop()
+        acks, self._acks = self._acks, None
+        if acks is not None:
+            acks.tell_all()
 
     def admit(self, request: Any) -> None:
         """Put a request at the end of its lane."""
@@ -238,7 +253,14 @@ class Runs:
                 logger.warning("killing the run of %s[%s]: its shard's connection was lost", request.name, request.id)
                 kill(request.worker_pid)
 
+    def _pump(self) -> None:
+        self.lanes.pump()
+        if self._acks is not None and not self.lanes.is_full():
+            self._acks.tell_all()
+
     def _start(self, entry: Entry) -> None:
+        if self._acks is not None:
+            self._acks.tell(entry.lane)
         request = entry.item
         delivery: Delivery = request.delivery
         if delivery.redelivered and delivery.attempts is None:
@@ -332,7 +354,12 @@ class Runs:
             self.lanes.due(delivery.entry)
 
     def _settle(self, delivery: Delivery) -> None:
-        delivery.acknowledge()
+        acks, entry = self._acks, delivery.entry
+        if acks is None or entry is None or delivery.is_recorded:
+            delivery.acknowledge(gather=False)
+        else:
+            delivery.acknowledge(gather=True)
+            acks.gather(entry.lane, delivery.shard)
         if delivery.is_recorded and delivery.task_id:
             self._log.append(delivery.shard.names.attempts, settled_event(delivery.task_id), optional=True)
 

@@ -28,6 +28,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
@@ -37,6 +38,7 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event
 from celery_sharding.manifest import drained_event
 from celery_sharding.topology import Names
+from celery_sharding.worker.acks import fewest_acks
 from celery_sharding.worker.delivery import Delivery
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ class Shard:
         self._node = node
         self._channel: Any = None
         self._deliveries: dict[Any, Delivery] = {}
+        self._done: list[Any] = []
         self._markers: list[Any] = []
         self._seal: str | None = None
 
@@ -137,6 +140,7 @@ class Shard:
 
     def close(self) -> None:
         """Give the shard up: what is not settled goes back to the broker, in order."""
+        self.tell_done()
         channel, self._channel = self._channel, None
         if channel is not None:
             self._journal("released")
@@ -151,18 +155,36 @@ class Shard:
         self.owned = False
         self.withdraw()
         self._deliveries.clear()
+        self._done.clear()
         self._markers.clear()
         self._seal = None
         self._runs.lanes.close(self)
 
-    def acknowledge(self, delivery: Delivery) -> None:
-        """Acknowledge a message of this consumer; one of an earlier channel is the broker's again."""
+    def acknowledge(self, delivery: Delivery, *, gather: bool) -> None:
+        """Acknowledge a message of this consumer; one of an earlier channel is the broker's again.
+
+        Args:
+            gather: Leave it to `tell_done`, which tells several at a time.
+        """
         if self._deliveries.get(delivery.tag) is not delivery:
             return
         del self._deliveries[delivery.tag]
-        self._acknowledge_tag(delivery.tag)
+        if gather:
+            self._done.append(delivery.tag)
+        else:
+            self._acknowledge_tag(delivery.tag)
         if self._markers:
+            self.tell_done()
             self._end_if_idle()
+
+    def tell_done(self) -> None:
+        """Tell the broker what was gathered."""
+        if not self._done:
+            return
+        done, self._done = self._done, []
+        left = [*islice(self._deliveries, 1), *self._markers[:1]]
+        for tag, multiple in fewest_acks(done, first_left=min(left, default=None)):
+            self._acknowledge_tag(tag, multiple=multiple)
 
     def count(self, what: str) -> None:
         self.counters[what] += 1
@@ -172,11 +194,11 @@ class Shard:
             event = handover_event(self.queue, owner=self._node, change=change)
             self._log.append(self.names.journal, event, optional=True)
 
-    def _acknowledge_tag(self, tag: Any) -> None:
+    def _acknowledge_tag(self, tag: Any, *, multiple: bool = False) -> None:
         if self._channel is None:
             return
         try:
-            self._channel.basic_ack(tag)
+            self._channel.basic_ack(tag, multiple)
         except CHANNEL_ERRORS as exc:
             # What was not acknowledged the broker delivers again, here or elsewhere. The consumer notices the loss when
             # it reads; until then nothing more may start, since nothing could be acknowledged.

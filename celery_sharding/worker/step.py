@@ -124,14 +124,14 @@ class ShardsStep(bootsteps.StartStopStep):
         """Consume, now that the pool can take work."""
         if self._mailbox is not None:
             self._mailbox.attach(hub)
-        self._runs.turn.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
+        self._runs.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
         self._consume(c)
 
     def stop(self, c: Any) -> None:
         """Forget a lost connection, or freeze before the pool drains."""
         self._stopping = c.blueprint.state != bootsteps.RUN
         if self._stopping:
-            self._runs.turn.stop()
+            self._runs.stop()
             self._freeze()  # the vitals go on: the shards have their owner until they are closed
             return
         self._cancel_timers()
