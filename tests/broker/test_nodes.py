@@ -12,6 +12,9 @@ from kombu import Connection
 from celery_sharding.testing import RabbitNode
 from celery_sharding.testing.processes import is_alive
 
+# They share a node, so they run in one process.
+pytestmark = pytest.mark.xdist_group("nodes")
+
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitNode]:

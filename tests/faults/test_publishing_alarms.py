@@ -18,6 +18,9 @@ from celery_sharding.testing import RabbitNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
 
+# They share a node, so they run in one process.
+pytestmark = pytest.mark.xdist_group("publishing_alarms")
+
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitNode]:
