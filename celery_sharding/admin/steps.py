@@ -13,14 +13,25 @@ stream into it by one unbind:
 
 so the chain goes on with limbo k, then g.
 
+Resharding moves the stream from the live generation to a new one *g* of another number of shards, in the same way:
+
+    1  declare the ring and queues of g
+    2  bind  next -> g
+    3  unbind shards.<group> -> the live ring   the flip
+    4  bind  shards.<group> -> g
+    5  unbind next -> g
+
+so g follows the live generation. If the live ring is lost before g has taken anything, the ring of g is deleted, too,
+and the switch counts as flipped: g stays empty, and what comes is in the limbo that a recovery puts behind it.
+
 The broker looks at shards.<group>, next and unrouted one after the other, so a message may have been found unroutable
 at the first before step 2 or 6, and come to the last only now. It would overtake those behind it, or be doubled, if
-what is behind had changed meanwhile; hence the pause before steps 3 and 7.
+what is behind had changed meanwhile; hence the pauses before `unrouted` moves and before `next` lets go of g.
 
-Each step is recorded in the manifest before it is done, and every step may
-be done again, so whoever comes next carries on: from step 1 as long as 5 was not recorded and g is empty (what was lost
-in between is declared anew), else from step 5 (messages may be in g, so its ring must never be declared again; if it is
-gone, they are in limbo k+1, and another recovery follows).
+Each step is recorded in the manifest before it is done, and every step may be done again, so whoever comes next carries
+on: from step 1 as long as the flip was not recorded and g is empty (what was lost in between is declared anew), else
+from the flip (messages may be in g, so its ring must never be declared again; if it is gone, they are in the limbo, and
+a recovery follows).
 
 Everything here is done under the group's lock, on the lock's connection.
 """
@@ -28,6 +39,7 @@ Everything here is done under the group's lock, on the lock's connection.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +52,7 @@ from celery_sharding.errors import TopologyError
 from celery_sharding.manifest import Layout, OpenSwitch, write
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
-RECOVER = "recover"
+RECOVER, RESHARD = "recover", "reshard"
 # A message that the broker is routing while a binding changes has reached its queue within this time.
 GRACE_SECONDS = 0.2
 
@@ -59,6 +71,31 @@ def begin_recovery(connection: Opener, group: ShardGroup, layout: Layout, *, by:
     return write(connection, Names(group.name), layout, event, by=by)
 
 
+def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shards: int, by: str) -> Layout:
+    """Record the intent to go on with `shards` shards; `carry_on` does it. Under the lock, on a group that is whole.
+
+    Raises:
+        ConfigurationError: There can't be so many shards.
+        TopologyError: The group has that many, or a switch is under way.
+    """
+    group = dataclasses.replace(group, shards=shards)
+    if layout.switch is not None or layout.generation == 0 or layout.cut_off:
+        raise TopologyError(
+            f"group {group.name!r} is in the middle of a switch; run `celery shards declare`, then try again",
+            group=group.name,
+        )
+    if shards == layout.shards:
+        raise TopologyError(f"group {group.name!r} has {shards} shards already", group=group.name)
+    event = {
+        "event": "switch",
+        "kind": RESHARD,
+        "generation": layout.generation + 1,
+        "shards": shards,
+        "queue_type": group.queue_type,
+    }
+    return write(connection, Names(group.name), layout, event, by=by)
+
+
 def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, last_step: int | None = None) -> Layout:
     """Do the open switch of `layout` from where it stands to its end, or up to and with `last_step`. Under the lock."""
     names = Names(group.name)
@@ -72,7 +109,14 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
             group=group.name,
         )
     flip = FLIPS[switch.kind]
-    first = flip if switch.step >= flip or _holds_messages(connection, names, switch) else 1
+    first = 1
+    if switch.step >= flip or _holds_messages(connection, names, switch):
+        first = flip
+    elif switch.kind == RESHARD and not _is_fed(connection, names, layout, switch):
+        # What is published waits in limbo; it must not be overtaken by what the new ring would take.
+        with brief_channel(connection) as channel:
+            channel.exchange_delete(names.ring(switch.generation))
+        first = flip
     for number, step in enumerate(STEPS[switch.kind], start=1):
         if number < first:
             continue
@@ -85,6 +129,12 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
         if number == last_step:
             return layout
     return write(connection, names, layout, {"event": "switched", "generation": switch.generation}, by=by)
+
+
+def _is_fed(connection: Opener, names: Names, layout: Layout, switch: OpenSwitch) -> bool:
+    """Tell whether the ring that a reshard leaves is still there."""
+    rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
+    return any(topology.ring_exists(connection, names, ring) for ring in rings if ring != switch.generation)
 
 
 def _holds_messages(connection: Opener, names: Names, switch: OpenSwitch) -> bool:
@@ -107,6 +157,10 @@ def _declare_new(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSw
             # A ring that lost a queue is still there, and sends keys elsewhere: no more messages to it.
             if segment.kind == "ring":
                 channel.exchange_unbind(names.ring(segment.number), names.publish, "")
+
+
+def _declare_beside(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    topology.declare_ring(channel, group, switch.generation, switch.shards)
 
 
 def _hold_in_limbo(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
@@ -136,6 +190,13 @@ def _flip(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -
         channel.queue_unbind(names.limbo(limbo), names.publish, "")
 
 
+def _leave_rings(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    for segment in layout.segments:
+        if segment.kind == "ring" and segment.number != switch.generation:
+            channel.exchange_unbind(names.ring(segment.number), names.publish, "")
+
+
 def _attach(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
     names = Names(group.name)
     if layout.cut_off:
@@ -162,7 +223,8 @@ Step = Callable[[Any, ShardGroup, Layout, OpenSwitch], None]
 # By kind of switch: its steps, from 1.
 STEPS: dict[str, tuple[Step, ...]] = {
     RECOVER: (_declare_new, _hold_in_limbo, _move_unrouted, _lead_next, _flip, _attach, _release_next),
+    RESHARD: (_declare_beside, _lead_next, _leave_rings, _attach, _release_next),
 }
 _AFTER_PAUSE = (_move_unrouted, _release_next)
 # By kind of switch: the step that moves the stream; from its intent on there is no way back.
-FLIPS = {RECOVER: 5}
+FLIPS = {RECOVER: 5, RESHARD: 3}

@@ -14,16 +14,17 @@ from kombu import Connection
 
 from celery_sharding import topology
 from celery_sharding.admin.endings import CONTROL_HEADER, end_marker, write_drained
-from celery_sharding.admin.steps import STEPS, begin_recovery, carry_on
+from celery_sharding.admin.steps import STEPS, begin_recovery, begin_reshard, carry_on
 from celery_sharding.admin.switch import ensure_fixed, ensure_group, find_fault
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import LockHeld, TopologyError, TopologyMismatch
+from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
 from celery_sharding.lock import TopologyLock
 from celery_sharding.manifest import Layout, Segment, load, write
 from celery_sharding.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names, brief_channel
 
 RECOVERY_STEPS = range(1, len(STEPS["recover"]) + 1)
+RESHARD_STEPS = range(1, len(STEPS["reshard"]) + 1)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def read_chain(connection: Connection, names: Names, layout: Layout) -> dict[str
     found: dict[str, list[str]] = {}
     for segment in layout.segments:
         until = end_marker(segment) if segment is layout.segments[-1] else None
-        for queue in segment.queues(names):
+        for queue in (queue for queue in segment.queues(names) if queue not in segment.drained):
             found[queue] = read_queue(connection, queue, until)
     return found
 
@@ -517,3 +518,69 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
     assert consumed == ["limbo001", "g001", "limbo002"]
     assert layout.current is not None
     assert layout.current.name == "g002"
+
+
+# --- another number of shards -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last_step", RESHARD_STEPS)
+@pytest.mark.parametrize(
+    ("done", "lost"),
+    [(True, ""), (True, "old"), (True, "new"), (True, "both"), (False, ""), (False, "old"), (False, "both")],
+)
+def test_a_reshard_that_stops_at_any_step_is_carried_on_by_the_next(
+    connect, connection, group, names, publisher, last_step, done, lost
+):
+    # Given a publisher that never stops, and a reshard that died at one of its steps
+    ensure_group(connect, group, owner="w1")
+    first = publisher()
+    first.start()
+    first.wait_for(5)
+    with TopologyLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+        layout = begin_reshard(mine, group, load(mine, names), shards=7, by="op")
+        if done or last_step > 1:
+            layout = carry_on(mine, group, layout, by="op", last_step=last_step if done else last_step - 1)
+        if not done:
+            write(mine, names, layout, {"event": "step", "generation": 2, "step": last_step}, by="op")
+    first.wait_for(5)
+    for ring in {"": [], "old": [1], "new": [2], "both": [1, 2]}[lost]:
+        delete_exchange(connection, names.ring(ring))
+    first.wait_for(5)
+    # When a worker comes
+    layout = ensure_group(connect, group, owner="w2")
+    first.wait_for(5)
+    first.stop()
+    # Then the group is whole with its new number of shards, and every message is in the chain once, in order
+    assert find_fault(connection, names, layout) is None
+    assert layout.shards == 7
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+def test_a_group_is_resharded_up_and_down_under_publishers(connect, connection, group, names, publisher):
+    # Given three publishers that never stop
+    ensure_group(connect, group, owner="w")
+    publishers = [publisher(key) for key in ("a", "b", "c")]
+    for each in publishers:
+        each.start()
+    # When the group is given more and fewer shards
+    for shards in (8, 3, 1, 5):
+        for each in publishers:
+            each.wait_for(20)
+        with TopologyLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+            carry_on(mine, group, begin_reshard(mine, group, load(mine, names), shards=shards, by="op"), by="op")
+        layout = ensure_group(connect, group, owner="w")
+    for each in publishers:
+        each.wait_for(20)
+        each.stop()
+    # Then nothing went to limbo, and every confirmed message is in the chain once, in order
+    assert segment_names(layout) == ["limbo001", "g001", "g002", "g003", "g004", "g005"]
+    assert [segment.ended for segment in layout.segments] == [True] * 5 + [False]
+    assert_kept(read_chain(connection, names, layout), *publishers)
+
+
+@pytest.mark.parametrize("shards", [4, 0, 1000])
+def test_a_number_of_shards_that_cannot_be_is_refused(connect, connection, group, names, shards):
+    layout = ensure_group(connect, group, owner="w")
+    with pytest.raises(ShardingError, match="shards"):
+        begin_reshard(connection, group, layout, shards=shards, by="op")
+    assert load(connection, names) == layout
