@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -48,6 +49,11 @@ def key_text(value: object, *, task: str) -> str:
             task=task,
         )
     return text
+
+
+def key_digest(key: str) -> str:
+    """Return what stands for a key in the logs, which hold no key in clear."""
+    return sha256(key.encode()).hexdigest()[:16]
 
 
 def _plain_text(value: str | int | UUID, *, task: str) -> str:

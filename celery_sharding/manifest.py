@@ -7,8 +7,12 @@ Nothing else says how many shards are live, which limbo takes what cannot be rou
                     written only under the group's lock; each names in `base` the offset of the layout event it builds
                     on. One whose base is not the last is void: every reader ignores it (compare and set), so a holder
                     who lost the lock without knowing changes nothing.
-    facts           drained
-                    written by the owner of a queue, without the lock, any number of times and in any order.
+    facts           reached, finished, drained
+                    written by the owner of a queue, without the lock, and any number of times.
+
+A segment is consumed until each of its queues has reported that nothing is left of it (`drained`), or nothing but a
+few keys that wait for a retry (`reached`). Then the next segment is consumed beside it, while those keys are held back
+there until each is reported as `finished` in the queue that it waits in. So a key that retries for long holds no other.
 
 A switch is recorded before it is done (`switch`), so is each of its steps (`step`), and its end (`switched`). Segments
 enter the chain with `switch`; consumers get to a segment only when all before it are drained, and a segment is not
@@ -23,7 +27,7 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,8 +45,13 @@ _LIMBO_STEP = 3
 class Segment:
     """A stretch of the group's order: one limbo queue, or the shard queues of one generation.
 
-    `queue_type` is what its queues were declared with. `ended` says that each of its queues holds an end marker;
-    `drained` are those that reached it, the last of them at `drained_at` (epoch seconds, by the clock of its owner).
+    Attributes:
+        queue_type: What its queues were declared with.
+        ended: Each of its queues holds an end marker.
+        drained: The queues of which nothing is left, the last of them since `drained_at` (epoch seconds, by the clock
+            of its owner).
+        reached: The queues that have come to their marker, of which only unfinished keys are left.
+        unfinished: (queue, digest of a key): what is left there.
     """
 
     kind: Literal["limbo", "ring"]
@@ -52,6 +61,8 @@ class Segment:
     ended: bool = False
     drained: frozenset[str] = frozenset()
     drained_at: float = 0.0
+    reached: frozenset[str] = frozenset()
+    unfinished: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def name(self) -> str:
@@ -68,6 +79,11 @@ class Segment:
     def is_drained(self) -> bool:
         """Whether nothing of it is left to run: it was ended, and each of its queues reported."""
         return self.ended and len(self.drained) == self.shards
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether nothing is left to run but its unfinished keys."""
+        return self.ended and len(self.drained | self.reached) == self.shards
 
     def owns(self, queue: str) -> bool:
         """Tell whether `queue` is one of its queues, whatever the group is called."""
@@ -117,12 +133,19 @@ class Layout:
     paused: frozenset[int | None] = field(default_factory=frozenset)
 
     @property
-    def current(self) -> Segment | None:
-        """The segment to consume: the first that is not drained. The last one never is. None: nothing was created."""
-        for segment in self.segments[:-1]:
-            if not segment.is_drained:
-                return segment
-        return self.segments[-1] if self.segments else None
+    def open_segments(self) -> tuple[Segment, ...]:
+        """The segments to consume, in their order: what is left of those that are passed, and the one after them.
+
+        The last segment never ends. Empty: nothing was created.
+        """
+        found: list[Segment] = []
+        for segment in self.segments:
+            is_last = segment is self.segments[-1]
+            if is_last or not segment.is_drained:
+                found.append(segment)
+            if not is_last and not segment.is_passed:
+                break
+        return tuple(found)
 
     @property
     def unended(self) -> tuple[Segment, ...]:
@@ -144,8 +167,9 @@ def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
     that this version does not know, or cannot read, counts as the last, so that those which build on it count, too.
     Facts may come again and in any order; layout events may come again.
     """
-    if event.get("event") == "drained":
-        return _fold_drained(layout, event)
+    fact = _FACTS.get(str(event.get("event")))
+    if fact is not None:
+        return _fold_fact(layout, event, fact)
     if "base" not in event or event["base"] != layout.offset or offset <= layout.offset:
         return layout
     change = _LAYOUT_EVENTS.get(str(event.get("event")))
@@ -160,6 +184,17 @@ def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
 def drained_event(segment: str, queue: str, *, by: str, reason: str = "") -> Event:
     """Return the fact that nothing of `segment` is left to run in `queue`."""
     return {"event": "drained", "segment": segment, "queue": queue, "by": by, "at": time.time(), "reason": reason}
+
+
+def reached_event(segment: str, queue: str, *, digests: Iterable[str], by: str) -> Event:
+    """Return the fact that nothing of `segment` is left to run in `queue` but the keys of `digests`."""
+    event = {"event": "reached", "segment": segment, "queue": queue, "keys": sorted(digests)}
+    return event | {"by": by, "at": time.time()}
+
+
+def finished_event(segment: str, queue: str, *, digest: str, by: str) -> Event:
+    """Return the fact that nothing of the key of `digest` is left to run in `queue`, which has reached its end."""
+    return {"event": "finished", "segment": segment, "queue": queue, "key": digest, "by": by, "at": time.time()}
 
 
 def load(connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0) -> Layout:
@@ -215,16 +250,35 @@ def write(
     return layout
 
 
-def _fold_drained(layout: Layout, event: Mapping[str, Any]) -> Layout:
+def _fold_fact(
+    layout: Layout, event: Mapping[str, Any], change: Callable[[Segment, str, Mapping[str, Any]], Segment]
+) -> Layout:
     segment, queue = layout.segment(str(event.get("segment"))), str(event.get("queue"))
-    if segment is None or not segment.owns(queue):
+    if segment is None or not segment.owns(queue) or queue in segment.drained:
         return layout
-    if queue in segment.drained:
-        return layout
+    return _replace_segment(layout, segment, change(segment, queue, event))
+
+
+def _fold_drained(segment: Segment, queue: str, event: Mapping[str, Any]) -> Segment:
     at = event.get("at")
-    drained_at = max(segment.drained_at, at if isinstance(at, float | int) else 0.0)
-    done = dataclasses.replace(segment, drained=segment.drained | {queue}, drained_at=drained_at)
-    return _replace_segment(layout, segment, done)
+    return dataclasses.replace(
+        segment,
+        drained=segment.drained | {queue},
+        drained_at=max(segment.drained_at, at if isinstance(at, float | int) else 0.0),
+        unfinished=frozenset(pair for pair in segment.unfinished if pair[0] != queue),
+    )
+
+
+def _fold_reached(segment: Segment, queue: str, event: Mapping[str, Any]) -> Segment:
+    keys = event.get("keys")
+    if queue in segment.reached or not isinstance(keys, list):
+        return segment  # said again, maybe after some of them were finished
+    unfinished = segment.unfinished.union((queue, str(key)) for key in keys)
+    return dataclasses.replace(segment, reached=segment.reached | {queue}, unfinished=unfinished)
+
+
+def _fold_finished(segment: Segment, queue: str, event: Mapping[str, Any]) -> Segment:
+    return dataclasses.replace(segment, unfinished=segment.unfinished - {(queue, str(event.get("key")))})
 
 
 def _fold_created(layout: Layout, event: Mapping[str, Any]) -> Layout:
@@ -292,6 +346,7 @@ def _fold_resume(layout: Layout, event: Mapping[str, Any]) -> Layout:
     return dataclasses.replace(layout, paused=frozenset() if shard is None else layout.paused - {shard})
 
 
+_FACTS = {"drained": _fold_drained, "reached": _fold_reached, "finished": _fold_finished}
 _LAYOUT_EVENTS = {
     "created": _fold_created,
     "switch": _fold_switch,

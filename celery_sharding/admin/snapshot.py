@@ -70,11 +70,12 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class SegmentStatus:
-    """A segment of the chain."""
+    """A segment of the chain. `unfinished_keys` wait there for a retry, while the next segment is consumed."""
 
     name: str
     ended: bool
     drained: bool
+    unfinished_keys: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,9 @@ def judge_group(
         kind: Kind = "live" if is_live else "limbo" if segment.kind == "limbo" else "old"
         for index, queue in enumerate(segment.queues(names)):
             if is_live or queue not in segment.drained:
-                row = _judge_queue(kind, index, queue, ready.get(queue), vitals, now, in_turn=segment is layout.current)
+                row = _judge_queue(
+                    kind, index, queue, ready.get(queue), vitals, now, in_turn=segment in layout.open_segments
+                )
                 (live if is_live else earlier).append(row)
     return GroupStatus(
         names.group,
@@ -170,7 +173,7 @@ def judge_group(
         generation=layout.generation,
         shards=tuple(live),
         earlier=tuple(earlier),
-        segments=tuple(SegmentStatus(s.name, s.ended, s.is_drained) for s in layout.segments),
+        segments=tuple(SegmentStatus(s.name, s.ended, s.is_drained, len(s.unfinished)) for s in layout.segments),
         switch=layout.switch,
         limbo_ready=ready.get(names.limbo(layout.limbo)) or 0,
         dead_letters=ready.get(names.dead) or 0,
@@ -193,7 +196,7 @@ def _read_group(connection: Opener, name: str) -> GroupStatus:
         return GroupStatus(name)
     queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
     ready = _count_ready(connection, name, [*queues, names.limbo(layout.limbo), names.dead])
-    in_turn = layout.current.queues(names) if layout.current is not None else ()
+    in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
     vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
     return judge_group(names, layout, ready=ready, vitals=vitals, now=time.time())
 

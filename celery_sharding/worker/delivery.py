@@ -45,10 +45,10 @@ class Delivery:
         return str(self.headers.get(KEY_HEADER) or info.get("routing_key") or "")
 
     @property
-    def lane(self) -> tuple[str, str]:
-        """Its lane: the key's across all segments of the group, or the shard's."""
-        group = self.shard.group
-        return group.name, self.key if group.ordering == "key" else f"/{self.shard.queue}"
+    def lane(self) -> tuple[str, str, str]:
+        """Its lane: the key's in its segment, or the shard's. Segments wait for each other by `gates`."""
+        shard = self.shard
+        return shard.group.name, shard.segment, self.key if shard.group.ordering == "key" else f"/{shard.queue}"
 
     @property
     def label(self) -> str:

@@ -1,14 +1,16 @@
 """One group in this worker: which queues it consumes now, following the manifest.
 
-A group consumes a chain of segments in order. This worker consumes the queues of the current segment that were selected
-for it (`-Q`), all of its limbo queues, and nothing else. When the manifest, which it tails, says that the segment is
-drained, it closes these and opens those of the next: every worker does the same from the same log.
+A group consumes a chain of segments in order. This worker consumes the queues of the open segments that were selected
+for it (`-Q`), all of their limbo queues, and nothing else. When the manifest, which it tails, says that a segment is
+passed or drained, it opens the queues of the next, and closes those of the drained: every worker does the same from the
+same log. What may start while several are open is said by `gates`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ from celery_sharding.streams import decode
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.gates import Gate, gate_for
 from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.runs import Log, Runs
 from celery_sharding.worker.shard import Shard
@@ -82,6 +85,7 @@ class GroupConsumer:
         self._release_orphans = release_orphans
         self._hold_seconds = hold_seconds
         self._complete = True
+        self._is_gated = False
         self._node = node
         self._prefetch = prefetch
         self._has_logs = has_logs
@@ -149,8 +153,10 @@ class GroupConsumer:
         """Once a second: write the vitals, probe shards whose owner is silent, and balance. `now` is the wall clock."""
         if self._connection is None or not self._has_logs:
             return
-        if not self._complete:
+        if not self._complete or self._is_gated:
             self._call_soon(self._apply_layout)
+        for shard in list(self.shards.values()):
+            shard.ending.look_at_waiting()
         self._log.append(self.names.journal, self._vitals(now), optional=True)
         for queue, shard in list(self.shards.items()):
             if shard.owned or self._balancer.owner_of(queue, time.monotonic()) is not None:
@@ -257,39 +263,62 @@ class GroupConsumer:
         self._call_soon(give_up)  # closing reads the socket, which a message handler must not do
 
     def _apply_layout(self) -> None:
-        segment = self.layout.current
-        if self._connection is None or segment is None:
+        """Consume what the layout says, and nothing else."""
+        segments = self.layout.open_segments
+        if self._connection is None or not segments:
             return
-        selected = selected_queues(self.names, segment, self.layout.shards, self._selection)
-        wanted = {queue: index for index, queue in selected}
+        wanted = {
+            queue: (segment, index)
+            for segment in segments
+            for index, queue in selected_queues(self.names, segment, self.layout.shards, self._selection)
+        }
         for queue in [queue for queue in self.shards if queue not in wanted]:
             self.shards.pop(queue).close()
-        opened = [(queue, index) for queue, index in wanted.items() if queue not in self.shards]
-        for queue, index in opened:
-            self.shards[queue] = shard = Shard(
-                self.group,
-                segment.name,
-                index,
-                queue,
-                runs=self._runs,
-                log=self._log,
-                attempts=self._attempts,
-                receive=self._receive,
-                on_cancel=self._on_cancel,
-                node=self._node,
-            )
-            try:
-                shard.open(self._connection, self._prefetch)
-            except NotFound:
-                # It was deleted; a look at the group puts that right, and the manifest says how.
-                del self.shards[queue]
-                continue
-            if self._has_logs:
-                self._probed_at[queue] = time.time()
-                shard.probe()
+        opened = {queue: place for queue, place in wanted.items() if queue not in self.shards}
+        for queue, (segment, index) in opened.items():
+            self._open_shard(queue, segment.name, index)
         self._complete = len(self.shards) == len(wanted)
-        if opened:
-            logger.info("group %s: consuming %s, %d queues", self.group.name, segment.name, len(self.shards))
+        self._learn_endings()
+        for name, count in Counter(segment.name for segment, _ in opened.values()).items():
+            logger.info("group %s: consuming %s, %d queues", self.group.name, name, count)
+
+    def _open_shard(self, queue: str, segment: str, index: int) -> None:
+        self.shards[queue] = shard = Shard(
+            self.group,
+            segment,
+            index,
+            queue,
+            runs=self._runs,
+            log=self._log,
+            attempts=self._attempts,
+            receive=self._receive,
+            on_cancel=self._on_cancel,
+            call_soon=self._call_soon,
+            node=self._node,
+        )
+        shard.gate = self._gate_for(segment)
+        try:
+            shard.open(self._connection, self._prefetch)
+        except NotFound:
+            # It was deleted; a look at the group puts that right, and the manifest says how.
+            del self.shards[queue]
+            return
+        if self._has_logs:
+            self._probed_at[queue] = time.time()
+            shard.probe()
+
+    def _learn_endings(self) -> None:
+        """Hand on what the manifest says of the ends of the shards' segments, and let go of what nothing holds back."""
+        gates = {segment.name: self._gate_for(segment.name) for segment in self.layout.open_segments}
+        for shard in list(self.shards.values()):
+            shard.gate = gates.get(shard.segment)
+            shard.ending.learn(self.layout.segment(shard.segment))
+        was_gated, self._is_gated = self._is_gated, any(gate is not None for gate in gates.values())
+        if was_gated or self._is_gated:
+            self._runs.lanes.reconsider()
+
+    def _gate_for(self, segment: str) -> Gate | None:
+        return gate_for(segment, self.layout, self.group.name, self._runs.lanes)
 
 
 def _takes_consumer_timeout(connection: Any) -> bool:

@@ -16,7 +16,8 @@ Who moves them: the shard's consumer calls `admit`, `freeze`, `thaw`, `close`; t
 `due`. Only the head of a lane is ever READY, RUNNING, HELD or ORPHAN, so a later message of the lane cannot pass. An
 orphan keeps its lane locked: a redelivered message of the key starts when the old run has ended in this process.
 
-Frozen sources start nothing: their heads stay READY, and `thaw` or `close` decides. At most `slots()` entries run at
+Frozen sources start nothing: their heads stay READY, and `thaw` or `close` decides. A head that `may_start` holds back
+stays READY, too, until `reconsider` asks again. At most `slots()` entries run at
 once; sources take turns, and within a source the first admitted is the first. So a long lane, which bounds them all,
 does not wait behind short ones, and none starves.
 
@@ -77,6 +78,7 @@ class Lanes:
         slots: Says how many entries may run at once.
         pump_soon: Sees to it that `pump` is called soon; None: it is called at once.
         pump_now: Calls `pump`, when a lane's next entry may follow the one that has just settled.
+        may_start: Says whether a head that could start may; None: it may.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Lanes:
         slots: Callable[[], int],
         pump_soon: Callable[[], None] | None = None,
         pump_now: Callable[[], None] | None = None,
+        may_start: Callable[[Entry], bool] | None = None,
     ) -> None:
         self._start = start
         self._slots = slots
@@ -94,7 +97,9 @@ class Lanes:
         self._lanes: dict[Hashable, deque[Entry]] = {}
         self._sources: dict[Hashable, dict[Entry, None]] = {}
         self._frozen: set[Hashable] = set()
+        self._may_start = may_start
         self._ready: list[Entry] = []  # a heap; it may hold entries that are not READY any more
+        self._held_back: set[Entry] = set()
         self._last_ranks: dict[Hashable, int] = {}
         self._rank = 0  # of the entry that started last
         self._in_pool = 0
@@ -169,6 +174,14 @@ class Lanes:
                     heapq.heappush(self._ready, entry)
         self._pump_soon()
 
+    def reconsider(self) -> None:
+        """Ask again whether what was held back may start."""
+        with self._lock:
+            for entry in self._held_back:
+                heapq.heappush(self._ready, entry)
+            self._held_back.clear()
+        self._pump_soon()
+
     def close(self, source: Hashable) -> list[Entry]:
         """Forget every entry of `source` that does not run; return those dropped, in order of admission."""
         dropped = []
@@ -210,6 +223,17 @@ class Lanes:
         with self._lock:
             busy = (*_IN_POOL, State.HELD)
             return all(entry.state not in busy for entry in self._sources.get(source, ()))
+
+    def only_waits(self, source: Hashable) -> bool:
+        """Say whether all entries of `source` wait for something that may take long, or behind one that does."""
+        with self._lock:
+            heads = {self._lanes[entry.lane][0] for entry in self._sources.get(source, ())}
+            return all(head.state is State.HELD or head in self._held_back for head in heads)
+
+    def has(self, lane: Hashable) -> bool:
+        """Say whether `lane` has entries that are not settled, orphans included."""
+        with self._lock:
+            return lane in self._lanes
 
     def in_pool(self) -> list[Entry]:
         """Return every entry that runs now, orphans included."""
@@ -253,6 +277,7 @@ class Lanes:
         del owned[entry]
         if not owned:
             del self._sources[entry.source]
+        self._held_back.discard(entry)
         queue = self._lanes[entry.lane]
         queue.remove(entry)
         if not queue:
@@ -264,6 +289,10 @@ class Lanes:
         slots = self._slots()
         while self._ready and self._in_pool < slots:
             entry = heapq.heappop(self._ready)
-            if entry.state is State.READY and entry.source not in self._frozen:
+            if entry.state is not State.READY or entry.source in self._frozen:
+                continue
+            if self._may_start is None or self._may_start(entry):
+                self._held_back.discard(entry)
                 return entry
+            self._held_back.add(entry)
         return None

@@ -89,7 +89,7 @@ class Runs:
         log: Log,
         node: str,
     ) -> None:
-        self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end())
+        self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
         self.turn = Turn(call_soon, self._pump)
         self._acks = None if call_soon is None else Acks(call_after)
         self._submit = submit
@@ -373,6 +373,11 @@ class Runs:
             self._leave(delivery)
         else:
             self._call_after(_POLL_SECONDS, partial(self._leave_when_gone, delivery, pid))
+
+
+def _may_start(entry: Entry) -> bool:
+    gate = entry.source.gate  # type: ignore[attr-defined]
+    return gate is None or gate(entry.item.delivery)
 
 
 def is_gone(pid: int) -> bool:

@@ -6,17 +6,6 @@
 The broker makes one of the consumers of the queue its active one; this worker learns that it is the owner by being
 delivered something. To learn it on an idle queue, workers put a probe into it, which whoever is active acknowledges.
 
-The end of a segment: an end marker stands behind the last message that was routed here.
-
-    marker seen ──all before it acknowledged──▶ sealing: a seal of this consumer's own is put into the queue
-    sealing ──the seal comes back and nothing else is left──▶ drained: written to the manifest, confirmed,
-                                                                       then marker and seal are acknowledged
-    sealing ──something came in between──▶ marker seen: it is run first, then sealed anew
-
-The seal that comes back proves that this consumer is still the owner and that nothing is left behind. Whoever loses the
-queue before it acknowledges the marker leaves it to the next owner, who does the same again; the fact may be written
-twice. A foreign seal is acknowledged and ignored.
-
 Giving a shard up is freezing its lanes, letting what runs settle, and closing the channel, which returns all messages
 in order and in one step; `basic.cancel` and requeue would let later ones overtake.
 """
@@ -25,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -34,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from amqp.exceptions import AMQPError
 from kombu.message import Message
 
+from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event
-from celery_sharding.manifest import drained_event
 from celery_sharding.topology import Names
 from celery_sharding.worker.acks import fewest_acks
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.ending import Ending
+from celery_sharding.worker.gates import Gate
 
 if TYPE_CHECKING:
     from celery_sharding.worker.attempts import Attempts
@@ -47,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONTROL_HEADER = "shard_control"
 # py-amqp raises AttributeError on a channel whose connection it has already cleared.
 CHANNEL_ERRORS = (OSError, AMQPError, AttributeError)
 # What a shard asks of a broker that knows the argument (3.12 and newer): a lane may hold a message for a long time.
@@ -62,8 +51,13 @@ class Shard:
     Args:
         index: The shard's index; for a limbo queue 0.
         receive: Takes each task message.
+        call_soon: Calls a function where the channel may be read.
         on_cancel: Told that the broker has ended the consumer: the queue was deleted, or a run took too long.
         node: The worker's name, used as consumer tag.
+
+    Attributes:
+        gate: Says whether a message may start; None: all may.
+        ending: How far the end of its segment is.
     """
 
     def __init__(
@@ -78,6 +72,7 @@ class Shard:
         attempts: Attempts,
         receive: Callable[[Delivery], None],
         on_cancel: Callable[[Shard], None],
+        call_soon: Callable[[Callable[[], None]], Any],
         node: str,
     ) -> None:
         self.group = group
@@ -96,8 +91,9 @@ class Shard:
         self._channel: Any = None
         self._deliveries: dict[Any, Delivery] = {}
         self._done: list[Any] = []
-        self._markers: list[Any] = []
-        self._seal: str | None = None
+        self._prefetch = 0
+        self.gate: Gate | None = None
+        self.ending = Ending(self, log=log, node=node, call_soon=call_soon)
 
     def __repr__(self) -> str:
         return f"<Shard {self.queue}>"
@@ -110,7 +106,8 @@ class Shard:
     def open(self, connection: Any, prefetch: int) -> None:
         """Start consuming, as owner or standby: the broker decides."""
         self._channel = channel = connection.channel()
-        channel.basic_qos(0, prefetch + _CONTROL_MESSAGES, False)
+        self._prefetch = prefetch + _CONTROL_MESSAGES
+        channel.basic_qos(0, self._prefetch, False)
         arguments = {"x-consumer-timeout": CONSUMER_TIMEOUT_MS}
         channel.basic_consume(
             self.queue,
@@ -156,8 +153,7 @@ class Shard:
         self.withdraw()
         self._deliveries.clear()
         self._done.clear()
-        self._markers.clear()
-        self._seal = None
+        self.ending.reset()
         self._runs.lanes.close(self)
 
     def acknowledge(self, delivery: Delivery, *, gather: bool) -> None:
@@ -172,19 +168,39 @@ class Shard:
         if gather:
             self._done.append(delivery.tag)
         else:
-            self._acknowledge_tag(delivery.tag)
-        if self._markers:
+            self.acknowledge_tag(delivery.tag)
+        if self.ending.markers:
             self.tell_done()
-            self._end_if_idle()
+            self.ending.look()
 
     def tell_done(self) -> None:
         """Tell the broker what was gathered."""
         if not self._done:
             return
         done, self._done = self._done, []
-        left = [*islice(self._deliveries, 1), *self._markers[:1]]
+        left = [*islice(self._deliveries, 1), *self.ending.markers[:1]]
         for tag, multiple in fewest_acks(done, first_left=min(left, default=None)):
-            self._acknowledge_tag(tag, multiple=multiple)
+            self.acknowledge_tag(tag, multiple=multiple)
+
+    @property
+    def keys_left(self) -> set[str]:
+        return {delivery.key for delivery in list(self._deliveries.values())}
+
+    def only_waits(self) -> bool:
+        return self._runs.lanes.only_waits(self)
+
+    def confirm_acknowledged(self) -> bool:
+        """Wait until the broker has taken all acknowledgements; False if the channel is gone."""
+        self.tell_done()
+        if self._channel is None:
+            return False
+        try:
+            # The broker takes what comes on a channel one after the other; any call that it answers would do.
+            self._channel.basic_qos(0, self._prefetch, False)
+        except CHANNEL_ERRORS as exc:
+            logger.debug("%s: the channel is gone: %r", self.queue, exc)
+            return False
+        return self._channel is not None
 
     def count(self, what: str) -> None:
         self.counters[what] += 1
@@ -194,7 +210,7 @@ class Shard:
             event = handover_event(self.queue, owner=self._node, change=change)
             self._log.append(self.names.journal, event, optional=True)
 
-    def _acknowledge_tag(self, tag: Any, *, multiple: bool = False) -> None:
+    def acknowledge_tag(self, tag: Any, *, multiple: bool = False) -> None:
         if self._channel is None:
             return
         try:
@@ -214,43 +230,9 @@ class Shard:
             self.owned = True
             self._journal("taken")
         control = (message.headers or {}).get(CONTROL_HEADER)
-        if control is None:
-            delivery = Delivery(message, self, self._runs)
-            self._deliveries[delivery.tag] = delivery
-            self._receive(delivery)
-        elif control == "end" and not self._markers:
-            self._markers.append(message.delivery_tag)
-            self._end_if_idle()
-        elif control == "seal" and message.headers.get("nonce") == self._seal:
-            self._seal = None
-            if self._deliveries:
-                logger.warning(
-                    "%s: %d messages came behind the end of %s", self.queue, len(self._deliveries), self.segment
-                )
-                self._acknowledge_tag(message.delivery_tag)
-            else:
-                self._markers.append(message.delivery_tag)
-                self._write_drained()
-        else:
-            self._acknowledge_tag(message.delivery_tag)
-
-    def _end_if_idle(self) -> None:
-        if self._deliveries or self._seal is not None:
+        if control is not None:
+            self.ending.on_control(control, message)
             return
-        self._seal = uuid.uuid4().hex
-        headers = {CONTROL_HEADER: "seal", "segment": self.segment, "nonce": self._seal}
-        self._log.put(self.queue, b"", application_headers=headers)
-
-    def _write_drained(self) -> None:
-        channel = self._channel
-
-        def written() -> None:
-            if self._channel is channel:
-                markers = self._markers.copy()
-                self._markers.clear()
-                for tag in markers:
-                    self._acknowledge_tag(tag)
-
-        self._log.append(
-            self.names.manifest, drained_event(self.segment, self.queue, by=self._node, reason="idle"), written
-        )
+        delivery = Delivery(message, self, self._runs)
+        self._deliveries[delivery.tag] = delivery
+        self._receive(delivery)

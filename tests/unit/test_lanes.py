@@ -168,6 +168,24 @@ def test_a_long_lane_and_a_source_that_comes_late_do_not_wait_behind_what_came_b
     assert order.index("y") < order.index("hot3")
 
 
+def test_what_may_not_start_yet_keeps_its_place_and_starts_when_it_may() -> None:
+    # Given a key that is held back, with two tasks, and another key
+    started: list[object] = []
+    held_back = {"a"}
+    lanes = Lanes(lambda entry: started.append(entry.item), lambda: 4, may_start=lambda e: e.lane not in held_back)
+    first = lanes.admit("a", "q", "a1")
+    lanes.admit("a", "q", "a2")
+    lanes.admit("b", "p", "b1")
+    assert started == ["b1"]
+    assert lanes.only_waits("q")
+    # When it may start
+    held_back.clear()
+    lanes.reconsider()
+    lanes.settle(first)
+    # Then both run, in their order
+    assert started == ["b1", "a1", "a2"]
+
+
 def test_an_error_in_start_does_not_stop_the_lanes() -> None:
     # Given a pool that refuses the first task
     started: list[object] = []
@@ -218,7 +236,7 @@ def test_threads_that_settle_and_admit_at_once_keep_the_order_of_each_lane() -> 
 
 
 class LanesMachine(RuleBasedStateMachine):
-    """Any sequence of admit, settle, hold, due, again, freeze, thaw, close."""
+    """Any sequence of admit, settle, hold, due, again, freeze, thaw, hold back, let go, close."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,9 +247,11 @@ class LanesMachine(RuleBasedStateMachine):
         self.frozen: set[str] = set()
         self.first_starts: dict[str, list[int]] = defaultdict(list)
         self.number = 0
-        self.lanes = Lanes(self.start, lambda: self.slots)
+        self.held_back: set[object] = set()
+        self.lanes = Lanes(self.start, lambda: self.slots, may_start=lambda entry: entry.lane not in self.held_back)
 
     def start(self, entry: Entry) -> None:
+        assert entry.lane not in self.held_back
         assert entry.source not in self.frozen
         assert entry not in self.running
         assert all(other.lane != entry.lane for other in self.running), "two of a lane at once"
@@ -308,6 +328,24 @@ class LanesMachine(RuleBasedStateMachine):
         self.alive = [entry for entry in self.alive if entry.source != source]
         assert self.lanes.close(source) == expected
 
+    @rule(lane=strategies.sampled_from("abc"))
+    def hold_back(self, lane: str) -> None:
+        self.held_back.add(lane)
+
+    @rule()
+    def let_go(self) -> None:
+        self.held_back.clear()
+        self.lanes.reconsider()
+
+    @invariant()
+    def what_only_waits_is_known(self) -> None:
+        for source in "xy":
+            mine = [entry for entry in self.alive if entry.source == source]
+            if self.lanes.only_waits(source):
+                assert not any(entry in self.running for entry in mine)
+            elif mine and all(entry in self.held for entry in mine):
+                raise AssertionError(f"{mine} only wait")
+
     @rule(slots=strategies.integers(min_value=1, max_value=5))
     def resize(self, slots: int) -> None:
         self.slots = slots
@@ -327,6 +365,7 @@ class LanesMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever happened: when everything may run, everything alive runs to its end."""
         self.slots = 10
+        self.let_go()
         for source in "xy":
             self.frozen.discard(source)
             self.lanes.thaw(source)

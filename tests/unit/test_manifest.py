@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.manifest import Layout, Segment, drained_event, fold
+from celery_sharding.manifest import Layout, Segment, drained_event, finished_event, fold, reached_event
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")
@@ -54,6 +54,10 @@ def names_of(layout: Layout) -> list[str]:
     return [segment.name for segment in layout.segments]
 
 
+def names_of_open(layout: Layout) -> list[str]:
+    return [segment.name for segment in layout.open_segments]
+
+
 def drain(layout: Layout, segment: str) -> Layout:
     found = layout.segment(segment)
     assert found is not None
@@ -63,7 +67,7 @@ def drain(layout: Layout, segment: str) -> Layout:
 
 
 def test_an_empty_manifest_has_nothing_to_consume():
-    assert Layout().current is None
+    assert Layout().open_segments == ()
     assert Layout().limbo == 0
 
 
@@ -136,14 +140,12 @@ def test_an_event_that_is_read_twice_counts_once():
 def test_a_segment_is_consumed_until_it_is_ended_and_each_of_its_queues_is_drained():
     # Given a limbo whose marker was reached before "ended" was written
     layout = drain(started(), "limbo001")
-    assert layout.current == layout.segments[0]
+    assert layout.open_segments == layout.segments[:1]
     # When it is ended
     layout = written(layout, ended("limbo001"))
     # Then the generation follows, and is never drained, being the last
-    assert layout.current == layout.segments[1]
-    last = drain(layout, "g001").current
-    assert last is not None
-    assert last.name == "g001"
+    assert layout.open_segments == layout.segments[1:2]
+    assert [segment.name for segment in drain(layout, "g001").open_segments] == ["g001"]
 
 
 def test_a_generation_is_left_only_when_all_of_its_shards_are_drained():
@@ -153,11 +155,39 @@ def test_a_generation_is_left_only_when_all_of_its_shards_are_drained():
     # When one shard is drained
     half = fold(layout, 500, drained_event("g001", NAMES.shard(1, 0), by="w1"))
     # Then it is still the one to consume; with the other, the next limbo is
-    assert half.current is not None
-    assert half.current.name == "g001"
+    assert [segment.name for segment in half.open_segments] == ["g001"]
     both = fold(half, 501, drained_event("g001", NAMES.shard(1, 1), by="w2"))
-    assert both.current is not None
-    assert both.current.name == "limbo002"
+    assert [segment.name for segment in both.open_segments] == ["limbo002"]
+
+
+def test_a_segment_with_unfinished_keys_only_is_passed_and_stays_open_until_it_is_drained():
+    # Given a lost generation of two shards
+    layout = written(started(), ended("limbo001"), switch(2, 2), switched(2), ended("g001"), ended("limbo002"))
+    layout = drain(layout, "limbo001")
+    queues = [NAMES.shard(1, 0), NAMES.shard(1, 1)]
+    # When one shard is drained, and of the other two keys are left
+    layout = fold(layout, 500, drained_event("g001", queues[0], by="w1"))
+    reached = reached_event("g001", queues[1], digests={"a", "b"}, by="w2")
+    layout = fold(layout, 501, reached)
+    # Then the next segment is consumed, too
+    assert names_of_open(layout) == ["g001", "limbo002"]
+    assert layout.segment("g001").unfinished == {(queues[1], "a"), (queues[1], "b")}
+    # When one key is finished, and the first fact comes again, then only the other is left
+    layout = fold(layout, 502, finished_event("g001", queues[1], digest="a", by="w2"))
+    layout = fold(layout, 503, reached)
+    assert layout.segment("g001").unfinished == {(queues[1], "b")}
+    # And when the shard is drained, nothing is
+    layout = fold(layout, 504, drained_event("g001", queues[1], by="w3"))
+    layout = fold(layout, 505, reached)
+    assert names_of_open(layout) == ["limbo002"]
+    assert layout.segment("g001").unfinished == frozenset()
+
+
+def test_a_segment_that_is_not_ended_yet_is_not_passed():
+    layout = fold(started(), 500, reached_event("limbo001", NAMES.limbo(1), digests={"a"}, by="w1"))
+
+    assert names_of_open(layout) == ["limbo001"]
+    assert names_of_open(written(layout, ended("limbo001"))) == ["limbo001", "g001"]
 
 
 def test_drained_facts_commute_and_may_be_repeated():
