@@ -37,7 +37,7 @@ def once_again(self, key, number, event):
 @deduplicate(key="event", lease_seconds=10)
 def pay(key, number, event, seconds=0.01):
     """Writes one row for each event, in one transaction with its claim."""
-    engine = sqlalchemy.create_engine(os.environ["SHOP_LEDGER"])
+    engine = sqlalchemy.create_engine(os.environ["SHOP_LEDGER"], connect_args={"timeout": 30})
     claim_metadata.create_all(engine)
     with sqlalchemy.orm.Session(engine) as session, current_claim().transaction(session):
         session.execute(sqlalchemy.text("CREATE TABLE IF NOT EXISTS ledger (event TEXT, number INTEGER)"))

@@ -18,6 +18,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
     task_default_queue=f"{GROUP}-plain",
+    sharding_consumer_timeout_seconds=float(os.environ.get("SHOP_CONSUMER_TIMEOUT", "1800")),
     sharding_heartbeat_seconds=float(os.environ.get("SHOP_HEARTBEAT", "15")),
 )
 Sharding(

@@ -16,6 +16,7 @@ from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.testing import Trace, Verdict, WorkerNode, check_order
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
+from celery_sharding.worker.acks import WAIT_SECONDS
 
 
 class Shop:
@@ -61,6 +62,13 @@ class Shop:
 
     def verdict(self) -> Verdict:
         return check_order(self.trace, self.published)
+
+    def just_ended(self, at: float) -> int:
+        """Return how many runs ended so shortly before `at` that a busy worker may not have acknowledged them.
+
+        Twice what it gathers at most: marks are older than acknowledgements.
+        """
+        return sum(at - 2 * WAIT_SECONDS < mark.at < at for mark in self.trace.read() if mark.kind == "end")
 
     def dead_letters(self, count: int) -> list[Message]:
         """Take `count` dead letters out of their queue."""

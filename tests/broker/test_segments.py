@@ -56,7 +56,7 @@ def test_a_key_that_waits_for_a_retry_does_not_hold_the_others_when_the_ring_is_
     # Then all others run to their ends while the key waits
     assert shop.trace.wait_for(5 * len(KEYS)), shop.verdict()
     assert not [mark for mark in shop.trace.read() if mark.key == "r" and mark.kind == "end"]
-    assert [segment.name for segment in layout_of(shop).open_segments][0] == "g001"
+    assert layout_of(shop).open_segments[0].name == "g001"
     # And then the key runs, too, in its order, and the chain is drained
     assert retried.get(timeout=60) == 1
     assert shop.trace.wait_for(5 * len(KEYS) + 6), shop.verdict()

@@ -14,13 +14,9 @@ from shops import Shop
 from celery_sharding.streams import read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.worker.acks import WAIT_SECONDS
 
 pytestmark = pytest.mark.timeout(120)
 
-# For so long before a kill what has ended may not be acknowledged yet: twice what a busy worker gathers at most, since
-# its marks are older than its acknowledgements.
-JUST_NOW_SECONDS = 2 * WAIT_SECONDS
 POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
 
 
@@ -56,9 +52,7 @@ def test_a_standby_takes_over_when_the_owner_is_killed(shop: Shop, pool: str) ->
     assert shop.trace.wait_for(200, timeout_seconds=40), shop.verdict()
     verdict = shop.verdict()
     assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
-    ends = [mark.at for mark in shop.trace.read() if mark.kind == "end"]
-    just_ended = sum(killed_at - JUST_NOW_SECONDS < at < killed_at for at in ends)
-    assert verdict.repeated <= 4 + just_ended, verdict
+    assert verdict.repeated <= 4 + shop.just_ended(killed_at), verdict
 
 
 def test_a_lost_ring_is_replaced_and_keeps_the_order(shop: Shop, restart_broker: Callable[[], None]) -> None:
