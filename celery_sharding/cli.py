@@ -250,8 +250,9 @@ def _describe(group: GroupStatus) -> list[str]:
     worst = group.worst_lag
     if worst is not None and worst.lag_seconds:
         facts.append(f"worst lag {_lag(worst)} s")
-    unowned = sum(row.state == "unowned" for row in group.rows)
-    facts += [f"{unowned} unowned"] if unowned else []
+    for state in ("unowned", "stuck"):
+        count = sum(row.state == state for row in group.rows)
+        facts += [f"{count} {state}"] if count else []
     facts += [f"{group.dead_letters} dead letters"] if group.dead_letters else []
     lines = [f"{group.name}: {', '.join(facts)}"]
     if group.switch is not None:

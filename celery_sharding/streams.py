@@ -191,7 +191,7 @@ def _consume_until(
 
     try:
         channel.basic_qos(0, prefetch, False)
-        channel.basic_consume(stream, callback=take, arguments={"x-stream-offset": offset})
+        tag = channel.basic_consume(stream, callback=take, arguments={"x-stream-offset": offset})
         while not ended:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -200,6 +200,8 @@ def _consume_until(
                 )
             with contextlib.suppress(socket.timeout):
                 channel.connection.drain_events(timeout=left)
+        # Else py-amqp would warn of each message that is still on its way when the channel is closed.
+        channel.basic_cancel(tag)
     except amqp_errors.ChannelError as exc:
         raise _refused(stream, exc) from exc
     return found

@@ -11,6 +11,8 @@ States of a shard, the first that fits:
 
     waiting      an earlier segment of the chain is not drained yet: nobody consumes it, on purpose
     missing      its queue is gone, or out of reach
+    stuck        its last owner says nothing any more, and is connected still: it hangs, is stopped, or runs a long task
+                 in a solo pool
     unowned      no worker reports to own it
     draining     a queue of an earlier segment, on its way out
     no standby   its owner is the only one who consumes it
@@ -147,12 +149,19 @@ def read_snapshot(connection: Opener, groups: Iterable[str]) -> Snapshot:
 
 
 def judge_group(
-    names: Names, layout: Layout, *, ready: Mapping[str, int | None], vitals: Vitals, now: float
+    names: Names,
+    layout: Layout,
+    *,
+    ready: Mapping[str, int | None],
+    consumers: Mapping[str, int],
+    vitals: Vitals,
+    now: float,
 ) -> GroupStatus:
     """Return the status of a group.
 
     Args:
         ready: Waiting messages by queue; a queue that is missing here or None does not exist.
+        consumers: How many consumers each queue has, its owner and the standbys, by the broker's word.
     """
     if not layout.limbo:
         return GroupStatus(names.group)
@@ -163,9 +172,9 @@ def judge_group(
         kind: Kind = "live" if is_live else "limbo" if segment.kind == "limbo" else "old"
         for index, queue in enumerate(segment.queues(names)):
             if is_live or queue not in segment.drained:
-                row = _judge_queue(
-                    kind, index, queue, ready.get(queue), vitals, now, in_turn=segment in layout.open_segments
-                )
+                count = (ready.get(queue), consumers.get(queue, 0))
+                in_turn = segment in layout.open_segments
+                row = _judge_queue(kind, index, queue, count, vitals, now, in_turn=in_turn)
                 (live if is_live else earlier).append(row)
     return GroupStatus(
         names.group,
@@ -195,36 +204,48 @@ def _read_group(connection: Opener, name: str) -> GroupStatus:
     if not layout.limbo:
         return GroupStatus(name)
     queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
-    ready = _count_ready(connection, name, [*queues, names.limbo(layout.limbo), names.dead])
+    ready, consumers = _count(connection, name, [*queues, names.limbo(layout.limbo), names.dead])
     in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
     vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
-    return judge_group(names, layout, ready=ready, vitals=vitals, now=time.time())
+    return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time())
 
 
-def _count_ready(connection: Opener, group: str, queues: Iterable[str]) -> dict[str, int | None]:
-    """Return the waiting messages of each queue; None: it is gone, or out of reach. On one channel, to be fast."""
-    with brief_channel(connection) as channel:
-        return {queue: _count_one(channel, group, queue) for queue in queues}
-
-
-def _count_one(channel: Any, group: str, queue: str) -> int | None:
-    with explained(group, queue):
-        try:
-            return int(channel.queue_declare(queue, passive=True).message_count)
-        except amqp_errors.NotFound:
-            # The broker has closed the channel; py-amqp has opened it again before it raised this.
-            return None
+def _count(connection: Opener, group: str, queues: Iterable[str]) -> tuple[dict[str, int | None], dict[str, int]]:
+    """Return the waiting messages of each queue (None: it is gone, or out of reach), and its consumers."""
+    ready: dict[str, int | None] = {}
+    consumers: dict[str, int] = {}
+    with brief_channel(connection) as channel:  # one for all, to be fast
+        for queue in queues:
+            with explained(group, queue):
+                try:
+                    found = channel.queue_declare(queue, passive=True)
+                except amqp_errors.NotFound:
+                    # The broker has closed the channel; py-amqp has opened it again before it raised this.
+                    ready[queue] = None
+                else:
+                    ready[queue], consumers[queue] = int(found.message_count), int(found.consumer_count)
+    return ready, consumers
 
 
 def _judge_queue(
-    kind: Kind, index: int, queue: str, ready: int | None, vitals: Vitals, now: float, *, in_turn: bool
+    kind: Kind,
+    index: int,
+    queue: str,
+    count: tuple[int | None, int],
+    vitals: Vitals,
+    now: float,
+    *,
+    in_turn: bool,
 ) -> ShardStatus:
+    ready, consumers = count
     owner, last = vitals.owners.get(queue), vitals.last.get(queue)
     standbys = vitals.standbys.get(queue, ())
     if not in_turn:
         state = "waiting"
     elif ready is None:
         state = "missing"
+    elif owner is None and last is not None and consumers > len(standbys):
+        state = "stuck"
     elif owner is None:
         state = "unowned"
     elif kind != "live":

@@ -32,13 +32,19 @@ def vitals(by: str, *, ago: float = 0.5, owned: dict[str, Any] | None = None, st
     return vitals_event(by, 1, owned=owned or {}, standby=standby, at=NOW - ago)
 
 
-def judge(*events: dict[str, Any], layout: Layout = LAYOUT, ready: dict[str, int | None] | None = None) -> GroupStatus:
+def judge(
+    *events: dict[str, Any],
+    layout: Layout = LAYOUT,
+    ready: dict[str, int | None] | None = None,
+    consumers: dict[str, int] | None = None,
+) -> GroupStatus:
     counts = {**EMPTY, **(ready or {})}
-    return judge_group(NAMES, layout, ready=counts, vitals=fold_vitals(events, now=NOW), now=NOW)
+    vitals = fold_vitals(events, now=NOW)
+    return judge_group(NAMES, layout, ready=counts, consumers=consumers or {}, vitals=vitals, now=NOW)
 
 
-def first(*events: dict[str, Any], ready: int | None = 0) -> ShardStatus:
-    return judge(*events, ready={Q0: ready}).shards[0]
+def first(*events: dict[str, Any], ready: int | None = 0, consumers: int = 0) -> ShardStatus:
+    return judge(*events, ready={Q0: ready}, consumers={Q0: consumers}).shards[0]
 
 
 # --- vitals ----------------------------------------------------------------------------------------------------------
@@ -108,6 +114,14 @@ def test_damaged_vitals_and_other_events_are_passed_over(event):
 )
 def test_the_state_of_a_shard(events, ready, state):
     assert first(*events, ready=ready).state == state
+
+
+@pytest.mark.parametrize(("consumers", "state"), [(2, "stuck"), (1, "unowned")])
+def test_an_owner_that_is_silent_and_still_connected_is_stuck(consumers, state):
+    # Given an owner that says nothing any more, and a standby; the broker sees both of them, or only the standby
+    silent, standby = vitals("a", ago=9, owned={Q0: owning()}), vitals("b", standby=(Q0,))
+
+    assert first(silent, standby, consumers=consumers).state == state
 
 
 def test_a_row_says_who_owns_it_since_when_and_what_it_holds():
