@@ -29,6 +29,7 @@ from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
+from celery_sharding.worker.reconnect import reconnect_sooner
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
 
@@ -83,6 +84,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._timers: list[Any] = []
         self._stopping = False
         self._looking = threading.Lock()
+        reconnect_sooner(c)
         # A channel that the broker closes (consumer time-out) would end the worker; this lets it connect anew instead.
         c.app.conf.broker_channel_error_retry = True
         if pool == SOLO:

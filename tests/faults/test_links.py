@@ -106,7 +106,7 @@ def test_a_broker_that_cannot_be_reached_for_a_while_is_found_again(shop: Shop, 
     assert shop.trace.wait_for(8)
     # When the broker refuses its connections until it has tried twice in vain
     proxy.refuse()
-    worker.wait_for("Trying again in 4")
+    worker.wait_for("Trying again in 1.00")
     proxy.heal()
     # Then it consumes again by itself
     expect_work_of(shop, worker.name, start=100)
