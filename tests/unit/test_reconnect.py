@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -18,7 +18,8 @@ def test_the_first_tries_of_a_worker_come_soon_after_each_other(monkeypatch: pyt
     url = f"amqp://127.0.0.1:{find_free_port()}//"
     app = Celery("shop", broker=url, set_as_current=False)
     app.conf.update(broker_connection_max_retries=3, broker_connection_retry_on_startup=True)
-    consumer = Consumer(lambda request: None, app=app, pool=SimpleNamespace(num_processes=1))
+    consumer = SimpleNamespace(app=app, first_connection_attempt=True, broker_connection_retry_attempt=0)
+    consumer.ensure_connected = MethodType(Consumer.ensure_connected, consumer)
     waits: list[float] = []
     monkeypatch.setattr("kombu.utils.functional.sleep", waits.append)
     # When it connects
