@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from celery_sharding.testing.cluster import RabbitCluster
 from celery_sharding.testing.order import Trace, Verdict, check_order
 from celery_sharding.testing.processes import ServerMissing, ServerNotReady
 from celery_sharding.testing.proxy import Direction, FaultProxy
@@ -11,6 +12,7 @@ from celery_sharding.testing.workers import WorkerNode
 __all__ = [
     "Direction",
     "FaultProxy",
+    "RabbitCluster",
     "RabbitNode",
     "RedisNode",
     "ServerMissing",

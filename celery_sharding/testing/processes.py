@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,14 +79,64 @@ def wait_until(condition: Callable[[], bool], *, timeout_seconds: float) -> bool
 
 def end_process(pid: int, *, grace_seconds: float) -> None:
     """Ask `pid` to end, and kill it if it still runs after `grace_seconds`. A process that is gone is fine."""
-    if _signal(pid, signal.SIGTERM) and not wait_until(lambda: not is_alive(pid), timeout_seconds=grace_seconds):
+    if send_signal(pid, signal.SIGTERM) and not wait_until(lambda: not is_alive(pid), timeout_seconds=grace_seconds):
         kill_process(pid)
 
 
 def kill_process(pid: int) -> None:
     """Kill `pid` at once (SIGKILL) and wait until it is gone."""
-    if _signal(pid, signal.SIGKILL):
+    if send_signal(pid, signal.SIGKILL):
         wait_until(lambda: not is_alive(pid), timeout_seconds=10)
+
+
+def send_signal(pid: int, number: int) -> bool:
+    """Send a signal to `pid`; False if it is gone."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def spawn(folder: Path, name: str, command: list[str], *, env: Mapping[str, str]) -> None:
+    """Start `command` in a session of its own and note its id, so that another process can end it.
+
+    Its log is `log/NAME` in `folder`, its id in `NAME.pid`.
+    """
+    with (folder / "log" / name).open("ab") as log:
+        process = subprocess.Popen(
+            command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    (folder / f"{name}.pid").write_text(str(process.pid))
+    # From here on the noted id is what counts; a Popen object would warn that its process still runs.
+    process.returncode = 0
+
+
+def read_pid(folder: Path, name: str) -> int | None:
+    """Return the id of a process that `spawn` has started; None if it does not run."""
+    try:
+        pid = int((folder / f"{name}.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if is_alive(pid) else None
+
+
+def find_program(*names: str) -> str:
+    """Return the path of the first of `names` that is installed.
+
+    Raises:
+        ServerMissing: None is; the message says which package has it.
+
+    Debian's /usr/sbin/rabbitmq-server and rabbitmqctl switch to the user rabbitmq and its configuration; the programs
+    themselves lie in /usr/lib/rabbitmq/bin.
+    """
+    folders = ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
+    for name in names:
+        found = shutil.which(name, path=os.pathsep.join(folders))
+        if found:
+            return found
+    package = "rabbitmq-server" if names[0] != "redis-server" else "redis-server"
+    raise ServerMissing(f"{names[0]} is not installed; on Debian: apt-get install {package}")
 
 
 def tail(path: Path, *, lines: int = 15) -> str:
@@ -93,11 +145,3 @@ def tail(path: Path, *, lines: int = 15) -> str:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
-
-
-def _signal(pid: int, number: int) -> bool:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True

@@ -7,28 +7,33 @@ folder of its own, and never starts or stops a service of the system. It runs as
 
 A RabbitMQ node's whole state is in its folder, so another process may drive it: `RabbitNode.open(folder)`, or
 `python -m celery_sharding.testing restart FOLDER`. One process at a time may do so.
+
+Nodes that share a port mapper and a cookie can be joined to a cluster; `RabbitCluster` does that.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from celery_sharding.testing.port_mapper import BARE_ENV, PortMapper, make_cookie
 from celery_sharding.testing.processes import (
-    ServerMissing,
     ServerNotReady,
     end_process,
     exchange_bytes,
     find_free_port,
-    is_alive,
+    find_program,
     kill_process,
+    read_pid,
+    send_signal,
+    spawn,
     tail,
     wait_until,
 )
@@ -43,32 +48,58 @@ class RabbitNode:
     """A private RabbitMQ node with the consistent-hash exchange, user guest.
 
     As a context manager it is started on entry and removed, data and all, on exit.
+
+    Args:
+        mapper: The port mapper to use; it is started and stopped by others. None: one of its own.
+        cookie: The Erlang cookie, equal on nodes that are to be joined; None: one that nobody knows.
+        config: Further lines of rabbitmq.conf.
+        net_tick_seconds: After how much silence another node counts as gone, about; equal on joined nodes.
+        boots_max: How often `start` starts it if it ends while it boots.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        mapper: PortMapper | None = None,
+        cookie: str | None = None,
+        config: Sequence[str] = (),
+        net_tick_seconds: int = 60,
+        boots_max: int = 1,
+    ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="sharding-rabbit-"))
-        self._set(folder, ports={name: find_free_port() for name in ("amqp", "dist", "epmd")})
-        (folder / "node.json").write_text(json.dumps(self._ports))
+        facts: dict[str, Any] = {
+            "amqp": find_free_port(),
+            "dist": find_free_port(),
+            "epmd": find_free_port() if mapper is None else mapper.port,
+            "owns_epmd": mapper is None,
+            "net_tick_seconds": net_tick_seconds,
+            "boots_max": boots_max,
+        }
+        self._set(folder, facts)
+        (folder / "node.json").write_text(json.dumps(facts))
         for name in ("home", "mnesia", "log"):
             (folder / name).mkdir()
-        cookie = folder / "home" / ".erlang.cookie"
-        cookie.touch(mode=0o600)
-        cookie.write_text(secrets.token_hex(10).upper())
-        cookie.chmod(0o400)
+        cookie_file = folder / "home" / ".erlang.cookie"
+        cookie_file.touch(mode=0o600)
+        cookie_file.write_text(cookie or make_cookie())
+        cookie_file.chmod(0o400)
         (folder / "enabled_plugins").write_text(_PLUGINS + "\n")
-        (folder / "rabbitmq.conf").write_text(f"listeners.tcp.default = 127.0.0.1:{self._ports['amqp']}\n")
+        lines = [f"listeners.tcp.default = 127.0.0.1:{facts['amqp']}", *config]
+        (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
 
     @classmethod
     def open(cls, folder: Path) -> RabbitNode:
         """Return the node that another process made in `folder`."""
         node = cls.__new__(cls)
-        node._set(folder, ports=json.loads((folder / "node.json").read_text()))
+        node._set(folder, json.loads((folder / "node.json").read_text()))
         return node
 
-    def _set(self, folder: Path, *, ports: dict[str, int]) -> None:
+    def _set(self, folder: Path, facts: dict[str, Any]) -> None:
         self.folder = folder
-        self._ports = ports
-        self.url = f"amqp://guest:guest@127.0.0.1:{ports['amqp']}//"
+        self._facts = facts
+        self._mapper = PortMapper(folder, facts["epmd"]) if facts["owns_epmd"] else None
+        self.name = f"sharding{facts['amqp']}@localhost"
+        self.url = f"amqp://guest:guest@127.0.0.1:{facts['amqp']}//"
 
     def start(self) -> None:
         """Start the node and return when it answers. A running node is left alone.
@@ -79,25 +110,42 @@ class RabbitNode:
         """
         if self.answers():
             return
-        self._start_port_mapper()
-        # Told that input is allowed, the start script replaces itself with the broker, so that the id is the broker's.
-        self._spawn("broker", [_tool("rabbitmq-server"), "-noinput"], RABBITMQ_ALLOW_INPUT="true")
-        if not wait_until(self.answers, timeout_seconds=_START_SECONDS):
-            raise ServerNotReady(f"RabbitMQ does not answer on {self.url}\n{self._log_tail()}")
+        if self._mapper is not None:
+            self._mapper.start()
+        for _ in range(self._facts["boots_max"]):
+            # Told that input is allowed, the start script replaces itself with the broker: the id is the broker's.
+            env = self._env() | {"RABBITMQ_ALLOW_INPUT": "true"}
+            spawn(self.folder, "broker", [find_program("rabbitmq-server"), "-noinput"], env=env)
+            wait_until(lambda: self.answers() or self._pid() is None, timeout_seconds=_START_SECONDS)
+            if self.answers():
+                return
+            if self._pid() is not None:
+                break
+        raise ServerNotReady(f"RabbitMQ does not answer on {self.url}\n{self._log_tail()}")
 
     def stop(self) -> None:
         """Stop the node as an operator would; its data is kept."""
-        pid = self._pid("broker")
+        pid = self._pid()
         if pid is not None:
             end_process(pid, grace_seconds=_STOP_SECONDS)
-        self._stop_port_mapper()
+        if self._mapper is not None:
+            self._mapper.stop()
 
     def kill(self) -> None:
         """Kill the node (SIGKILL), as a crash of its machine would; what it wrote to disk is kept."""
-        pid = self._pid("broker")
+        pid = self._pid()
         if pid is not None:
             kill_process(pid)
-        self._stop_port_mapper()
+        if self._mapper is not None:
+            self._mapper.stop()
+
+    def pause(self) -> None:
+        """Halt the node (SIGSTOP): its connections stay open, and nothing answers, as on a machine that hangs."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop the node, start it on the same data and ports, and return when it answers."""
@@ -112,7 +160,7 @@ class RabbitNode:
     def answers(self) -> bool:
         """Say whether the node takes AMQP connections."""
         # The node's own health check is green before the listener is up; the first frame of the protocol is not.
-        return exchange_bytes(self._ports["amqp"], _AMQP_HELLO)[:1] == b"\x01"
+        return exchange_bytes(self._facts["amqp"], _AMQP_HELLO)[:1] == b"\x01"
 
     def ctl(self, *arguments: str) -> str:
         """Run `rabbitmqctl` on the node and return what it prints.
@@ -121,22 +169,22 @@ class RabbitNode:
             subprocess.CalledProcessError: It failed.
         """
         done = subprocess.run(
-            [_tool("rabbitmqctl"), *arguments], env=self._env(), cwd=self.folder, check=True, text=True,
+            [find_program("rabbitmqctl"), *arguments], env=self._env(), cwd=self.folder, check=True, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         )  # fmt: skip
         return done.stdout
 
     def _env(self) -> dict[str, str]:
         """Return the whole environment of the node: nothing of the system's configuration reaches it."""
-        return {
-            "PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]),
+        interface = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return BARE_ENV | {
             "LANG": "C.UTF-8",
             "HOME": str(self.folder / "home"),
-            "ERL_EPMD_PORT": str(self._ports["epmd"]),
+            "ERL_EPMD_PORT": str(self._facts["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": str(self.folder / "log" / "erl_crash.dump"),
-            "RABBITMQ_NODENAME": f"sharding{self._ports['amqp']}@localhost",
-            "RABBITMQ_DIST_PORT": str(self._ports["dist"]),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_DIST_PORT": str(self._facts["dist"]),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
@@ -144,39 +192,20 @@ class RabbitNode:
             "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_PID_FILE": str(self.folder / "rabbit.pid"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
-            "RABBITMQ_CTL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                f"{interface} -kernel net_ticktime {self._facts['net_tick_seconds']}"
+            ),
+            "RABBITMQ_CTL_ERL_ARGS": interface,
         }
 
-    def _start_port_mapper(self) -> None:
-        """Start the Erlang port mapper in the foreground: only so is its process id known."""
-        if self._pid("epmd") is not None:
-            return
-        self._spawn("epmd", [_tool("epmd"), "-address", "127.0.0.1", "-port", str(self._ports["epmd"])])
-        wait_until(lambda: exchange_bytes(self._ports["epmd"], b"\x00\x01n") != b"", timeout_seconds=10)
+    def _pid(self) -> int | None:
+        return read_pid(self.folder, "broker")
 
-    def _stop_port_mapper(self) -> None:
-        pid = self._pid("epmd")
-        if pid is not None:
-            end_process(pid, grace_seconds=5)
-
-    def _spawn(self, name: str, command: list[str], **env: str) -> None:
-        """Start `command` in a session of its own and note its id, so that another process can end it."""
-        with (self.folder / "log" / name).open("ab") as log:
-            process = subprocess.Popen(
-                command, env=self._env() | env, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        (self.folder / f"{name}.pid").write_text(str(process.pid))
-        # From here on the noted id is what counts; a Popen object would warn that its process still runs.
-        process.returncode = 0
-
-    def _pid(self, name: str) -> int | None:
-        try:
-            pid = int((self.folder / f"{name}.pid").read_text())
-        except (OSError, ValueError):
-            return None
-        return pid if is_alive(pid) else None
+    def _signal(self, number: int) -> None:
+        pid = self._pid()
+        if pid is None:
+            raise ServerNotReady(f"the RabbitMQ node on {self.url} does not run")
+        send_signal(pid, number)
 
     def _log_tail(self) -> str:
         logs = [path for path in (self.folder / "log").glob("*") if path.suffix in ("", ".log")]
@@ -220,7 +249,7 @@ class RedisNode:
         log = self.folder / "log"
         self._process = subprocess.Popen(
             [
-                _tool("redis-server", "valkey-server"), "--bind", "127.0.0.1", "--port", str(self._port),
+                find_program("redis-server", "valkey-server"), "--bind", "127.0.0.1", "--port", str(self._port),
                 "--dir", str(self.folder), "--logfile", str(log), "--save", "", "--appendonly", "no",
                 "--daemonize", "no",
             ],
@@ -269,18 +298,3 @@ class RedisNode:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
-
-
-def _tool(*names: str) -> str:
-    """Return the path of the first of `names` that is installed.
-
-    Debian's /usr/sbin/rabbitmq-server and rabbitmqctl switch to the user rabbitmq and its configuration; the programs
-    themselves lie in /usr/lib/rabbitmq/bin.
-    """
-    folders = ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
-    for name in names:
-        found = shutil.which(name, path=os.pathsep.join(folders))
-        if found:
-            return found
-    package = "rabbitmq-server" if names[0] != "redis-server" else "redis-server"
-    raise ServerMissing(f"{names[0]} is not installed; on Debian: apt-get install {package}")
