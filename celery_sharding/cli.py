@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, read_snapshot, to_json
 from celery_sharding.backing import Backing, process_name
 from celery_sharding.config import ShardGroup
+from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, ConfigurationError, ShardingError, UnsupportedBroker
 from celery_sharding.extension import Sharding
 from celery_sharding.manifest import Layout, load
@@ -207,15 +208,13 @@ def _connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
         raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
     connection: Any = sharding.connect()
     try:
-        connection.connect()
-        yield connection
+        yield open_connection(connection)
     except (OperationalError, amqp_errors.ConnectionError, amqp_errors.AccessRefused, OSError) as exc:
         raise BrokerUnavailable(
             f"the broker {connection.as_uri()} could not be reached ({exc}); check its URL, and that it is up"
         ) from exc
     finally:
-        with contextlib.suppress(amqp_errors.AMQPError, OSError):
-            connection.release()
+        close_connection(connection)
 
 
 def _find_tasks(sharding: Sharding) -> dict[str, list[str]]:

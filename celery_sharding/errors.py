@@ -116,7 +116,7 @@ class LockLost(TopologyError):
 
 
 class LogError(TopologyError):
-    """The manifest or the journal could not be read or written."""
+    """The manifest or the journal could not be read or written. `passes`: it may work when it is tried again."""
 
 
 class ManifestConflict(LogError):

@@ -24,6 +24,7 @@ from amqp.exceptions import AMQPError, ChannelError, FrameSyntaxError, NotFound
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from celery_sharding.connecting import connect_from
 from celery_sharding.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Link:
         template: Its settings are used; the connection itself is not.
         policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
         timeout_seconds: For connecting, all tries together. The last try may take as long again.
+        first_node: The node of the broker to try first, by its number in the URL; `node` is the one that was reached.
         on_blocked: Called with the link when the broker starts or stops to block publishers; see `blocked`.
 
     Raises:
@@ -94,6 +96,7 @@ class Link:
         *,
         policy: dict[str, Any],
         timeout_seconds: float,
+        first_node: int,
         on_blocked: Callable[[Link], None],
     ) -> None:
         self.blocked = False
@@ -118,7 +121,7 @@ class Link:
             },
         )
         try:
-            kombu_connection.ensure_connection(reraise_as_library_errors=False, timeout=limit_seconds, **policy)
+            self.node = connect_from(kombu_connection, first_node, timeout=limit_seconds, **policy)
             self._amqp = kombu_connection.connection
             # py-amqp waits without a limit for the answers to most methods.
             self._amqp.sock.settimeout(limit_seconds)

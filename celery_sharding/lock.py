@@ -16,23 +16,20 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from amqp import exceptions as amqp_errors
-from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
+from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost
 from celery_sharding.topology import Names, brief_channel, explained
 
 logger = logging.getLogger(__name__)
 
-Connect = Callable[[], Connection]
-
 _HEARTBEAT_SECONDS = 10.0
-_OPERATION_SECONDS = 30.0
 _POLL_FIRST_SECONDS, _POLL_MAX_SECONDS = 0.05, 0.5
 
 
@@ -43,6 +40,7 @@ class TopologyLock:
         connect: Makes a kombu connection to the broker; its settings are used, the connection itself is not.
         owner: Who holds it, for people who look at the broker's connections.
         timeout_seconds: How long to wait for another holder.
+        first_node: The node of the broker to try first, by its number in the URL.
 
     Raises:
         LockHeld: Another process held it all the time.
@@ -50,11 +48,14 @@ class TopologyLock:
         LockLost: The connection, and with it the lock, was lost; nothing more was done.
     """
 
-    def __init__(self, connect: Connect, names: Names, *, owner: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, connect: Connect, names: Names, *, owner: str, timeout_seconds: float, first_node: int = 0
+    ) -> None:
         self._connect = connect
         self._names = names
         self._owner = owner
         self._timeout_seconds = timeout_seconds
+        self._first_node = first_node
         self._turn = threading.RLock()
         self._released = threading.Event()
         self._kombu_connection: Any = None  # kombu is typed in part only
@@ -63,13 +64,12 @@ class TopologyLock:
     def __enter__(self) -> Self:
         with reachable(self._names.group):
             configured: Any = self._connect()
-            self._kombu_connection = configured.clone(heartbeat=_HEARTBEAT_SECONDS)
-            self._kombu_connection.connect()
+            self._kombu_connection = open_connection(
+                configured.clone(heartbeat=_HEARTBEAT_SECONDS), first_node=self._first_node
+            )
             # The connection below kombu's: kombu's would open itself again, without the lock.
             self._connection = self._kombu_connection.connection
         try:
-            # No single answer of the broker takes this long; without it a dead broker would hold the caller for ever.
-            self._connection.transport.sock.settimeout(_OPERATION_SECONDS)
             self._acquire()
         except BaseException:
             self._close()
@@ -144,11 +144,7 @@ class TopologyLock:
         self._released.set()
         with self._turn:
             if self._kombu_connection is not None:
-                with contextlib.suppress(amqp_errors.AMQPError, OSError):
-                    if self._connection is not None and self._connection.connected:
-                        self._connection.close()
-                with contextlib.suppress(amqp_errors.AMQPError, OSError):
-                    self._kombu_connection.release()
+                close_connection(self._kombu_connection)
 
 
 def lock_held(group: str) -> LockHeld:

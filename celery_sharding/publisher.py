@@ -74,6 +74,7 @@ class Publisher:
         self._find_group = find_group
         self._timeout_seconds = timeout_seconds
         self._policy = {name: value for name, value in retry_policy.items() if name in _CONNECT_OPTIONS}
+        self._first_node = 0
         self._start_anew()
         os.register_at_fork(after_in_child=_forget_in_child(weakref.ref(self)))
 
@@ -175,10 +176,12 @@ class Publisher:
                 self._connect(),
                 policy=self._policy,
                 timeout_seconds=deadline - time.monotonic(),
+                first_node=self._first_node,
                 on_blocked=self._note_blocked,
             )
         except BrokerUnavailable as exc:
             raise call.unavailable(exc) from exc
+        self._first_node = link.node
         self._links.add(link)
         return link
 
@@ -226,6 +229,8 @@ class Publisher:
             self._discard(link)
 
     def _discard(self, link: Link) -> None:
+        # Its node may hang; the one after it is as good.
+        self._first_node = link.node + 1
         self._links.discard(link)
         with self._changed:
             self._blocked.discard(link)

@@ -46,7 +46,7 @@ def append(channel: Any, stream: str, event: Mapping[str, Any], *, timeout_secon
 
     Raises:
         LogError: The event was refused, or its confirm did not come in time; then it may be in the log or not.
-            `missing` is true if there is no such stream.
+            `missing` is true if there is no such stream, `passes` if trying again may help.
         OutOfReach: The stream's node is not up.
     """
     message = amqp.Message(encode(event), delivery_mode=_PERSISTENT, content_type="application/json")
@@ -74,11 +74,15 @@ def publish_confirmed(
         )
     except amqp_errors.MessageNacked as exc:
         _close(channel)
-        raise LogError(f"the broker refused to store an event in {queue!r}; see its log", stream=queue) from exc
+        raise LogError(
+            f"the broker refused to store an event in {queue!r}; see its log", stream=queue, passes=True
+        ) from exc
     except TimeoutError as exc:
         _close(channel)
         raise LogError(
-            f"no confirm from {queue!r} within {timeout_seconds} s; the event may be stored or not", stream=queue
+            f"no confirm from {queue!r} within {timeout_seconds} s; the event may be stored or not",
+            stream=queue,
+            passes=True,
         ) from exc
     except amqp_errors.ChannelError as exc:
         raise _refused(queue, exc) from exc
@@ -196,7 +200,9 @@ def _consume_until(
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LogError(
-                    f"the end of {stream!r} was not reached in time; is the broker overloaded?", stream=stream
+                    f"the end of {stream!r} was not reached in time; is the broker overloaded?",
+                    stream=stream,
+                    passes=True,
                 )
             with contextlib.suppress(socket.timeout):
                 channel.connection.drain_events(timeout=left)

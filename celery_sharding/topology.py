@@ -303,14 +303,20 @@ def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
 def is_out_of_reach(exc: Exception) -> bool:
     """Tell whether the broker refused a queue whose node is down or not ready yet, which is not gone.
 
-    It answers 404 as for a queue that does not exist, with another text. Until then messages to it are returned.
+    It answers 404 as for a queue that does not exist, with another text. Until then messages to it are returned. Of a
+    stream, a node that has just come back says 406 until its replica follows.
     """
-    return "down or inaccessible" in str(getattr(exc, "reply_text", ""))
+    text = str(getattr(exc, "reply_text", ""))
+    return "down or inaccessible" in text or "does not have a replica on the local node" in text
 
 
 def out_of_reach(queue: str, **facts: str) -> OutOfReach:
     """Return the error for a queue that `is_out_of_reach`."""
-    return OutOfReach(f"the broker's node that has {queue!r} is down or still starting; wait, or start it", **facts)
+    return OutOfReach(
+        f"the broker's node that has {queue!r} is down or still starting; wait, or start it. A node that joined the "
+        "cluster later has no replica of a stream until `rabbitmq-streams add_replica` gives it one",
+        **facts,
+    )
 
 
 def _declare_queue(channel: Any, group: str, queue: str, arguments: dict[str, Any]) -> None:

@@ -23,8 +23,18 @@ from celery_sharding import topology
 from celery_sharding.admin.endings import end_segment
 from celery_sharding.admin.steps import FLIPS, GRACE_SECONDS, RECOVER, begin_recovery, carry_on
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import BrokerUnavailable, LockHeld, OutOfReach, TopologyError, TopologyMismatch
-from celery_sharding.lock import Connect, TopologyLock, reachable
+from celery_sharding.connecting import Connect, close_connection, open_connection
+from celery_sharding.errors import (
+    BrokerUnavailable,
+    LockHeld,
+    LockLost,
+    ManifestConflict,
+    OutOfReach,
+    ShardingError,
+    TopologyError,
+    TopologyMismatch,
+)
+from celery_sharding.lock import TopologyLock, reachable
 from celery_sharding.manifest import Layout, load, write
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
@@ -33,7 +43,7 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _TURN_SECONDS = 2.0
-_OUT_OF_REACH_SECONDS = 0.3
+_PASSING_SECONDS = 0.3
 _ROUNDS_MAX = 5
 # How far beyond the manifest to look for queues it does not know; all the way if it knows nothing.
 _PROBE_AHEAD, _PROBE_ALL = 5, 999
@@ -53,7 +63,8 @@ def ensure_group(
     Args:
         connect: Makes a connection; its settings are used.
         owner: Who does it; stands in the manifest.
-        wait_seconds: How long to wait for the lock, and for queues whose node is still starting.
+        wait_seconds: How long to wait for the lock, for queues whose node is still starting or that have no leader, and
+            to begin again after a node was lost on the way.
         known: The layout as the caller tails it; saves reading the manifest. May be a little old.
         log: Takes one line a change.
 
@@ -68,15 +79,15 @@ def ensure_group(
     names = Names(group.name)
     seen = known
 
-    def look_and_repair(lock_seconds: float) -> Layout:
+    def look_and_repair(lock_seconds: float, node: int) -> Layout:
         nonlocal seen
-        with _connected(connect, group.name) as connection:
+        with _connected(connect, group.name, first_node=node) as connection:
             layout = seen or load(connection, names)
             seen = None
             _check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
-        with TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds) as lock:
+        with TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock:
             return _repair(lock, group, owner, log)
 
     return _in_turns(look_and_repair, wait_seconds)
@@ -90,12 +101,12 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
     """
     names = Names(group.name)
 
-    def look_and_declare(lock_seconds: float) -> None:
-        with _connected(connect, group.name) as connection:
+    def look_and_declare(lock_seconds: float, node: int) -> None:
+        with _connected(connect, group.name, first_node=node) as connection:
             if topology.fixed_exists(connection, names):
                 return
         with (
-            TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds) as lock,
+            TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock,
             lock.operation() as connection,
         ):
             if not topology.fixed_exists(connection, names):
@@ -132,22 +143,33 @@ def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
     return None
 
 
-def _in_turns(act: Callable[[float], _Result], wait_seconds: float) -> _Result:
-    """Call `act` with the seconds it may wait for the lock, until it does not fail by what passes by itself.
+def _in_turns(act: Callable[[float, int], _Result], wait_seconds: float) -> _Result:
+    """Call `act` until it does not fail by what passes by itself.
 
-    Each turn looks again, since whoever holds the lock is most likely doing what the caller wants.
+    Each turn looks again, since whoever holds the lock is most likely doing what the caller wants. After a failure the
+    next turn begins with another node of the broker.
+
+    Args:
+        act: Takes the seconds it may wait for the lock, and the node to try first.
     """
     deadline = time.monotonic() + wait_seconds
+    node = 0
     while True:
         try:
-            return act(min(max(deadline - time.monotonic(), 0.0), _TURN_SECONDS))
+            return act(min(max(deadline - time.monotonic(), 0.0), _TURN_SECONDS), node)
         except LockHeld:
             if time.monotonic() >= deadline:
                 raise
-        except OutOfReach:
-            if time.monotonic() >= deadline:
+        except (TopologyError, BrokerUnavailable) as exc:
+            if not _passes_by_itself(exc) or time.monotonic() >= deadline:
                 raise
-            time.sleep(_OUT_OF_REACH_SECONDS)
+            node += 1
+            time.sleep(_PASSING_SECONDS)
+
+
+def _passes_by_itself(error: ShardingError) -> bool:
+    """Tell whether trying again may help: a node or a leader is missing for a moment, or the manifest moved on."""
+    return isinstance(error, OutOfReach | LockLost | ManifestConflict) or bool(error.facts.get("passes"))
 
 
 def _repair(lock: TopologyLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
@@ -307,14 +329,12 @@ def _count_existing(connection: Opener, names: Names, generation: int) -> int:
 
 
 @contextlib.contextmanager
-def _connected(connect: Connect, group: str) -> Iterator[Any]:
+def _connected(connect: Connect, group: str, *, first_node: int) -> Iterator[Any]:
     with reachable(group):
-        connection: Any = connect()
-        connection.connect()
+        connection = open_connection(connect(), first_node=first_node)
     try:
         yield connection
     except (amqp_errors.ConnectionError, OSError) as exc:
-        raise BrokerUnavailable(f"the broker of group {group!r} was lost ({exc})", group=group) from exc
+        raise BrokerUnavailable(f"the broker of group {group!r} was lost ({exc})", group=group, passes=True) from exc
     finally:
-        with contextlib.suppress(amqp_errors.AMQPError, OSError):
-            connection.release()
+        close_connection(connection)

@@ -28,12 +28,15 @@ from amqp.exceptions import AMQPError
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from celery_sharding.connecting import open_connection
 from celery_sharding.errors import LogError
 from celery_sharding.streams import encode
 
 logger = logging.getLogger(__name__)
 
-_CONFIRM_SECONDS = 10.0
+# A broker that is only slow must not be sent the same again and again, so each time-out doubles the next.
+_CONFIRM_FIRST_SECONDS, _CONFIRM_SECONDS = 2.0, 10.0
+_OPTIONAL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 _BATCH = 500
 _LOST = (OSError, AMQPError, OperationalError, LogError)
@@ -67,6 +70,10 @@ class LogWriter:
         self._unconfirmed: dict[int, _Write] = {}
         self._refused: list[_Write] = []
         self._tag = 0
+        self._first_node = 0
+        self._was_nacked = False
+        self._answered_at = 0.0
+        self._patience_seconds = _CONFIRM_FIRST_SECONDS
 
     def append(
         self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
@@ -147,7 +154,7 @@ class LogWriter:
 
     def _write_batch(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-        self._unconfirmed, self._refused = {}, []
+        self._unconfirmed, self._refused, self._was_nacked = {}, [], False
         sent = 0
         try:
             self._ensure_connected()
@@ -161,11 +168,14 @@ class LogWriter:
                     routing_key=item.queue,
                     mandatory=True,
                 )
-            deadline = time.monotonic() + _CONFIRM_SECONDS
-            while self._unconfirmed:
-                self._connection.drain_events(timeout=max(0.001, deadline - time.monotonic()))
+            self._await_confirms()
         except _LOST as exc:
-            logger.warning("writing to the shards' logs failed, trying again: %r", exc)
+            queues = ", ".join(sorted({item.queue for item in self._unconfirmed.values()}))
+            logger.warning("writing to the shards' logs failed, trying again: %r; not confirmed: %s", exc, queues)
+            self._first_node += 1
+            self._disconnect()
+        if self._was_nacked:
+            # RabbitMQ 3.10 may go on refusing on a channel whose first publish fell into a leader's failover.
             self._disconnect()
         again = [item for item in (*self._refused, *self._unconfirmed.values(), *batch[sent:]) if not item.optional]
         self._unconfirmed = {}
@@ -173,12 +183,35 @@ class LogWriter:
             self._waiting.extendleft(reversed(again))
             time.sleep(_PAUSE_SECONDS)
 
+    def _await_confirms(self) -> None:
+        """Wait until the batch is confirmed; for what is optional not long: it must not hold up the next batch.
+
+        A queue without a leader may keep its confirms for as long as it has none, or lose them: then a run would wait
+        for its record although a new channel could write it.
+        """
+        started = time.monotonic()
+        while self._unconfirmed:
+            is_needed = any(not item.optional for item in self._unconfirmed.values())
+            patience = self._patience_seconds if is_needed else _OPTIONAL_SECONDS
+            try:
+                self._connection.drain_events(timeout=max(0.001, started + patience - time.monotonic()))
+            except TimeoutError:
+                if is_needed:
+                    self._patience_seconds = min(2 * self._patience_seconds, _CONFIRM_SECONDS)
+                    raise
+                if time.monotonic() - self._answered_at > _CONFIRM_SECONDS:
+                    raise
+                return
+        self._patience_seconds = _CONFIRM_FIRST_SECONDS
+
     def _ensure_connected(self) -> None:
         if self._channel is not None and self._connection.connected:
             return
         self._disconnect()
-        self._connection = self._connect()
-        self._connection.connect()
+        self._connection = open_connection(
+            self._connect(), first_node=self._first_node, answer_seconds=_CONFIRM_SECONDS
+        )
+        self._answered_at = time.monotonic()
         self._channel = self._connection.channel()
         self._channel.confirm_select()
         self._tag = 0
@@ -195,11 +228,13 @@ class LogWriter:
                 logger.debug("closing the log connection failed", exc_info=True)
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
+        self._answered_at = time.monotonic()
         for item in self._take(tag, multiple):
             if item.then is not None:
                 self._post(item.then)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
+        self._was_nacked = True
         self._refused.extend(self._take(tag, multiple))
 
     def _on_return(self, error: Exception, exchange: str, queue: str, message: Any) -> None:

@@ -1,13 +1,18 @@
-"""How soon a worker tries to reach a broker that it has lost.
+"""How a worker gets back to a broker that it has lost: soon, and without waiting for ever for one that hangs.
 
 Celery waits 2, 4, 6 … seconds between its tries, and has no setting for that: after an outage of ten seconds a shard
 may stand still for six more. Here it is 0.5, 1, 1.5 … up to 30.
+
+And its main thread waits without a limit when channels are opened and closed, and when it closes a connection; it
+notices no missing heartbeat meanwhile. A node that hangs, with its connections open, would hold it for ever.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
+
+from celery_sharding.connecting import bound_waits
 
 _FIRST_SECONDS, _MORE_SECONDS = 0.5, 0.5
 
@@ -21,5 +26,17 @@ def reconnect_sooner(consumer: Any) -> None:
             connection.ensure_connection, interval_start=_FIRST_SECONDS, interval_step=_MORE_SECONDS
         )
         return stock(connection)
+
+    consumer.ensure_connected = ensure_connected
+
+
+def limit_waits(consumer: Any, answer_seconds: float) -> None:
+    """Let `consumer`, Celery's, wait no longer for any answer on the connections that it opens."""
+    stock = consumer.ensure_connected
+
+    def ensure_connected(connection: Any) -> Any:
+        opened = stock(connection)
+        bound_waits(opened, answer_seconds)
+        return opened
 
     consumer.ensure_connected = ensure_connected

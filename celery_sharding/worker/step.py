@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 
+from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.manifest import Layout
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
-from celery_sharding.worker.reconnect import reconnect_sooner
+from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
 
@@ -85,6 +86,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._stopping = False
         self._looking = threading.Lock()
         reconnect_sooner(c)
+        limit_waits(c, max(sharding.settings.heartbeat_seconds, ANSWER_SECONDS_MIN))
         # A channel that the broker closes (consumer time-out) would end the worker; this lets it connect anew instead.
         c.app.conf.broker_channel_error_retry = True
         if pool == SOLO:
@@ -137,6 +139,10 @@ class ShardsStep(bootsteps.StartStopStep):
             self._freeze()  # the vitals go on: the shards have their owner until they are closed
             return
         self._cancel_timers()
+        events = getattr(c.event_dispatcher, "connection", None)
+        if events is not None:
+            # Celery closes it at the next connect, and waits for the broker's farewell.
+            bound_waits(events, FAREWELL_SECONDS)
         for group in self._groups:
             group.drop()
         self._release_orphans()
@@ -207,6 +213,8 @@ class ShardsStep(bootsteps.StartStopStep):
                     self._backing.ensure(group.group, owner=self._consumer.hostname, known=group.layout)
                 except ShardingError as exc:
                     logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
+                except Exception:
+                    logger.exception("group %s: could not be looked at", group.group.name)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:

@@ -6,7 +6,7 @@ import pytest
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatch
+from celery_sharding.errors import OutOfReach, PluginMissing, TopologyError, TopologyMismatch
 from celery_sharding.topology import Names, explain, explained, queue_arguments
 
 
@@ -81,3 +81,14 @@ def test_a_refused_permission_names_the_pattern_to_grant():
 def test_another_failure_passes_through():
     with pytest.raises(amqp_errors.ConnectionForced), explained("orders", "shards.orders"):
         raise amqp_errors.ConnectionForced("the node goes down")
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        amqp_errors.NotFound("home node 'a@b' of durable queue 'shards.orders.manifest' is down or inaccessible"),
+        amqp_errors.PreconditionFailed("queue 'shards.orders.manifest' does not have a replica on the local node"),
+    ],
+)
+def test_a_queue_whose_node_is_not_up_yet_is_out_of_reach_and_neither_gone_nor_another(refusal: Exception):
+    assert isinstance(explain(refusal, "orders", "shards.orders.manifest"), OutOfReach)
