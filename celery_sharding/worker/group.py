@@ -279,7 +279,8 @@ class GroupConsumer:
             self._open_shard(queue, segment.name, index)
         self._complete = len(self.shards) == len(wanted)
         self._learn_endings()
-        for name, count in Counter(segment.name for segment, _ in opened.values()).items():
+        consumed = (segment.name for queue, (segment, _) in opened.items() if queue in self.shards)
+        for name, count in Counter(consumed).items():
             logger.info("group %s: consuming %s, %d queues", self.group.name, name, count)
 
     def _open_shard(self, queue: str, segment: str, index: int) -> None:
