@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test test-cluster check lint bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
 
 demo: $(VENV)/.demo ## replay real events through a real broker, one worker killed in the middle (ARGS="--help")
 	@PYTHONPATH=examples/demo $(BIN)/python -m demo $(ARGS)
 
 test: lint ## all tests: unit, contract, broker, with a private RabbitMQ and Redis
 	scripts/with_servers scripts/run_tests
+
+test-cluster: $(VENV)/.dev ## nodes of a private three-node cluster killed, restarted and paused, one after the other; three minutes
+	$(BIN)/pytest -m cluster tests/faults
 
 check: lint ## lint, format, types, layers, unit tests; no server, under a minute
 	$(BIN)/pytest tests/unit

@@ -7,7 +7,6 @@ folder of its own, and never starts or stops a service of the system. It runs as
 
 A RabbitMQ node's whole state is in its folder, so another process may drive it: `RabbitNode.open(folder)`, or
 `python -m celery_sharding.testing restart FOLDER`. One process at a time may do so.
-
 Nodes that share a port mapper and a cookie can be joined to a cluster; `RabbitCluster` does that.
 """
 
@@ -115,7 +114,8 @@ class RabbitNode:
         for _ in range(self._facts["boots_max"]):
             # Told that input is allowed, the start script replaces itself with the broker: the id is the broker's.
             env = self._env() | {"RABBITMQ_ALLOW_INPUT": "true"}
-            spawn(self.folder, "broker", [find_program("rabbitmq-server"), "-noinput"], env=env)
+            if self._pid() is None:
+                spawn(self.folder, "broker", [find_program("rabbitmq-server"), "-noinput"], env=env)
             wait_until(lambda: self.answers() or self._pid() is None, timeout_seconds=_START_SECONDS)
             if self.answers():
                 return
