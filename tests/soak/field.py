@@ -21,6 +21,7 @@ from kombu import Connection
 
 from celery_sharding.admin.removal import delete_group
 from celery_sharding.testing import FaultProxy, RabbitNode, Trace, WorkerNode
+from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
 from soak.plan import GROUPS, Kind
 from soak.verdict import Note
@@ -61,11 +62,12 @@ class Servers:
         node = RabbitNode.open(self.broker_folder or Path())
         # What was declared lately is with a broker of 3.10 not on disk for minutes, so a queue, with what it was
         # confirmed, would be gone for good. That is not what is tested here.
-        program = '[dets:sync(T) || T <- dets:all()], catch mnesia:sync_log(), os:cmd("kill -9 " ++ os:getpid()).'
-        try:
-            node.ctl("eval", program)
-        except subprocess.CalledProcessError:
-            pass  # it lost its node, as it should
+        program = (
+            "spawn(fun() -> timer:sleep(20), [dets:sync(Table) || Table <- dets:all()], catch mnesia:sync_log(), "
+            'os:cmd("kill -9 " ++ os:getpid()) end).'
+        )
+        node.ctl("eval", program)
+        wait_until(lambda: not node.answers(), timeout_seconds=10)
         node.kill()
         return node
 
