@@ -235,8 +235,12 @@ class ShardsStep(bootsteps.StartStopStep):
         return bool(time.monotonic() - connection.last_heartbeat_received < 1.5 * heartbeat_seconds)
 
     def _slots(self) -> int:
-        """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already."""
-        return 0 if self._stopping else max(1, self._consumer.pool.num_processes)
+        """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already.
+
+        A worker that is told to stop while it has no connection stops its pool, and never calls `stop` here.
+        """
+        pool = self._consumer.pool
+        return max(1, pool.num_processes) if pool.active and not self._stopping else 0
 
     def _bucket_for(self, task_name: str) -> Any:
         return None if self._consumer.disable_rate_limits else self._consumer.task_buckets[task_name]

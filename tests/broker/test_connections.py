@@ -79,3 +79,22 @@ def test_a_retry_that_waits_when_the_connection_is_cut_keeps_its_count(shop: Sho
     assert begins[-1] == "2"
     assert len(begins) <= 4
     assert shop.trace.read()[-1].number == 2
+
+
+def test_a_worker_without_a_broker_stops_warm_when_it_is_told_to(shop: Shop, proxy: FaultProxy) -> None:
+    # Given a worker at work that has lost its broker
+    worker = shop.worker("-c", "2", SHOP_BROKER=proxy.url)
+    for number in range(40):
+        shop.send("step", f"k{number % 8}", number, seconds=0.05)
+    assert shop.trace.wait_for(5)
+    proxy.refuse()
+    worker.wait_for("Trying again")
+    # When it is told to stop
+    # Then it does, and nothing goes wrong on the way
+    assert worker.stop() == 0
+    assert "Error on stopping" not in worker.output
+    # And another worker runs the rest
+    shop.worker("-c", "2")
+    assert shop.trace.wait_for(40), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict

@@ -38,8 +38,8 @@ def enter(session: Session, key: str, number: int) -> None:
 def read_entries(folder: Path) -> Iterator[tuple[str, int]]:
     """Return (key, number) of all rows, in the order in which they were committed."""
     with begin_session(folder) as session:
-        for key, number in session.execute(select(entries.c.key, entries.c.number).order_by(entries.c.id)):
-            yield key, number
+        rows = session.execute(select(entries.c.key, entries.c.number).order_by(entries.c.id))
+        yield from ((key, number) for key, number in rows)
 
 
 @cache

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 HEARTBEAT_SECONDS = 5.0
 GROUPS = ("keys", "serial", "ledger")
 _QUIET_SECONDS = 3.0
-_GAP_SECONDS = (4.0, 11.0)
+_GAP_SECONDS = (5.0, 13.0)
 _BURST_MAX = 4
 
 
@@ -133,7 +133,9 @@ def plan_faults(
                 else [name for name in names.get(kind, stable) if left_alone_until.get(name, 0.0) <= burst]
                 for kind in chosen
             }
-            targets = {kind: free for kind, free in targets.items() if free and left_alone_until.get(kind, 0.0) <= burst}
+            targets = {
+                kind: free for kind, free in targets.items() if free and left_alone_until.get(kind, 0.0) <= burst
+            }
             if not targets:
                 break
             kind = rng.choices(list(targets), [_HABITS[kind].weight for kind in targets])[0]

@@ -1,8 +1,9 @@
 """A publisher of a soak: real accounts in their real order, each by one publisher only, and a note of every outcome.
 
 It publishes as the documentation tells: a message that was not stored is sent again before anything else. After an
-unknown outcome the ledger's message is sent again under the same task id, and only then the next. Without `@deduplicate`
-that would not be safe, so the publisher leaves the key alone for good and goes on with a fresh one for the account.
+unknown outcome a message for the ledger is sent again under the same task id, and only then the next. Without
+`@deduplicate` that would not be safe, so the publisher leaves the key alone for good and goes on with a fresh one for
+the account.
 
 Notes, one line each: [outcome, group, key, number, seconds since the epoch]; "confirmed" is written when the call has
 returned, "unknown" when it raised `OutcomeUnknown`, "refused" when nothing was stored.

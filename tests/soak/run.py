@@ -19,7 +19,7 @@ from soak.faults import STOP_SECONDS, FaultFailed, inject
 from soak.field import Field, Servers
 from soak.ledger import create_ledger, read_entries
 from soak.plan import Fault
-from soak.verdict import EXPLAINED, VIOLATIONS, Findings, Incident, judge, measure_slowest
+from soak.verdict import EXPLAINED, TOLD, VIOLATIONS, Findings, Incident, judge, measure_slowest
 
 _LOOK_SECONDS = 0.2
 _PROGRESS_SECONDS = 10.0
@@ -63,11 +63,10 @@ def run_soak(
 def describe(findings: Findings, minutes: float) -> str:
     """Return the verdict in lines."""
     counts = findings.counts
+    pace = f"{counts['published']:,} published, {counts['ended']:,} ended, {counts['ended'] / minutes:,.0f} a minute"
     lines = [
-        f"{counts['published']:,} published, {counts['ended']:,} ended ({counts['ended'] / minutes:,.0f} a minute); "
-        f"{counts['published twice']} published twice, {counts['refused']} times refused; "
-        f"{counts['unknown']} unknown, of which {counts['unknown that ran']} ran; "
-        f"{findings.slowest_seconds:.0f} s from confirm to end at most",
+        f"{pace}, {findings.slowest_seconds:.0f} s from confirm to end at most",
+        ", ".join(f"{counts[name]} {name}" for name in TOLD),
         ", ".join(f"{counts[name]} {name}" for name in VIOLATIONS),
         "explained: " + ", ".join(f"{counts[name]} {name}" for name in EXPLAINED),
     ]
@@ -170,9 +169,7 @@ class _Soak:
     def _judge(self) -> Findings:
         with self._changed:
             incidents = list(self._incidents)
-        return judge(
-            self._field.traces, read_entries(self._field.folder), self._field.read_notes(), incidents
-        )
+        return judge(self._field.traces, read_entries(self._field.folder), self._field.read_notes(), incidents)
 
     def _note(self, name: str, example: str) -> None:
         with self._changed:

@@ -79,10 +79,13 @@ def run(group: str, task: Any, key: str, number: int, seconds: float, *, retries
 @app.task(shard_group=f"{NAME}-ledger", shard_key="key")
 @deduplicate(key="number", ttl_seconds=86_400, lease_seconds=10, scope=f"{NAME}-ledger")
 def enter(key, number, seconds, **_):
-    with leave_marks("ledger", key, number):
-        with ledger.begin_session(FOLDER) as session, current_claim().transaction(session):
-            ledger.enter(session, key, number)
-            time.sleep(seconds)
+    with (
+        leave_marks("ledger", key, number),
+        ledger.begin_session(FOLDER) as session,
+        current_claim().transaction(session),
+    ):
+        ledger.enter(session, key, number)
+        time.sleep(seconds)
 
 
 TASKS = {"keys": step, "serial": step_alone, "ledger": enter}

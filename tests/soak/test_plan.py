@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from soak.plan import GROUPS, HEARTBEAT_SECONDS, Kind, plan_faults
 
 SEEDS = range(200)
@@ -28,7 +29,7 @@ def test_faults_stand_in_their_order_and_are_over_at_the_end(minutes: float) -> 
         plan = plan_faults(seed, minutes)
         assert plan
         assert [fault.at_seconds for fault in plan] == sorted(fault.at_seconds for fault in plan)
-        assert all(0 < fault.at_seconds and fault.at_seconds + fault.seconds <= minutes * 60 + 0.01 for fault in plan)
+        assert all(fault.at_seconds > 0 and fault.at_seconds + fault.seconds <= minutes * 60 + 0.01 for fault in plan)
 
 
 def test_nobody_is_hit_while_an_earlier_fault_is_upon_them() -> None:

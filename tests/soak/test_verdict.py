@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from soak.plan import HEARTBEAT_SECONDS, Kind
-from soak.verdict import VIOLATIONS, Findings, Incident, Note, is_clean, judge, measure_slowest
 
 from celery_sharding.testing import Trace
+from soak.plan import HEARTBEAT_SECONDS, Kind
+from soak.verdict import VIOLATIONS, Findings, Incident, Note, is_clean, judge, measure_slowest
 
 Judge = Callable[..., Findings]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from celery_sharding.testing.order import Mark, Trace, find_violations
 from soak.plan import HEARTBEAT_SECONDS, Kind
@@ -76,6 +77,9 @@ EXPLAINED = (
     "overlapping, half-open link",
     "overlapping, moment of a cut",
 )
+
+
+TOLD = ("published twice", "refused", "unknown", "unknown that ran")
 
 
 def is_clean(findings: Findings) -> bool:
@@ -182,8 +186,11 @@ def _judge_trace(findings: Findings, group: str, trace: Trace, windows: Windows)
             findings.note(violation.kind, text)
     for (key, number), runs in _ends_of(trace, repeated).items():
         # Each run but the last should have been the only one.
-        for first, second in zip(runs, runs[1:], strict=False):
-            text = f"{group}: {key!r} number {number} ended at {first.at:.3f} ({first.run}) and {second.at:.3f} ({second.run})"
+        for first, second in pairwise(runs):
+            text = (
+                f"{group}: {key!r} number {number} ended at {first.at:.3f} ({first.run}) and {second.at:.3f} "
+                f"({second.run})"
+            )
             # The ledger is only entered once, whatever happens.
             explained = None if group == "ledger" else windows.repeats(worker_of(first), first.at)
             findings.note(explained or "repeated", text)
@@ -212,9 +219,7 @@ def _judge_ledger(findings: Findings, entries: Iterable[tuple[str, int]]) -> Map
     return entered
 
 
-def _judge_notes(
-    findings: Findings, notes: Iterable[Note], ended: Mapping[str, Mapping[str, Counter[int]]]
-) -> None:
+def _judge_notes(findings: Findings, notes: Iterable[Note], ended: Mapping[str, Mapping[str, Counter[int]]]) -> None:
     confirmed: set[tuple[str, str, int]] = set()
     unknown: set[tuple[str, str, int]] = set()
     for note in notes:
