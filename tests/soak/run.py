@@ -19,7 +19,7 @@ from soak.faults import STOP_SECONDS, FaultFailed, inject
 from soak.field import Field, Servers
 from soak.ledger import create_ledger, read_entries
 from soak.plan import Fault
-from soak.verdict import EXPLAINED, TOLD, VIOLATIONS, Findings, Incident, judge, measure_slowest
+from soak.verdict import EXPLAINED, TOLD, VIOLATIONS, Findings, Incident, Pace, judge, measure_pace
 
 _LOOK_SECONDS = 0.2
 _PROGRESS_SECONDS = 10.0
@@ -56,16 +56,18 @@ def run_soak(
         soak.publish(plan, until)
         soak.drain()
         findings = soak.end()
-    say(describe(findings, minutes))
+        pace = measure_pace(field.traces, field.read_notes())
+    say(describe(findings, pace))
     return findings
 
 
-def describe(findings: Findings, minutes: float) -> str:
+def describe(findings: Findings, pace: Pace) -> str:
     """Return the verdict in lines."""
     counts = findings.counts
-    pace = f"{counts['published']:,} published, {counts['ended']:,} ended, {counts['ended'] / minutes:,.0f} a minute"
+    a_minute = 60 * counts["ended"] / max(pace.seconds, 1.0)
     lines = [
-        f"{pace}, {findings.slowest_seconds:.0f} s from confirm to end at most",
+        f"{counts['published']:,} published, {counts['ended']:,} ended within {pace.seconds:.0f} s",
+        f"{a_minute:,.0f} ended a minute, faults and all; {pace.slowest_seconds:.0f} s from confirm to end at most",
         ", ".join(f"{counts[name]} {name}" for name in TOLD),
         ", ".join(f"{counts[name]} {name}" for name in VIOLATIONS),
         "explained: " + ", ".join(f"{counts[name]} {name}" for name in EXPLAINED),
@@ -130,7 +132,6 @@ class _Soak:
         judged = self._judge()
         judged.counts.update(self._findings.counts)
         judged.examples.update(self._findings.examples)
-        judged.slowest_seconds = measure_slowest(self._field.traces, self._field.read_notes())
         return judged
 
     def _start(self, fault: Fault) -> None:
@@ -160,8 +161,7 @@ class _Soak:
                 party.node.start(wait_seconds=0)
         if time.time() - self._progressed >= _PROGRESS_SECONDS:
             self._progressed = time.time()
-            published = sum(1 for note in self._field.read_notes() if note.outcome == "confirmed")
-            self._tell(f"{published:,} published, {self._count_ended():,} ended")
+            self._tell(f"{self._field.count_confirmed():,} published, {self._count_ended():,} ended")
 
     def _count_ended(self) -> int:
         return sum(trace.count() for trace in self._field.traces.values())

@@ -10,7 +10,7 @@ import pytest
 
 from celery_sharding.testing import Trace
 from soak.plan import HEARTBEAT_SECONDS, Kind
-from soak.verdict import VIOLATIONS, Findings, Incident, Note, is_clean, judge, measure_slowest
+from soak.verdict import VIOLATIONS, Findings, Incident, Note, Pace, is_clean, judge, measure_pace
 
 Judge = Callable[..., Findings]
 
@@ -150,9 +150,9 @@ def test_each_violation_fails_the_soak(name: str) -> None:
     assert not is_clean(findings)
 
 
-def test_the_slowest_message_is_measured_from_its_confirm(tmp_path: Path) -> None:
+def test_the_pace_is_measured_from_confirm_to_end(tmp_path: Path) -> None:
     trace = Trace(tmp_path / "trace")
     marks = [["start", "a", 1, "r", 20.0], ["end", "a", 1, "r", 21.0], ["end", "a", 2, "r", 29.0]]
     trace.path.write_text("".join(json.dumps(mark) + "\n" for mark in marks))
     notes = [Note("confirmed", "keys", "a", 1, 12.0), Note("confirmed", "keys", "a", 2, 28.0)]
-    assert measure_slowest({"keys": trace}, notes) == 9.0
+    assert measure_pace({"keys": trace}, notes) == Pace(seconds=17.0, slowest_seconds=9.0)

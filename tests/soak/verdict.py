@@ -48,15 +48,22 @@ class Note:
 
 @dataclass(slots=True)
 class Findings:
-    """What is counted, by name, with the first example of each in words. `slowest_seconds`: from confirm to end."""
+    """What is counted, by name, with the first example of each in words."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    slowest_seconds: float = 0.0
 
     def note(self, name: str, example: str) -> None:
         self.counts[name] += 1
         self.examples.setdefault(name, example)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """`seconds` from the first confirm to the last end, and `slowest_seconds` from a confirm to its end."""
+
+    seconds: float
+    slowest_seconds: float
 
 
 VIOLATIONS = (
@@ -111,18 +118,17 @@ def judge(
     return findings
 
 
-def measure_slowest(traces: Mapping[str, Trace], notes: Iterable[Note]) -> float:
-    """Return how many seconds it took at most from the confirm of a message to its last end."""
+def measure_pace(traces: Mapping[str, Trace], notes: Iterable[Note]) -> Pace:
+    """Return how fast the messages ended that were confirmed."""
     confirmed = {(note.group, note.number): note.at for note in notes if note.outcome == "confirmed"}
-    return max(
-        (
-            mark.at - confirmed[group, mark.number]
-            for group, trace in traces.items()
-            for mark in trace.scan()
-            if mark.kind == "end" and (group, mark.number) in confirmed
-        ),
-        default=0.0,
-    )
+    slowest_seconds = last = 0.0
+    for group, trace in traces.items():
+        for mark in trace.scan():
+            at = confirmed.get((group, mark.number))
+            if mark.kind == "end" and at is not None:
+                last = max(last, mark.at)
+                slowest_seconds = max(slowest_seconds, mark.at - at)
+    return Pace(max(0.0, last - min(confirmed.values(), default=last)), slowest_seconds)
 
 
 class Windows:
