@@ -81,7 +81,7 @@ def test_counting_goes_on_where_it_ended_and_waits_for_half_a_line(trace: Trace)
 
 def test_a_trace_of_hundreds_of_thousands_of_messages_is_checked_in_little_memory(trace: Trace) -> None:
     # Given as many messages as show what each one costs
-    messages = 20_000
+    messages = 10_000
     with trace.path.open("w") as file:
         for number in range(messages):
             for kind in ("start", "end"):
