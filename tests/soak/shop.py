@@ -22,7 +22,8 @@ from soak.plan import HEARTBEAT_SECONDS
 NAME = os.environ["SOAK_NAME"]
 FOLDER = Path(os.environ["SOAK_FOLDER"])
 WORKER = os.environ.get("SOAK_WORKER", "")
-RETRY_SECONDS = 0.2
+# Some retries wait long enough that a shard changes hands, or a segment ends, meanwhile.
+RETRY_SECONDS = (0.2, 0.2, 0.2, 3.0)
 
 app = Celery("soak", broker=os.environ["SOAK_BROKER"], backend=os.environ["SOAK_BACKEND"])
 app.conf.update(
@@ -69,7 +70,7 @@ def step_alone(self, key, number, seconds, retries=0, fails=False):
 def run(group: str, task: Any, key: str, number: int, seconds: float, *, retries: int, fails: bool) -> None:
     """Retry as often as told, then run for some seconds, then fail if told so."""
     if task.request.retries < retries:
-        raise task.retry(countdown=RETRY_SECONDS)
+        raise task.retry(countdown=RETRY_SECONDS[number % len(RETRY_SECONDS)])
     with leave_marks(group, key, number):
         time.sleep(seconds)
     if fails:
