@@ -28,7 +28,7 @@ from soak.plan import GROUPS, Kind
 from soak.verdict import Note
 
 TESTS = Path(__file__).resolve().parents[1]
-POOL_PROCESSES = 2
+POOL_PROCESSES = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Each run leaves marks in the trace of its group; the name of a run begins with t
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from soak.plan import HEARTBEAT_SECONDS
 NAME = os.environ["SOAK_NAME"]
 FOLDER = Path(os.environ["SOAK_FOLDER"])
 WORKER = os.environ.get("SOAK_WORKER", "")
+# The traces tell what ran; two lines a task more in the logs would hide what else they say, and cost time.
+for _logger in ("celery.worker.strategy", "celery.app.trace"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 # Some retries wait long enough that a shard changes hands, or a segment ends, meanwhile.
 RETRY_SECONDS = (0.2, 0.2, 0.2, 3.0)
 
