@@ -114,7 +114,7 @@ class Field:
         node = WorkerNode(
             "soak.shop",
             f"{name}@{self.name}",
-            ["-c", str(POOL_PROCESSES), "-Q", groups],
+            ["-c", str(POOL_PROCESSES), "-Q", groups, "--without-mingle"],
             env=self._env(proxy) | {"SOAK_WORKER": name},
             folder=self.folder,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 HEARTBEAT_SECONDS = 5.0
 GROUPS = ("keys", "serial", "ledger")
 _QUIET_SECONDS = 3.0
-_GAP_SECONDS = (5.0, 13.0)
+_GAP_SECONDS = (6.0, 20.0)
 _BURST_MAX = 4
 
 
