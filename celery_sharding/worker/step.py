@@ -29,6 +29,7 @@ from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
+from celery_sharding.worker.pulse import call_with_pulse
 from celery_sharding.worker.reconnect import reconnect_sooner
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
@@ -118,7 +119,7 @@ class ShardsStep(bootsteps.StartStopStep):
             ]
         if self._prefork is not None:
             self._prefork.prepare()
-        self._layouts = [self._ensure(group) for group in self._groups]
+        self._layouts = call_with_pulse(c.connection, lambda: [self._ensure(group) for group in self._groups])
         if not c.hub:
             self._consume(c)
 

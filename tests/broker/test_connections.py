@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from kombu import Connection
 from shops import Shop
 
+from celery_sharding.lock import TopologyLock
 from celery_sharding.testing import FaultProxy
 
 pytestmark = pytest.mark.timeout(150)
@@ -98,3 +100,31 @@ def test_a_worker_without_a_broker_stops_warm_when_it_is_told_to(shop: Shop, pro
     assert shop.trace.wait_for(40), shop.verdict()
     verdict = shop.verdict()
     assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
+
+
+def test_a_worker_that_waits_for_its_group_keeps_its_connection(shop: Shop) -> None:
+    # Given a group whose lock somebody holds, and a worker with a short heartbeat that has to wait for it
+    with TopologyLock(lambda: Connection(shop.broker_url), shop.names, owner="the test", timeout_seconds=5):
+        worker = shop.worker("-c", "1", "--without-mingle", wait_seconds=0, SHOP_HEARTBEAT="1")
+        worker.wait_for("Connected to")
+        # When it waits longer than the broker does for who says nothing
+        for _ in range(2):
+            _wait_until_silence_is_punished(shop.broker_url, heartbeat_seconds=1)
+    # Then it becomes ready on the connection that it had
+    worker.wait_for(" ready.")
+    assert "Connection to broker lost" not in worker.output
+    shop.send("step", "a", 1)
+    assert shop.trace.wait_for(1)
+
+
+def _wait_until_silence_is_punished(broker_url: str, *, heartbeat_seconds: int) -> None:
+    """Say nothing on a connection until the broker closes it."""
+    with Connection(broker_url, heartbeat=heartbeat_seconds) as silent:
+        silent.connect()
+        try:
+            while True:
+                silent.drain_events(timeout=20)
+        except TimeoutError:
+            raise
+        except OSError:
+            return
