@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check lint bench clean
+.PHONY: help demo test test-cluster check lint bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -30,6 +30,11 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to stock Celery
 	scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS=3, BROKER=URL, FAULTS=kill,cut,…
+	$(if $(BROKER),SHARDING_TEST_BROKER_URL=$(BROKER)) PYTHONPATH=tests scripts/with_servers $(BIN)/python -m soak \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \
+		$(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build

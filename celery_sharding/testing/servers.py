@@ -174,6 +174,11 @@ class RabbitNode:
         )  # fmt: skip
         return done.stdout
 
+    @property
+    def output(self) -> str:
+        """What it has logged."""
+        return "\n".join(path.read_text(errors="replace") for path in self._logs())
+
     def _env(self) -> dict[str, str]:
         """Return the whole environment of the node: nothing of the system's configuration reaches it."""
         interface = "-kernel inet_dist_use_interface {127,0,0,1}"
@@ -208,8 +213,12 @@ class RabbitNode:
         send_signal(pid, number)
 
     def _log_tail(self) -> str:
+        return "\n".join(tail(path) for path in self._logs())
+
+    def _logs(self) -> list[Path]:
+        """Return its log files, the one that was written last at the end."""
         logs = [path for path in (self.folder / "log").glob("*") if path.suffix in ("", ".log")]
-        return "\n".join(tail(path) for path in sorted(logs, key=lambda path: path.stat().st_mtime))
+        return sorted(logs, key=lambda path: path.stat().st_mtime)
 
     def __enter__(self) -> Self:
         try:
@@ -285,6 +294,12 @@ class RedisNode:
     def answers(self) -> bool:
         """Say whether the node takes commands."""
         return exchange_bytes(self._port, b"PING\r\n").startswith(b"+PONG")
+
+    @property
+    def output(self) -> str:
+        """What it has logged."""
+        log = self.folder / "log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def __enter__(self) -> Self:
         try:

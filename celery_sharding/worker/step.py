@@ -30,6 +30,7 @@ from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
+from celery_sharding.worker.pulse import call_with_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
@@ -120,7 +121,7 @@ class ShardsStep(bootsteps.StartStopStep):
             ]
         if self._prefork is not None:
             self._prefork.prepare()
-        self._layouts = [self._ensure(group) for group in self._groups]
+        self._layouts = call_with_pulse(c.connection, lambda: [self._ensure(group) for group in self._groups])
         if not c.hub:
             self._consume(c)
 
@@ -243,8 +244,12 @@ class ShardsStep(bootsteps.StartStopStep):
         return bool(time.monotonic() - connection.last_heartbeat_received < 1.5 * heartbeat_seconds)
 
     def _slots(self) -> int:
-        """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already."""
-        return 0 if self._stopping else max(1, self._consumer.pool.num_processes)
+        """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already.
+
+        A worker that is told to stop while it has no connection stops its pool, and never calls `stop` here.
+        """
+        pool = self._consumer.pool
+        return max(1, pool.num_processes) if pool.active and not self._stopping else 0
 
     def _bucket_for(self, task_name: str) -> Any:
         return None if self._consumer.disable_rate_limits else self._consumer.task_buckets[task_name]

@@ -35,7 +35,7 @@ NOT_RUN = {
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _STEP = re.compile(rf"{_FENCE.pattern}|^## (?P<heading>[^\n]*)$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# (?P<name>[\w/.-]+\.(?:py|json))\n")
-_STEP_SECONDS = 60.0
+_STEP_SECONDS = 150.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Shop:
         self.published.append((key, number))
         return self.app.send_task(f"{self.module}.{task}", kwargs={"key": key, "number": number, **kwargs}, **options)
 
-    def worker(self, *arguments: str, **env: str) -> WorkerNode:
+    def worker(self, *arguments: str, wait_seconds: float = 40.0, **env: str) -> WorkerNode:
         node = WorkerNode(
             self.module,
             f"w{len(self.workers)}-{uuid.uuid4().hex[:6]}@test",
@@ -58,7 +58,7 @@ class Shop:
             folder=self.folder,
         )
         self.workers.append(node)
-        return node.start()
+        return node.start(wait_seconds=wait_seconds)
 
     def verdict(self) -> Verdict:
         return check_order(self.trace, self.published)

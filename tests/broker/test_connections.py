@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from kombu import Connection
 from shops import Shop
 
+from celery_sharding.lock import TopologyLock
 from celery_sharding.testing import FaultProxy
 
 pytestmark = pytest.mark.timeout(150)
@@ -79,3 +81,50 @@ def test_a_retry_that_waits_when_the_connection_is_cut_keeps_its_count(shop: Sho
     assert begins[-1] == "2"
     assert len(begins) <= 4
     assert shop.trace.read()[-1].number == 2
+
+
+def test_a_worker_without_a_broker_stops_warm_when_it_is_told_to(shop: Shop, proxy: FaultProxy) -> None:
+    # Given a worker at work that has lost its broker
+    worker = shop.worker("-c", "2", SHOP_BROKER=proxy.url)
+    for number in range(40):
+        shop.send("step", f"k{number % 8}", number, seconds=0.05)
+    assert shop.trace.wait_for(5)
+    proxy.refuse()
+    worker.wait_for("Trying again")
+    # When it is told to stop
+    # Then it does, and nothing goes wrong on the way
+    assert worker.stop() == 0
+    assert "Error on stopping" not in worker.output
+    # And another worker runs the rest
+    shop.worker("-c", "2")
+    assert shop.trace.wait_for(40), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
+
+
+def test_a_worker_that_waits_for_its_group_keeps_its_connection(shop: Shop) -> None:
+    # Given a group whose lock somebody holds, and a worker with a short heartbeat that has to wait for it
+    with TopologyLock(lambda: Connection(shop.broker_url), shop.names, owner="the test", timeout_seconds=5):
+        worker = shop.worker("-c", "1", "--without-mingle", wait_seconds=0, SHOP_HEARTBEAT="1")
+        worker.wait_for("Connected to")
+        # When it waits longer than the broker does for who says nothing
+        for _ in range(2):
+            _wait_until_silence_is_punished(shop.broker_url, heartbeat_seconds=1)
+    # Then it becomes ready on the connection that it had
+    worker.wait_for(" ready.")
+    assert "Connection to broker lost" not in worker.output
+    shop.send("step", "a", 1)
+    assert shop.trace.wait_for(1)
+
+
+def _wait_until_silence_is_punished(broker_url: str, *, heartbeat_seconds: int) -> None:
+    """Say nothing on a connection until the broker closes it."""
+    with Connection(broker_url, heartbeat=heartbeat_seconds) as silent:
+        silent.connect()
+        try:
+            while True:
+                silent.drain_events(timeout=20)
+        except TimeoutError:
+            raise
+        except OSError:
+            return

@@ -11,7 +11,7 @@ import pytest
 from kombu import Connection
 from pages import ROOT, Reader
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 PAGES = sorted(
     str(page.relative_to(ROOT))

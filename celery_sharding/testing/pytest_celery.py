@@ -1,0 +1,229 @@
+"""An opt-in pytest plugin: pytest-celery's clusters on private servers and workers, without a container engine.
+
+In `conftest.py`: `pytest_plugins = ["celery_sharding.testing.pytest_celery"]`, and the fixture `sharding_app`. Then
+`celery_setup` and all that belongs to it run on the nodes of this package:
+
+    sharding_app                 override it: what `celery -A` takes, such as "shop"
+    sharding_worker_arguments    override it for more workers, or others: the arguments of `celery worker` for each
+    celery_broker_cluster        `sharding_broker`, one RabbitMQ for all tests of the run
+    celery_backend_cluster       `sharding_redis`, one Redis for all tests of the run
+    celery_worker_cluster        workers of `sharding_app`, new for each test
+    celery_setup_cls             its app is `sharding_app` itself, told where broker and backend are
+
+Workers are told by `CELERY_BROKER_URL` and `CELERY_RESULT_BACKEND`, which Celery prefers to what the app says. Nodes
+behave as pytest-celery's do: `kill()` takes a signal, `restart()` starts again what was killed. What only a container
+has, such as `exec_run`, is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery import __version__ as celery_version
+from celery.app.utils import find_app
+from pytest_celery import (
+    CeleryBackendCluster,
+    CeleryBrokerCluster,
+    CeleryTestBackend,
+    CeleryTestBroker,
+    CeleryTestSetup,
+    CeleryTestWorker,
+    CeleryWorkerCluster,
+)
+
+from celery_sharding.testing.servers import RabbitNode, RedisNode
+from celery_sharding.testing.workers import WorkerNode
+
+pytest_plugins = ["celery_sharding.testing.plugin"]
+
+_PING_TASKS = "pytest_celery.vendors.worker.tasks"
+# pytest-celery cuts the id of a container to what is a worker's host name.
+_ID_LENGTH = 12
+_STOP_SECONDS = 60.0
+
+
+class ServerContainer:
+    """What pytest-celery asks of a container, answered by a broker or backend node."""
+
+    def __init__(self, node: RabbitNode | RedisNode) -> None:
+        self._node = node
+        self.name = self.id = node.folder.name
+
+    @property
+    def celeryconfig(self) -> dict[str, Any]:
+        """Where it is; the same for workers and for the test."""
+        return {"url": self._node.url, "host_url": self._node.url}
+
+    @property
+    def status(self) -> str:
+        return "running" if self._node.answers() else "exited"
+
+    def ready(self) -> bool:
+        return self._node.answers()
+
+    def logs(self) -> str:
+        return self._node.output
+
+    def kill(self, signal: str | int = "SIGKILL") -> None:
+        """Kill it, or stop it with SIGTERM."""
+        if _signal(signal) == _signal("SIGKILL"):
+            self._node.kill()
+        else:
+            self._node.stop()
+
+    def reload(self) -> None:
+        """Its state is asked for anew each time."""
+
+    def restart(self, timeout: float = _STOP_SECONDS) -> None:
+        """Start it again, on the same address; a RabbitMQ keeps its data, a Redis does not."""
+        self._node.restart()
+
+    def teardown(self) -> None:
+        """Start it again if a test has left it dead: it serves the tests that follow, too."""
+        self._node.start()
+
+
+class WorkerContainer:
+    """What pytest-celery asks of a worker's container, answered by a worker node."""
+
+    def __init__(self, node: WorkerNode, *, queue: str) -> None:
+        self._node = node
+        self.name = node.name
+        self._worker_name, _, self.id = node.name.partition("@")
+        self._queue = queue
+
+    @property
+    def status(self) -> str:
+        return "running" if self._node.is_running else "exited"
+
+    def ready(self) -> bool:
+        self._node.wait_for(" ready.")
+        return True
+
+    def logs(self) -> str:
+        """All it has logged, also before its last start."""
+        return self._node.log.read_text(errors="replace")
+
+    def kill(self, signal: str | int = "SIGKILL") -> None:
+        """Kill it with its pool; any other signal goes to its main process, and its end is waited for."""
+        if _signal(signal) == _signal("SIGKILL"):
+            self._node.kill()
+        else:
+            self._node.signal(_signal(signal))
+            self._node.wait(timeout_seconds=_STOP_SECONDS)
+
+    def reload(self) -> None:
+        """Its state is asked for anew each time."""
+
+    def restart(self, timeout: float = _STOP_SECONDS) -> None:
+        """Stop it warm if it runs, start it, and return when it is ready."""
+        if self._node.is_running:
+            self._node.stop(timeout_seconds=timeout)
+        self._node.start()
+
+    def teardown(self) -> None:
+        self._node.kill()
+
+    def version(self) -> str:
+        return str(celery_version)
+
+    def log_level(self) -> str:
+        return "INFO"
+
+    def worker_name(self) -> str:
+        return self._worker_name
+
+    def worker_queue(self) -> str:
+        return self._queue
+
+
+@pytest.fixture
+def sharding_app() -> str:
+    """What `celery -A` takes; to be overridden."""
+    pytest.fail("define the fixture `sharding_app`: it returns what `celery -A` takes, such as 'shop'", pytrace=False)
+
+
+@pytest.fixture
+def sharding_worker_arguments() -> Sequence[Sequence[str]]:
+    """The arguments of `celery worker`, for each worker."""
+    return [("-c", "2")]
+
+
+@pytest.fixture
+def celery_setup_cls(sharding_app: str) -> type[CeleryTestSetup]:
+    """A setup whose app is the one under test."""
+
+    class ShardingTestSetup(CeleryTestSetup):
+        @classmethod
+        def create_setup_app(cls, celery_setup_config: Mapping[str, Any], celery_setup_app_name: str) -> Celery:
+            app = find_app(sharding_app)
+            app.conf.update(celery_setup_config)
+            cls.update_app_config(app)
+            return app
+
+    return ShardingTestSetup
+
+
+@pytest.fixture
+def celery_broker_cluster(sharding_broker: RabbitNode) -> Iterator[CeleryBrokerCluster]:
+    """One broker, which is running again when the test is over."""
+    node = CeleryTestBroker(ServerContainer(sharding_broker))
+    yield CeleryBrokerCluster(node)
+    node.teardown()
+
+
+@pytest.fixture
+def celery_backend_cluster(sharding_redis: RedisNode) -> Iterator[CeleryBackendCluster]:
+    """One result backend, which is running again when the test is over."""
+    node = CeleryTestBackend(ServerContainer(sharding_redis))
+    yield CeleryBackendCluster(node)
+    node.teardown()
+
+
+@pytest.fixture
+def celery_worker_cluster(
+    sharding_app: str,
+    sharding_worker_arguments: Sequence[Sequence[str]],
+    celery_setup_app: Celery,
+    celery_worker_cluster_config: Mapping[str, Any],
+    tmp_path: Path,
+) -> Iterator[CeleryWorkerCluster]:
+    """Workers that are ready for tasks."""
+    env = {
+        "CELERY_BROKER_URL": ";".join(celery_worker_cluster_config["celery_broker_cluster_config"]["urls"]),
+        "CELERY_RESULT_BACKEND": ";".join(celery_worker_cluster_config["celery_backend_cluster_config"]["urls"]),
+    }
+    importlib.import_module(_PING_TASKS)  # so that the setup's own ping can be sent, too
+    nodes = [
+        WorkerNode(
+            sharding_app,
+            f"worker{number}@{uuid.uuid4().hex[:_ID_LENGTH]}",
+            [*arguments, "-I", _PING_TASKS],
+            env=env,
+            folder=tmp_path,
+        )
+        for number, arguments in enumerate(sharding_worker_arguments, start=1)
+    ]
+    try:
+        for node in nodes:
+            node.start(wait_seconds=0)
+        for node in nodes:
+            node.wait_for(" ready.")
+        queue = str(celery_setup_app.conf.task_default_queue)
+        yield CeleryWorkerCluster(
+            *(CeleryTestWorker(WorkerContainer(node, queue=queue), celery_setup_app) for node in nodes)
+        )
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def _signal(name: str | int) -> signal.Signals:
+    return signal.Signals[name] if isinstance(name, str) else signal.Signals(name)

@@ -1,0 +1,93 @@
+"""`make soak`: which faults, how long, on which broker."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from soak.field import Servers
+from soak.plan import Kind, plan_faults
+from soak.run import run_soak
+from soak.verdict import is_clean
+
+_PUBLISHERS = 2
+
+
+@click.command(help="Run workers and publishers under random faults, and judge what ran. Exits with 1 on a violation.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+@click.option("--seed", type=int, default=None, help="Of the faults. Default: a random one, which is printed.")
+@click.option("--workers", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--rate", type=click.FloatRange(min=1), default=110.0, show_default=True, help="Messages a second.")
+@click.option("--faults", default="", help=f"Kinds, with commas between; default: all of {', '.join(Kind)}.")
+@click.option("--keep", is_flag=True, help="Keep the folder with traces and logs in any case.")
+@click.option("--broker", envvar="SHARDING_TEST_BROKER_URL", required=True, help="URL of RabbitMQ.")
+@click.option("--restart", envvar="SHARDING_TEST_BROKER_RESTART", default=None, help="Command that restarts it.")
+@click.option("--node", envvar="SHARDING_TEST_BROKER_FOLDER", default=None, help="Folder of the node, if it is ours.")
+@click.option("--redis", envvar="SHARDING_TEST_REDIS_URL", required=True, help="URL of Redis, for the claims.")
+def main(
+    minutes: float,
+    seed: int | None,
+    workers: int,
+    rate: float,
+    faults: str,
+    keep: bool,
+    broker: str,
+    restart: str | None,
+    node: str | None,
+    redis: str,
+) -> None:
+    # So that a SIGTERM too removes workers and queues.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    servers = Servers(broker, redis, restart, Path(node) if node else None)
+    kinds = choose_kinds(faults, servers)
+    seed = random.randrange(1_000_000) if seed is None else seed
+    chosen = "" if set(kinds) == set(Kind) else f" FAULTS={','.join(kinds)}"
+    say(f"seed {seed}; to replay: make soak SEED={seed} MINUTES={minutes:g} WORKERS={workers}{chosen}")
+    folder = Path(tempfile.mkdtemp(prefix="sharding-soak-"))
+    clean = False
+    try:
+        clean = is_clean(
+            run_soak(
+                servers,
+                plan_faults(seed, minutes, workers=workers, publishers=_PUBLISHERS, kinds=kinds),
+                minutes=minutes,
+                workers=workers,
+                publishers=_PUBLISHERS,
+                rate=rate,
+                folder=folder,
+                say=say,
+            )
+        )
+    finally:
+        if clean and not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            say(f"traces, notes and logs are in {folder}")
+    if not clean:
+        sys.exit(1)
+
+
+def choose_kinds(faults: str, servers: Servers) -> tuple[Kind, ...]:
+    """Return the kinds that were asked for and can happen on these servers."""
+    names = [name.strip() for name in faults.split(",") if name.strip()]
+    for name in names:
+        if name not in list(Kind):
+            raise click.BadParameter(f"{name!r} is none of {', '.join(Kind)}", param_hint="--faults")
+        if Kind(name) not in servers.kinds:
+            raise click.BadParameter(f"{name!r} needs a broker of our own", param_hint="--faults")
+    return tuple(kind for kind in servers.kinds if not names or kind in names)
+
+
+def say(text: str) -> None:
+    click.echo(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Two short soaks with fixed seeds: workers, publishers and faults as in a long one, on the broker under test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from soak.field import Servers
+from soak.plan import Kind, plan_faults
+from soak.run import run_soak
+from soak.verdict import is_clean
+
+pytestmark = pytest.mark.timeout(300)
+
+MINUTES = 25 / 60
+WORKERS = PUBLISHERS = 2
+# Each restarts the broker, and between them they hold every other kind of fault.
+SEEDS = (3928, 14959)
+KINDS = [kind for kind in Kind if kind is not Kind.KILL_BROKER]  # which may not be ours
+
+
+def test_the_seeds_hold_every_kind_of_fault_between_them() -> None:
+    plans = [plan_faults(seed, MINUTES, workers=WORKERS, publishers=PUBLISHERS, kinds=KINDS) for seed in SEEDS]
+    assert {fault.kind for plan in plans for fault in plan} == set(KINDS)
+    assert all(any(fault.kind is Kind.RESTART_BROKER for fault in plan) for plan in plans)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_is_lost_out_of_order_or_done_twice_under_random_faults(
+    seed: int, broker_url: str, redis_url: str, restart_broker: Callable[[], None], tmp_path: Path
+) -> None:
+    # Given the faults of a seed
+    servers = Servers(broker_url, redis_url, os.environ["SHARDING_TEST_BROKER_RESTART"])
+    plan = plan_faults(seed, MINUTES, workers=WORKERS, publishers=PUBLISHERS, kinds=KINDS)
+    said: list[str] = []
+    # When publishers publish and workers work under them
+    findings = run_soak(
+        servers,
+        plan,
+        minutes=MINUTES,
+        workers=WORKERS,
+        publishers=PUBLISHERS,
+        rate=60,
+        folder=tmp_path,
+        say=said.append,
+    )
+    # Then all of it ran, in order, and was entered once
+    assert is_clean(findings), "\n".join(said)
+    assert findings.counts["published"] > 100, "\n".join(said)
