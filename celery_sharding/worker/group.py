@@ -3,12 +3,15 @@
 A group consumes a chain of segments in order. This worker consumes the queues of the current segment that were selected
 for it (`-Q`), all of its limbo queues, and nothing else. When the manifest, which it tails, says that the segment is
 drained, it closes these and opens those of the next: every worker does the same from the same log.
+
+The selection may change while it runs (`select`); what is not selected any more is given up in order.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +20,11 @@ from amqp.exceptions import NotFound
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event, vitals_event
 from celery_sharding.manifest import Layout, Segment, fold
-from celery_sharding.streams import decode
+from celery_sharding.streams import NONCE, decode
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.departures import Departures
 from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.runs import Log, Runs
 from celery_sharding.worker.shard import Shard
@@ -40,8 +44,10 @@ def selected_queues(
     Args:
         live_shards: Of the live generation, in whose terms the selection is made. An older generation may have more;
             its surplus shards go to the workers of index modulo `live_shards`.
-        selection: Indexes chosen for this worker; None for all.
+        selection: Indexes chosen for this worker; None for all, none for nothing at all.
     """
+    if selection is not None and not selection:
+        return []
     queues = list(enumerate(segment.queues(names)))
     if segment.kind == "limbo" or selection is None:
         return queues
@@ -99,6 +105,22 @@ class GroupConsumer:
             is_idle=lambda queue: runs.lanes.is_idle(self.shards[queue]),
             release=self._release,
         )
+        self._departures = Departures(
+            is_running=lambda shard: runs.lanes.running(shard) > 0,
+            record=self._record,
+            close=self._close_departed,
+            call_later=lambda seconds, call: call_after(seconds, lambda: call_soon(call)),
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is following its group on a connection."""
+        return self._connection is not None
+
+    def select(self, selection: frozenset[int] | None) -> None:
+        """Consume these shards from now on; others are given up as soon as nothing of them runs."""
+        self._selection = selection
+        self._call_soon(self._apply_layout)
 
     def open(self, connection: Any, layout: Layout) -> None:
         """Start consuming what the layout says, and following it."""
@@ -119,6 +141,7 @@ class GroupConsumer:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
         self._stopping = True
         self._balancer.reset()
+        self._departures.forget()
         for shard in self.shards.values():
             shard.freeze()
 
@@ -140,6 +163,7 @@ class GroupConsumer:
         """Forget everything that came over a connection that is gone."""
         self._connection = None
         self._balancer.reset()
+        self._departures.forget()
         for shard in list(self.shards.values()):
             shard.drop()
         self.shards.clear()
@@ -165,8 +189,9 @@ class GroupConsumer:
             return
         if not _takes_consumer_timeout(self._connection):
             self._recycle()
-        owned = frozenset(queue for queue, shard in self.shards.items() if shard.owned)
-        self._balancer.tick(Member(owned, frozenset(self.shards) - owned), time.monotonic())
+        staying = {queue: shard for queue, shard in self.shards.items() if shard not in self._departures}
+        owned = frozenset(queue for queue, shard in staying.items() if shard.owned)
+        self._balancer.tick(Member(owned, frozenset(staying) - owned), time.monotonic())
         if self._balancer.is_freezing:
             self._call_after(_FREEZE_POLL_SECONDS, lambda: self._call_soon(self._balance))
 
@@ -175,7 +200,7 @@ class GroupConsumer:
         due = time.time() - self._hold_seconds
         for queue, shard in self.shards.items():
             oldest = next(iter(shard.held.values()), None)
-            if oldest is not None and oldest.received_at < due:
+            if oldest is not None and oldest.received_at < due and shard not in self._departures:
                 self._balancer.give_up(queue, time.monotonic())
 
     def _offer(self, queue: str, target: str) -> None:
@@ -188,6 +213,21 @@ class GroupConsumer:
         if shard is not None:
             shard.close()
         self._apply_layout()
+
+    def _record(self, then: Callable[[], None]) -> None:
+        """Call `then` when everything written to the attempts so far is confirmed: a stream confirms in order."""
+        if self._has_logs:
+            self._log.append(self.names.attempts, {"event": NONCE, "nonce": uuid.uuid4().hex}, then)
+        else:
+            then()
+
+    def _close_departed(self, shard: Shard) -> None:
+        if self._stopping or self.shards.get(shard.queue) is not shard:
+            return
+        del self.shards[shard.queue]
+        shard.close()
+        logger.info("group %s: given up %s", self.group.name, shard.queue)
+        self._call_soon(self._apply_layout)  # it may be wanted again meanwhile
 
     def _vitals(self, now: float) -> dict[str, Any]:
         owned = {}
@@ -258,12 +298,19 @@ class GroupConsumer:
 
     def _apply_layout(self) -> None:
         segment = self.layout.current
-        if self._connection is None or segment is None:
+        if self._connection is None or segment is None or self._stopping:
             return
+        current = segment.queues(self.names)
         selected = selected_queues(self.names, segment, self.layout.shards, self._selection)
         wanted = {queue: index for index, queue in selected}
-        for queue in [queue for queue in self.shards if queue not in wanted]:
-            self.shards.pop(queue).close()
+        for queue, shard in list(self.shards.items()):
+            if queue in wanted:
+                self._departures.take_back(shard)
+            elif queue in current:
+                self._departures.begin(shard)
+            else:
+                del self.shards[queue]
+                shard.close()
         opened = [(queue, index) for queue, index in wanted.items() if queue not in self.shards]
         for queue, index in opened:
             self.shards[queue] = shard = Shard(
@@ -287,7 +334,7 @@ class GroupConsumer:
             if self._has_logs:
                 self._probed_at[queue] = time.time()
                 shard.probe()
-        self._complete = len(self.shards) == len(wanted)
+        self._complete = all(queue in self.shards for queue in wanted)
         if opened:
             logger.info("group %s: consuming %s, %d queues", self.group.name, segment.name, len(self.shards))
 

@@ -115,6 +115,15 @@ class ShardRequestMixin:
             self._killed = False
             raise
 
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        try:
+            super().cancel(pool, signal, emit_retry=emit_retry)  # type: ignore[misc]
+        except NotImplementedError:
+            if self.delivery is None:
+                raise
+            # A cold shutdown. Celery lets this error out of its signal handler: it would end the worker in the middle
+            # of a shutdown or, on a solo pool, fail the task. The run goes on to its own end, and the worker waits.
+
     def on_retry(self, exc_info: Any) -> None:
         if self.delivery is None:
             super().on_retry(exc_info)  # type: ignore[misc]

@@ -21,9 +21,9 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from celery.worker.state import task_reserved
+from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.journal import (
     attempt_event,
@@ -38,6 +38,9 @@ from celery_sharding.worker.delivery import Delivery, dead_headers
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
 from celery_sharding.worker.turn import Turn
+
+if TYPE_CHECKING:
+    from celery_sharding.worker.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +235,11 @@ class Runs:
             shard.queue, owner=self._node, task_id=request.id, task=request.name, error=type(exc).__name__
         )
         self._log.append(shard.names.journal, event, optional=True)
+
+    def forget(self, shard: Shard) -> None:
+        """Forget what a shard was delivered and does not run: it is the broker's again, and no request of Celery's."""
+        for entry in self.lanes.close(shard):
+            task_ready(entry.item)
 
     def unaccepted(self) -> list[Entry]:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""

@@ -158,7 +158,7 @@ class Shard:
         self._done.clear()
         self._markers.clear()
         self._seal = None
-        self._runs.lanes.close(self)
+        self._runs.forget(self)
 
     def acknowledge(self, delivery: Delivery, *, gather: bool) -> None:
         """Acknowledge a message of this consumer; one of an earlier channel is the broker's again.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import time
 
@@ -20,6 +22,7 @@ app.conf.update(
     task_default_queue=f"{GROUP}-plain",
     sharding_heartbeat_seconds=float(os.environ.get("SHOP_HEARTBEAT", "15")),
 )
+app.conf.update(json.loads(os.environ.get("SHOP_SETTINGS", "{}")))
 Sharding(
     app,
     groups=[
@@ -99,6 +102,26 @@ def poison(key, number):
 def poison_parent(key, number):
     trace.mark("begin", key, number)
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+@app.task(**sharded)
+def hungry(key, number, limit_bytes=512 << 20):
+    trace.mark("begin", key, number)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, before[1]))
+    try:
+        bytearray(2 * limit_bytes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@app.task(**sharded)
+def gorge(key, number):
+    trace.mark("begin", key, number, str(os.getpid()))
+    eaten = []
+    while len(eaten) < 4_000:
+        eaten.append(b"\1" * (1 << 20))
+        time.sleep(0.002)
 
 
 @app.task(**sharded, time_limit=1)
