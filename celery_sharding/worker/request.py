@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from celery_sharding.worker.delivery import Delivery
 
 DELIVERY = "shard_delivery"
+_LOST = WorkerLostError | SystemExit | KeyboardInterrupt
 
 
 class ShardRequestMixin:
@@ -146,6 +147,11 @@ class ShardRequestMixin:
         if self.delivery.runs.leave_orphan(self.delivery):
             task_ready(self)  # the broker has delivered the message again
             return
+        if self._already_cancelled and isinstance(exc, Terminated | _LOST):  # type: ignore[attr-defined]
+            # Celery would acknowledge one whose process was lost before it could be cancelled.
+            task_ready(self)
+            self.delivery.runs.abandon(self)
+            return
         if self._is_lost(exc):
             task_ready(self)
             if self.delivery.runs.lose(self, repr(exc)):
@@ -165,9 +171,7 @@ class ShardRequestMixin:
 
     def _is_lost(self, exc: BaseException) -> bool:
         """Say whether the process of the run died under it: not a failure of the task, and nobody asked for it."""
-        if getattr(self, "_already_revoked", False) or getattr(self, "_already_cancelled", False):
-            return False
-        return isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt)
+        return not getattr(self, "_already_revoked", False) and isinstance(exc, _LOST)
 
 
 class ShardRequest(ShardRequestMixin, Request):

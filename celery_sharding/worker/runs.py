@@ -170,6 +170,15 @@ class Runs:
             self._record_attempt(delivery, partial(self._due, delivery))
         return True
 
+    def abandon(self, request: Any) -> None:
+        """The run was cut off because its shard is about to be given up: keep its place until then, and start nothing.
+
+        The message is not acknowledged, so its next owner runs it.
+        """
+        entry = request.delivery.entry
+        if entry is not None:
+            self.lanes.hold(entry)
+
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:
         """Store the message as a dead letter, then finish it."""
         self.bury_delivery(request.delivery, reason=reason, error=error)

@@ -284,6 +284,7 @@ class ShardsStep(bootsteps.StartStopStep):
 
         def cancel_active_requests() -> Any:
             self._stopping = True
+            self._runs.stop()
             return stock()
 
         return cancel_active_requests

@@ -148,12 +148,13 @@ def test_a_remote_shutdown_hands_over_without_a_repetition(shop: Shop) -> None:
     assert shop.verdict().is_clean, shop.verdict()
 
 
-def test_three_workers_restarted_in_turn_for_several_rounds_lose_repeat_and_reorder_nothing(shop: Shop) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_three_workers_restarted_in_turn_lose_repeat_and_reorder_nothing(shop: Shop, rounds: int) -> None:
     # Given three workers under a steady load, and a group that begins each message once at most
     workers = [shop.worker("-c", "2", SHOP_MAX_ATTEMPTS="1") for _ in range(3)]
     with Load(shop, keys=24, per_second=100, seconds=0.01) as load:
-        # When each is stopped warm and started again in turn, three rounds
-        for worker in workers * 3:
+        # When each is stopped warm and started again in turn, several rounds
+        for worker in workers * rounds:
             load.wait_for_more(30)
             assert worker.stop() == 0
             worker.start()

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.timeout(180)
 
 POOL_SIZE = 4
 TASK_SECONDS = 0.05
+# How long Celery waits for a result of a process that is gone; 10 s unless told otherwise.
+LOST_WAIT = json.dumps({"worker_lost_wait": 1})
 # What ended in the last 20 ms before its worker is killed may be repeated, and what ended while it was being killed.
 REPEATED_AT_A_KILL = 2 * POOL_SIZE
 
@@ -55,7 +57,7 @@ def test_the_pool_dies_with_its_killed_parent_and_a_standby_goes_on_in_order(sho
 @pytest.mark.parametrize("victims", [1, POOL_SIZE], ids=["one of them", "all of them"])
 def test_pool_processes_killed_again_and_again_cost_no_order(shop: Shop, victims: int) -> None:
     # Given a worker under load, in a group where a message may be unlucky often
-    worker = shop.worker("-c", str(POOL_SIZE), SHOP_MAX_ATTEMPTS="100")
+    worker = shop.worker("-c", str(POOL_SIZE), SHOP_MAX_ATTEMPTS="100", SHOP_SETTINGS=LOST_WAIT)
     rounds = 6
     with Load(shop, seconds=TASK_SECONDS) as load:
         # When pool processes are killed, again and again
@@ -141,8 +143,6 @@ def test_a_pool_that_is_restarted_grown_and_shrunk_by_remote_control_keeps_the_o
         control.pool_restart(destination=[worker.name])
         assert wait_until(lambda: not before & set(pool_processes(worker)), timeout_seconds=20)
         load.wait_for_more(20)
-    # Then nothing is lost, overlapping or out of order; what the restart cut off ran again
+    # Then nothing is lost, repeated, overlapping or out of order
     assert shop.trace.wait_for(load.number), shop.verdict()
-    verdict = shop.verdict()
-    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
-    assert verdict.repeated <= 3, verdict
+    assert shop.verdict().is_clean, shop.verdict()

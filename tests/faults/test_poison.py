@@ -20,6 +20,8 @@ from celery_sharding.testing import WorkerNode
 pytestmark = pytest.mark.timeout(180)
 
 ATTEMPTS = 4
+# How long Celery waits for a result of a process that is gone; 10 s unless told otherwise.
+ENV = {"SHOP_MAX_ATTEMPTS": str(ATTEMPTS), "SHOP_SETTINGS": json.dumps({"worker_lost_wait": 1})}
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -80,7 +82,7 @@ def test_a_poison_of_its_process_dies_after_max_attempts_and_harms_no_neighbour(
     send_neighbours(shop, 10)
     # When two workers run them
     for _ in range(2):
-        shop.worker("-c", "2", SHOP_MAX_ATTEMPTS=str(ATTEMPTS))
+        shop.worker("-c", "2", **ENV)
     [letter] = shop.dead_letters(1)
     # Then it was begun so often and no more, its letter tells all of it, and the others ran in order
     assert [mark.kind for mark in shop.trace.read()].count("begin") == ATTEMPTS
@@ -95,7 +97,7 @@ def test_a_task_killed_for_its_memory_each_time_dies_after_max_attempts(shop: Sh
     sent_at = time.time()
     shop.send("gorge", "poison", 1)
     send_neighbours(shop, 10)
-    worker = shop.worker("-c", "2", SHOP_MAX_ATTEMPTS=str(ATTEMPTS))
+    worker = shop.worker("-c", "2", **ENV)
     # When it was killed so often
     with memory_killer([worker], limit_bytes=200 << 20):
         [letter] = shop.dead_letters(1)
@@ -109,7 +111,7 @@ def test_a_task_killed_for_its_memory_each_time_dies_after_max_attempts(shop: Sh
 @pytest.mark.parametrize("pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")])
 def test_a_poison_of_whole_workers_dies_after_max_attempts_over_all_of_them(shop: Shop, pool: tuple[str, ...]) -> None:
     # Given two workers, a task that kills the worker it runs in, with tasks of its key behind it and others beside it
-    workers = [shop.worker(*pool, SHOP_MAX_ATTEMPTS=str(ATTEMPTS)) for _ in range(2)]
+    workers = [shop.worker(*pool, **ENV) for _ in range(2)]
     sent_at = time.time()
     result = shop.send("poison_parent", "poison", 1)
     send_neighbours(shop, 10)
