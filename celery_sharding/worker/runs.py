@@ -37,6 +37,7 @@ from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.delivery import Delivery, dead_headers
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
+from celery_sharding.worker.suspects import Suspects
 from celery_sharding.worker.turn import Turn
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Runs:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end())
         self.turn = Turn(call_soon, self._pump)
         self._acks = None if call_soon is None else Acks(call_after)
+        self._suspects = Suspects()
         self._submit = submit
         self._call_after = call_after
         self._bucket_for = bucket_for
@@ -271,6 +273,8 @@ class Runs:
                 kill(request.worker_pid)
 
     def _pump(self) -> None:
+        for entry in self._suspects.take_ready():
+            self.lanes.due(entry)
         self.lanes.pump()
         if self._acks is not None and not self.lanes.is_full():
             self._acks.tell_all()
@@ -322,7 +326,10 @@ class Runs:
         # One that nobody recorded may have begun once or only waited in its last owner's lanes; only recorded attempts
         # can make it a dead letter.
         most = delivery.shard.group.max_attempts
-        delivery.attempts = known.attempts if known else min(1, most - 1)
+        attempts = known.attempts if known else min(1, most - 1)
+        if attempts < most and not self._may_begin(entry, is_last_chance=known is not None and attempts == most - 1):
+            return
+        delivery.attempts = attempts
         request = entry.item
         if known is not None and known.retries > request.request_dict.get("retries", 0):
             entry.item = request = request.rebuild(
@@ -336,6 +343,15 @@ class Runs:
             request.store_failure(reason)
         else:
             self._record_attempt(delivery, partial(self._begin_judged, entry))
+
+    def _may_begin(self, entry: Entry, *, is_last_chance: bool) -> bool:
+        """Say whether a suspect may begin; if not, it waits for others to end, and is judged again then."""
+        if self._suspects.begin(entry, is_last_chance=is_last_chance):
+            return True
+        if self.lanes.hold(entry):
+            self._suspects.wait(entry, is_last_chance=is_last_chance)
+            self.turn.end_soon()
+        return False
 
     def _begin_judged(self, entry: Entry) -> None:
         if entry.state is not State.RUNNING:

@@ -18,7 +18,14 @@ SOFT_ON_IDLE = json.dumps({"worker_soft_shutdown_timeout": 2.0, "worker_enable_s
 QUIT, INT, TERM = signal.SIGQUIT, signal.SIGINT, signal.SIGTERM
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.slow),
+        pytest.param("solo", marks=pytest.mark.slow),
+    ],
+)
 def test_a_warm_shutdown_lets_long_tasks_end_and_repeats_nothing(shop: Shop, pool: str) -> None:
     # Given an owner in the middle of long tasks, with more of their keys behind them, and a standby
     owner = shop.worker(*POOLS[pool])
@@ -39,7 +46,7 @@ def test_a_warm_shutdown_lets_long_tasks_end_and_repeats_nothing(shop: Shop, poo
 @pytest.mark.parametrize(
     ("pool", "settings"),
     [
-        ("prefork", SOFT),
+        pytest.param("prefork", SOFT),
         pytest.param("threads", SOFT, marks=pytest.mark.slow),
         pytest.param("solo", SOFT, marks=pytest.mark.slow),
         pytest.param("prefork", SOFT_ON_IDLE, marks=pytest.mark.slow),
@@ -74,12 +81,12 @@ def test_a_soft_shutdown_lets_short_tasks_end_and_runs_long_ones_elsewhere(
     ("pool", "signals", "env"),
     [
         ("prefork", (QUIT,), {}),
-        ("threads", (QUIT,), {}),
+        pytest.param("threads", (QUIT,), {}, marks=pytest.mark.slow),
         ("solo", (QUIT,), {}),
         pytest.param("prefork", (INT, INT), {}, marks=pytest.mark.slow),
         pytest.param("threads", (INT, INT), {}, marks=pytest.mark.slow),
         pytest.param("solo", (INT, INT), {}, marks=pytest.mark.slow),
-        ("prefork", (TERM, QUIT), {}),
+        pytest.param("prefork", (TERM, QUIT), {}, marks=pytest.mark.slow),
         pytest.param("threads", (TERM, QUIT), {}, marks=pytest.mark.slow),
         pytest.param("solo", (TERM, QUIT), {}, marks=pytest.mark.slow),
         pytest.param("prefork", (TERM,), {"REMAP_SIGTERM": "SIGQUIT"}, marks=pytest.mark.slow),

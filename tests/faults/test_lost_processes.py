@@ -92,7 +92,7 @@ def test_a_task_that_hits_its_memory_limit_fails_and_its_key_goes_on(shop: Shop)
     [
         "--max-tasks-per-child=1",
         pytest.param("--max-tasks-per-child=3", marks=pytest.mark.slow),
-        "--max-memory-per-child=1",
+        pytest.param("--max-memory-per-child=1", marks=pytest.mark.slow),
     ],
 )
 def test_pool_processes_that_are_replaced_all_the_time_cost_nothing(shop: Shop, option: str) -> None:

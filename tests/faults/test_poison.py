@@ -108,7 +108,15 @@ def test_a_task_killed_for_its_memory_each_time_dies_after_max_attempts(shop: Sh
     check_neighbours(shop, 10)
 
 
-@pytest.mark.parametrize("pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        ("-c", "2"),
+        pytest.param(("-c", "2", "-P", "threads"), marks=pytest.mark.slow),
+        pytest.param(("-P", "solo"), marks=pytest.mark.slow),
+    ],
+    ids=["prefork", "threads", "solo"],
+)
 def test_a_poison_of_whole_workers_dies_after_max_attempts_over_all_of_them(shop: Shop, pool: tuple[str, ...]) -> None:
     # Given two workers, a task that kills the worker it runs in, with tasks of its key behind it and others beside it
     workers = [shop.worker(*pool, **ENV) for _ in range(2)]

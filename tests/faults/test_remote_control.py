@@ -44,7 +44,14 @@ def consumed(shop: Shop, worker: WorkerNode) -> list[int]:
     return inspect(shop, worker, "stats")["shards"].get(shop.group, [])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.slow),
+        pytest.param("solo", marks=pytest.mark.slow),
+    ],
+)
 def test_a_shard_and_then_the_whole_group_are_given_up_under_load_without_a_repetition(shop: Shop, pool: str) -> None:
     # Given an owner at work, and a standby
     owner = shop.worker(*POOLS[pool])
