@@ -34,9 +34,16 @@ def tell(shop: Shop, worker: WorkerNode, command: str, queue: str) -> dict[str, 
 
 
 def inspect(shop: Shop, worker: WorkerNode, what: str) -> Any:
-    """Return what `celery inspect` says of one worker."""
+    """Return what `celery inspect` says of one worker, which may just be connecting anew."""
     inspection = shop.app.control.inspect([worker.name], timeout=REPLY_SECONDS, limit=1)
-    return getattr(inspection, what)()[worker.name]
+    replies: list[Any] = []
+
+    def ask() -> bool:
+        replies.append(getattr(inspection, what)())
+        return replies[-1] is not None
+
+    assert wait_until(ask, timeout_seconds=40), f"{worker.name} does not answer"
+    return replies[-1][worker.name]
 
 
 def consumed(shop: Shop, worker: WorkerNode) -> list[int]:
@@ -108,6 +115,7 @@ def test_a_cancelled_group_lets_its_runs_end_and_its_retries_wait_elsewhere(shop
 def test_what_was_cancelled_stays_off_when_the_worker_connects_anew(shop: Shop, proxy: FaultProxy) -> None:
     # Given a worker behind a proxy without shard 1
     worker = shop.worker("-c", "2", SHOP_BROKER=proxy.url)
+    worker.wait_for("consuming g001, 4 queues")
     tell(shop, worker, "cancel_consumer", f"{shop.group}/1")
     assert wait_until(lambda: consumed(shop, worker) == [0, 2, 3], timeout_seconds=20)
     # When its connections are cut
