@@ -22,6 +22,8 @@ _SHARD = re.compile(r"(?P<group>.+)[./](?P<index>[0-9]+)")
 
 _BUILTIN = "celery."
 
+# Shards chosen of a group; None for all.
+Indexes = frozenset[int] | None
 KeyRule = str | Callable[[Mapping[str, Any]], Any]
 
 
@@ -178,6 +180,21 @@ def check_shard(group: str, index: int, shards: int) -> None:
             index=index,
             shards=shards,
         )
+
+
+def with_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
+    """Return the selection with one shard more, or with all (None) of the group's `shards`."""
+    if index is None or selected is None:
+        return None
+    more = selected | {index}
+    return None if len(more) >= shards else more
+
+
+def without_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
+    """Return the selection with one shard less, or without any (None) of the group's `shards`."""
+    if index is None:
+        return frozenset()
+    return (frozenset(range(shards)) if selected is None else selected) - {index}
 
 
 def suggest(name: object, known: Iterable[str]) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 from celery.app.amqp import Queues
 from kombu.utils.functional import maybe_list
 
-from celery_sharding.config import Settings, check_shard, parse_shard, suggest
+from celery_sharding.config import Indexes, Settings, check_shard, parse_shard, suggest, without_shards
 from celery_sharding.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-Selection = dict[str, frozenset[int] | None]
+Selection = dict[str, Indexes]
 
 
 class ShardedQueues(Queues):
@@ -44,13 +44,13 @@ class ShardedQueues(Queues):
 
     def __missing__(self, name: str) -> Any:
         """Make an ordinary queue, unless it would have the name of a group: nobody would consume it."""
-        found = parse_shard(name, self.settings) if isinstance(name, str) else None
-        if found is not None:
-            raise ConfigurationError(
-                f"{name!r} is the shard group {found[0].name!r}, not a queue; a task is sent there by its "
-                "shard_group=…, or by sharding_routes"
-            )
+        self._refuse_group(name)
         return super().__missing__(name)
+
+    def __setitem__(self, name: str, queue: Any) -> None:
+        """Take an ordinary queue, unless it has the name of a group or shard."""
+        self._refuse_group(name)
+        super().__setitem__(name, queue)
 
     def select(self, include: Any) -> None:
         """Consume only what is named: queues, groups and shards."""
@@ -71,7 +71,8 @@ class ShardedQueues(Queues):
 
     def deselect(self, exclude: Any) -> None:
         """Consume all but what is named."""
-        self._deselected, queues = self._split(maybe_list(exclude) or [])
+        shards, queues = self._split(maybe_list(exclude) or [])
+        self._deselected |= shards
         super().deselect(queues)
 
     def selection(self) -> Selection:
@@ -80,8 +81,9 @@ class ShardedQueues(Queues):
         for name, without in self._deselected.items():
             if name not in selected:
                 continue
-            kept = selected[name] or frozenset(range(self.settings.groups[name].shards))
-            selected[name] = frozenset() if without is None else kept - without
+            shards = self.settings.groups[name].shards
+            for index in [None] if without is None else without:
+                selected[name] = without_shards(selected[name], index, shards)
         return {name: indexes for name, indexes in selected.items() if indexes is None or indexes}
 
     def format(self, indent: int = 0, indent_first: bool = True) -> str:
@@ -93,6 +95,14 @@ class ShardedQueues(Queues):
             line = f".> {name:<16} shards={which} ordering={group.ordering} queue_type={group.queue_type}"
             lines.append(" " * (indent if lines or indent_first else 0) + line)
         return "\n".join(lines)
+
+    def _refuse_group(self, name: str) -> None:
+        found = parse_shard(name, self.settings) if isinstance(name, str) else None
+        if found is not None:
+            raise ConfigurationError(
+                f"{name!r} is the shard group {found[0].name!r}, not a queue; a task is sent there by its "
+                "shard_group=…, or by sharding_routes"
+            )
 
     def _split(self, names: Iterable[str]) -> tuple[Selection, list[str]]:
         shards: Selection = {}

@@ -4,12 +4,15 @@ A group consumes a chain of segments in order. This worker consumes the queues o
 for it (`-Q`), all of their limbo queues, and nothing else. When the manifest, which it tails, says that a segment is
 passed or drained, it opens the queues of the next, and closes those of the drained: every worker does the same from the
 same log. What may start while several are open is said by `gates`.
+
+The selection may change while it runs (`select`); what is not selected any more is given up in order.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +22,11 @@ from amqp.exceptions import NotFound
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event, vitals_event
 from celery_sharding.manifest import Layout, Segment, fold
-from celery_sharding.streams import decode
+from celery_sharding.streams import NONCE, decode
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.departures import Departures
 from celery_sharding.worker.gates import Gate, gate_for
 from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.runs import Log, Runs
@@ -43,8 +47,10 @@ def selected_queues(
     Args:
         live_shards: Of the live generation, in whose terms the selection is made. An older generation may have more;
             its surplus shards go to the workers of index modulo `live_shards`.
-        selection: Indexes chosen for this worker; None for all.
+        selection: Indexes chosen for this worker; None for all, none for nothing at all.
     """
+    if selection is not None and not selection:
+        return []
     queues = list(enumerate(segment.queues(names)))
     if segment.kind == "limbo" or selection is None:
         return queues
@@ -103,6 +109,22 @@ class GroupConsumer:
             is_idle=lambda queue: runs.lanes.is_idle(self.shards[queue]),
             release=self._release,
         )
+        self._departures = Departures(
+            is_running=lambda shard: runs.lanes.running(shard) > 0,
+            record=self._record,
+            close=self._close_departed,
+            call_later=lambda seconds, call: call_after(seconds, lambda: call_soon(call)),
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is following its group on a connection."""
+        return self._connection is not None
+
+    def select(self, selection: frozenset[int] | None) -> None:
+        """Consume these shards from now on; others are given up as soon as nothing of them runs."""
+        self._selection = selection
+        self._call_soon(self._apply_layout)
 
     def open(self, connection: Any, layout: Layout) -> None:
         """Start consuming what the layout says, and following it."""
@@ -123,6 +145,7 @@ class GroupConsumer:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
         self._stopping = True
         self._balancer.reset()
+        self._departures.forget()
         for shard in self.shards.values():
             shard.freeze()
 
@@ -144,6 +167,7 @@ class GroupConsumer:
         """Forget everything that came over a connection that is gone."""
         self._connection = None
         self._balancer.reset()
+        self._departures.forget()
         for shard in list(self.shards.values()):
             shard.drop()
         self.shards.clear()
@@ -171,8 +195,9 @@ class GroupConsumer:
             return
         if not _takes_consumer_timeout(self._connection):
             self._recycle()
-        owned = frozenset(queue for queue, shard in self.shards.items() if shard.owned)
-        self._balancer.tick(Member(owned, frozenset(self.shards) - owned), time.monotonic())
+        staying = {queue: shard for queue, shard in self.shards.items() if shard not in self._departures}
+        owned = frozenset(queue for queue, shard in staying.items() if shard.owned)
+        self._balancer.tick(Member(owned, frozenset(staying) - owned), time.monotonic())
         if self._balancer.is_freezing:
             self._call_after(_FREEZE_POLL_SECONDS, lambda: self._call_soon(self._balance))
 
@@ -181,7 +206,7 @@ class GroupConsumer:
         due = time.time() - self._hold_seconds
         for queue, shard in self.shards.items():
             oldest = next(iter(shard.held.values()), None)
-            if oldest is not None and oldest.received_at < due:
+            if oldest is not None and oldest.received_at < due and shard not in self._departures:
                 self._balancer.give_up(queue, time.monotonic())
 
     def _offer(self, queue: str, target: str) -> None:
@@ -194,6 +219,21 @@ class GroupConsumer:
         if shard is not None:
             shard.close()
         self._apply_layout()
+
+    def _record(self, then: Callable[[], None]) -> None:
+        """Call `then` when everything written to the attempts so far is confirmed: a stream confirms in order."""
+        if self._has_logs:
+            self._log.append(self.names.attempts, {"event": NONCE, "nonce": uuid.uuid4().hex}, then)
+        else:
+            then()
+
+    def _close_departed(self, shard: Shard) -> None:
+        if self._stopping or self.shards.get(shard.queue) is not shard:
+            return
+        del self.shards[shard.queue]
+        shard.close()
+        logger.info("group %s: given up %s", self.group.name, shard.queue)
+        self._call_soon(self._apply_layout)  # it may be wanted again meanwhile
 
     def _vitals(self, now: float) -> dict[str, Any]:
         owned = {}
@@ -265,19 +305,26 @@ class GroupConsumer:
     def _apply_layout(self) -> None:
         """Consume what the layout says, and nothing else."""
         segments = self.layout.open_segments
-        if self._connection is None or not segments:
+        if self._connection is None or not segments or self._stopping:
             return
         wanted = {
             queue: (segment, index)
             for segment in segments
             for index, queue in selected_queues(self.names, segment, self.layout.shards, self._selection)
         }
-        for queue in [queue for queue in self.shards if queue not in wanted]:
-            self.shards.pop(queue).close()
+        in_turn = {queue for segment in segments for queue in segment.queues(self.names)}
+        for queue, shard in list(self.shards.items()):
+            if queue in wanted:
+                self._departures.take_back(shard)
+            elif queue in in_turn:
+                self._departures.begin(shard)
+            else:
+                del self.shards[queue]
+                shard.close()
         opened = {queue: place for queue, place in wanted.items() if queue not in self.shards}
         for queue, (segment, index) in opened.items():
             self._open_shard(queue, segment.name, index)
-        self._complete = len(self.shards) == len(wanted)
+        self._complete = all(queue in self.shards for queue in wanted)
         self._learn_endings()
         consumed = (segment.name for queue, (segment, _) in opened.items() if queue in self.shards)
         for name, count in Counter(consumed).items():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from celery_sharding.worker.delivery import Delivery
 
 DELIVERY = "shard_delivery"
+_LOST = WorkerLostError | SystemExit | KeyboardInterrupt
 
 
 class ShardRequestMixin:
@@ -115,6 +116,15 @@ class ShardRequestMixin:
             self._killed = False
             raise
 
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        try:
+            super().cancel(pool, signal, emit_retry=emit_retry)  # type: ignore[misc]
+        except NotImplementedError:
+            if self.delivery is None:
+                raise
+            # A cold shutdown. Celery lets this error out of its signal handler: it would end the worker in the middle
+            # of a shutdown or, on a solo pool, fail the task. The run goes on to its own end, and the worker waits.
+
     def on_retry(self, exc_info: Any) -> None:
         if self.delivery is None:
             super().on_retry(exc_info)  # type: ignore[misc]
@@ -137,6 +147,11 @@ class ShardRequestMixin:
         if self.delivery.runs.leave_orphan(self.delivery):
             task_ready(self)  # the broker has delivered the message again
             return
+        if self._already_cancelled and isinstance(exc, Terminated | _LOST):  # type: ignore[attr-defined]
+            # Celery would acknowledge one whose process was lost before it could be cancelled.
+            task_ready(self)
+            self.delivery.runs.abandon(self)
+            return
         if self._is_lost(exc):
             task_ready(self)
             if self.delivery.runs.lose(self, repr(exc)):
@@ -156,9 +171,7 @@ class ShardRequestMixin:
 
     def _is_lost(self, exc: BaseException) -> bool:
         """Say whether the process of the run died under it: not a failure of the task, and nobody asked for it."""
-        if getattr(self, "_already_revoked", False) or getattr(self, "_already_cancelled", False):
-            return False
-        return isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt)
+        return not getattr(self, "_already_revoked", False) and isinstance(exc, _LOST)
 
 
 class ShardRequest(ShardRequestMixin, Request):

@@ -21,9 +21,9 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from celery.worker.state import task_reserved
+from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.journal import (
     attempt_event,
@@ -37,7 +37,11 @@ from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.delivery import Delivery, dead_headers
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
+from celery_sharding.worker.suspects import Suspects
 from celery_sharding.worker.turn import Turn
+
+if TYPE_CHECKING:
+    from celery_sharding.worker.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,7 @@ class Runs:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
         self.turn = Turn(call_soon, self._pump)
         self._acks = None if call_soon is None else Acks(call_after)
+        self._suspects = Suspects()
         self._submit = submit
         self._call_after = call_after
         self._bucket_for = bucket_for
@@ -167,6 +172,15 @@ class Runs:
             self._record_attempt(delivery, partial(self._due, delivery))
         return True
 
+    def abandon(self, request: Any) -> None:
+        """The run was cut off because its shard is about to be given up: keep its place until then, and start nothing.
+
+        The message is not acknowledged, so its next owner runs it.
+        """
+        entry = request.delivery.entry
+        if entry is not None:
+            self.lanes.hold(entry)
+
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:
         """Store the message as a dead letter, then finish it."""
         self.bury_delivery(request.delivery, reason=reason, error=error)
@@ -233,6 +247,11 @@ class Runs:
         )
         self._log.append(shard.names.journal, event, optional=True)
 
+    def forget(self, shard: Shard) -> None:
+        """Forget what a shard was delivered and does not run: it is the broker's again, and no request of Celery's."""
+        for entry in self.lanes.close(shard):
+            task_ready(entry.item)
+
     def unaccepted(self) -> list[Entry]:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
         return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None]
@@ -254,6 +273,8 @@ class Runs:
                 kill(request.worker_pid)
 
     def _pump(self) -> None:
+        for entry in self._suspects.take_ready():
+            self.lanes.due(entry)
         self.lanes.pump()
         if self._acks is not None and not self.lanes.is_full():
             self._acks.tell_all()
@@ -305,7 +326,10 @@ class Runs:
         # One that nobody recorded may have begun once or only waited in its last owner's lanes; only recorded attempts
         # can make it a dead letter.
         most = delivery.shard.group.max_attempts
-        delivery.attempts = known.attempts if known else min(1, most - 1)
+        attempts = known.attempts if known else min(1, most - 1)
+        if attempts < most and not self._may_begin(entry, is_last_chance=known is not None and attempts == most - 1):
+            return
+        delivery.attempts = attempts
         request = entry.item
         if known is not None and known.retries > request.request_dict.get("retries", 0):
             entry.item = request = request.rebuild(
@@ -319,6 +343,15 @@ class Runs:
             request.store_failure(reason)
         else:
             self._record_attempt(delivery, partial(self._begin_judged, entry))
+
+    def _may_begin(self, entry: Entry, *, is_last_chance: bool) -> bool:
+        """Say whether a suspect may begin; if not, it waits for others to end, and is judged again then."""
+        if self._suspects.begin(entry, is_last_chance=is_last_chance):
+            return True
+        if self.lanes.hold(entry):
+            self._suspects.wait(entry, is_last_chance=is_last_chance)
+            self.turn.end_soon()
+        return False
 
     def _begin_judged(self, entry: Entry) -> None:
         if entry.state is not State.RUNNING:

@@ -154,7 +154,7 @@ class Shard:
         self._deliveries.clear()
         self._done.clear()
         self.ending.reset()
-        self._runs.lanes.close(self)
+        self._runs.forget(self)
 
     def acknowledge(self, delivery: Delivery, *, gather: bool) -> None:
         """Acknowledge a message of this consumer; one of an earlier channel is the broker's again.

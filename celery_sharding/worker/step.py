@@ -9,7 +9,8 @@ connection, `shutdown` once.
     shutdown                   after the pool has drained: close the channels, which returns the rest in order
 
 Celery's warm shutdown cancels its consumer, lets the pool drain and calls `shutdown` last. Freezing in `stop` and
-closing in `shutdown` keeps the order through it; a timer that fires in between finds its lane frozen.
+closing in `shutdown` keeps the order through it; a timer that fires in between finds its lane frozen. A cold shutdown
+first cancels, in a signal handler, what runs: from then on nothing may start.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import AMQPError
 from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 
+from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.manifest import Layout
@@ -32,6 +36,7 @@ from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.pulse import call_with_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner
+from celery_sharding.worker.remote import install_commands
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
 
@@ -81,6 +86,9 @@ class ShardsStep(bootsteps.StartStopStep):
         )
         self._intake = Intake(c, self._runs, self._sharded)
         c.on_task_request = self._wrap(c.on_task_request)
+        c.cancel_active_requests = self._before_cancel(c.cancel_active_requests)
+        c.shards = self  # where commands of remote control find it
+        install_commands()
         self._groups: list[GroupConsumer] = []
         self._layouts: list[Layout] = []
         self._timers: list[Any] = []
@@ -99,26 +107,8 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
-        settings = c.app.sharding.settings
         if not self._groups:
-            self._groups = [
-                GroupConsumer(
-                    settings.groups[name],
-                    selection,
-                    runs=self._runs,
-                    log=self._log,
-                    receive=self._intake.receive,
-                    call_soon=c.call_soon,
-                    call_after=self._call_after,
-                    look=self._look,
-                    release_orphans=self._release_orphans,
-                    hold_seconds=settings.consumer_timeout_seconds / 2,
-                    node=c.hostname,
-                    prefetch=settings.groups[name].prefetch or max(100, 16 * c.pool.num_processes),
-                    has_logs=self._backing.has_logs,
-                )
-                for name, selection in self._selection.items()
-            ]
+            self._groups = [self._make_group(name) for name in self._selection]
         if self._prefork is not None:
             self._prefork.prepare()
         self._layouts = call_with_pulse(c.connection, lambda: [self._ensure(group) for group in self._groups])
@@ -163,6 +153,22 @@ class ShardsStep(bootsteps.StartStopStep):
             group.close()
         self._log.stop()
 
+    def cancel_shards(self, group: str, index: int | None) -> None:
+        """Give up a shard of a group, or all of it: in order, and until it is added again.
+
+        Raises:
+            UnknownShard: The group has no such shard.
+        """
+        self._select(group, index, without_shards)
+
+    def add_shards(self, group: str, index: int | None) -> None:
+        """Consume a shard of a group, or all of it, from now on.
+
+        Raises:
+            UnknownShard: The group has no such shard.
+        """
+        self._select(group, index, with_shards)
+
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
         return {
@@ -170,6 +176,39 @@ class ShardsStep(bootsteps.StartStopStep):
                 group.group.name: sorted(shard.index for shard in group.shards.values()) for group in self._groups
             }
         }
+
+    def _select(self, name: str, index: int | None, change: Callable[[Indexes, int | None, int], Indexes]) -> None:
+        group = next((group for group in self._groups if group.group.name == name), None)
+        live_shards = group.layout.shards if group is not None else 0
+        shards = live_shards or self._consumer.app.sharding.settings.groups[name].shards
+        if index is not None:
+            check_shard(name, index, shards)
+        self._selection[name] = indexes = change(self._selection.get(name, frozenset()), index, shards)
+        if group is not None:
+            group.select(indexes)
+        elif indexes is None or indexes:
+            # The look makes it ready on the broker, which takes a while, and opens it.
+            self._groups.append(self._make_group(name))
+            self._look()
+
+    def _make_group(self, name: str) -> GroupConsumer:
+        c, settings = self._consumer, self._consumer.app.sharding.settings
+        group = settings.groups[name]
+        return GroupConsumer(
+            group,
+            self._selection[name],
+            runs=self._runs,
+            log=self._log,
+            receive=self._intake.receive,
+            call_soon=c.call_soon,
+            call_after=self._call_after,
+            look=self._look,
+            release_orphans=self._release_orphans,
+            hold_seconds=settings.consumer_timeout_seconds / 2,
+            node=c.hostname,
+            prefetch=group.prefetch or max(100, 16 * c.pool.num_processes),
+            has_logs=self._backing.has_logs,
+        )
 
     def _consume(self, c: Any) -> None:
         for group, layout in zip(self._groups, self._layouts, strict=True):
@@ -207,15 +246,30 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def _look_at_groups(self) -> None:
         with self._looking:
-            for group in self._groups:
+            for group in list(self._groups):
                 if self._stopping:
                     return
+                known = group.layout if group.is_open else None
                 try:
-                    self._backing.ensure(group.group, owner=self._consumer.hostname, known=group.layout)
-                except ShardingError as exc:
+                    layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
+                except (ShardingError, AMQPError, OSError) as exc:
                     logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
-                except Exception:
-                    logger.exception("group %s: could not be looked at", group.group.name)
+                    continue
+                if known is None:
+                    self._call_main(partial(self._open_added, group, layout))
+
+    def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
+        """Open a group that was added while the worker runs; after a loss of the connection `start` does."""
+        c = self._consumer
+        if not group.is_open and not self._stopping and c.connection is not None:
+            group.open(self._backing.consumer_connection(c, group.group), layout)
+
+    def _call_main(self, call: Callable[[], None]) -> None:
+        """Run a call of another thread in the one that reads the connection."""
+        if self._mailbox is not None:
+            self._mailbox.post(call)
+        else:
+            self._consumer.call_soon(call)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
@@ -231,6 +285,19 @@ class ShardsStep(bootsteps.StartStopStep):
             return stock(request)
 
         return on_task_request
+
+    def _before_cancel(self, stock: Callable[[], Any]) -> Callable[[], Any]:
+        """Start nothing more before a cold shutdown ends what runs: it does so long before it calls `stop`.
+
+        This runs in a signal handler, in the middle of whatever the main thread does.
+        """
+
+        def cancel_active_requests() -> Any:
+            self._stopping = True
+            self._runs.stop()
+            return stock()
+
+        return cancel_active_requests
 
     def _is_alive(self) -> bool:
         """Say whether the broker was heard within one heartbeat; an owner that is cut off must start nothing more.

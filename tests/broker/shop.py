@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import time
 
@@ -21,6 +23,7 @@ app.conf.update(
     sharding_consumer_timeout_seconds=float(os.environ.get("SHOP_CONSUMER_TIMEOUT", "1800")),
     sharding_heartbeat_seconds=float(os.environ.get("SHOP_HEARTBEAT", "15")),
 )
+app.conf.update(json.loads(os.environ.get("SHOP_SETTINGS", "{}")))
 Sharding(
     app,
     groups=[
@@ -100,6 +103,26 @@ def poison(key, number):
 def poison_parent(key, number):
     trace.mark("begin", key, number)
     os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+@app.task(**sharded)
+def hungry(key, number, limit_bytes=512 << 20):
+    trace.mark("begin", key, number)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, before[1]))
+    try:
+        bytearray(2 * limit_bytes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@app.task(**sharded)
+def gorge(key, number):
+    trace.mark("begin", key, number, str(os.getpid()))
+    eaten = []
+    while len(eaten) < 4_000:
+        eaten.append(b"\1" * (1 << 20))
+        time.sleep(0.002)
 
 
 @app.task(**sharded, time_limit=1)

@@ -1,0 +1,172 @@
+"""`cancel_consumer` and `add_consumer` on a running worker: groups and shards are given up and taken again in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection
+from publishing import Load
+from shops import Shop
+
+from celery_sharding.testing import FaultProxy, WorkerNode
+from celery_sharding.testing.processes import wait_until
+
+pytestmark = pytest.mark.timeout(150)
+
+POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
+REPLY_SECONDS = 10.0
+
+
+@pytest.fixture
+def proxy(broker_url: str) -> Iterator[FaultProxy]:
+    with FaultProxy(broker_url) as proxy:
+        yield proxy
+
+
+def tell(shop: Shop, worker: WorkerNode, command: str, queue: str) -> dict[str, str]:
+    """Send one worker a command about a queue, and return its reply."""
+    [reply] = shop.app.control.broadcast(
+        command, arguments={"queue": queue}, destination=[worker.name], reply=True, timeout=REPLY_SECONDS, limit=1
+    )
+    return reply[worker.name]  # type: ignore[no-any-return]
+
+
+def inspect(shop: Shop, worker: WorkerNode, what: str) -> Any:
+    """Return what `celery inspect` says of one worker, which may just be connecting anew."""
+    inspection = shop.app.control.inspect([worker.name], timeout=REPLY_SECONDS, limit=1)
+    replies: list[Any] = []
+
+    def ask() -> bool:
+        replies.append(getattr(inspection, what)())
+        return replies[-1] is not None
+
+    assert wait_until(ask, timeout_seconds=40), f"{worker.name} does not answer"
+    return replies[-1][worker.name]
+
+
+def consumed(shop: Shop, worker: WorkerNode) -> list[int]:
+    """Return the shards of the group that a worker consumes, as its statistics say."""
+    return inspect(shop, worker, "stats")["shards"].get(shop.group, [])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("threads", marks=pytest.mark.slow),
+        pytest.param("solo", marks=pytest.mark.slow),
+    ],
+)
+def test_a_shard_and_then_the_whole_group_are_given_up_under_load_without_a_repetition(shop: Shop, pool: str) -> None:
+    # Given an owner at work, and a standby
+    owner = shop.worker(*POOLS[pool])
+    standby = shop.worker(*POOLS[pool])
+    with Load(shop) as load:
+        load.wait_for_more(10)
+        # When a shard is cancelled, then the owner consumes the other three
+        assert tell(shop, owner, "cancel_consumer", f"{shop.group}.003") == {
+            "ok": f"no longer consuming from {shop.group}.003"
+        }
+        assert wait_until(lambda: consumed(shop, owner) == [0, 1, 2], timeout_seconds=20)
+        load.wait_for_more(20)
+        # When the group is cancelled, then the other worker owns all of it
+        tell(shop, owner, "cancel_consumer", shop.group)
+        assert wait_until(lambda: consumed(shop, owner) == [], timeout_seconds=20)
+        load.wait_for_more(20)
+        assert wait_until(lambda: shop.owners() == [standby.name] * 4, timeout_seconds=20), shop.owners()
+        # When it is added again, then the owner has its part of it again
+        tell(shop, owner, "add_consumer", shop.group)
+        assert wait_until(lambda: shop.owners().count(owner.name) == 2, timeout_seconds=40), shop.owners()
+        load.wait_for_more(20)
+    # Then nothing is lost, repeated, overlapping or out of order
+    assert shop.trace.wait_for(load.number), shop.verdict()
+    assert shop.verdict().is_clean, shop.verdict()
+
+
+def test_a_cancelled_group_lets_its_runs_end_and_its_retries_wait_elsewhere(shop: Shop) -> None:
+    # Given an owner with a long task and its successors, and a task whose retry is due in some seconds
+    countdown_seconds = 6.0
+    owner = shop.worker("-c", "2")
+    retried = shop.send("again", "retried", 1, times=1, countdown=countdown_seconds)
+    shop.send("step", "retried", 2)
+    shop.send("step", "long", 1, seconds=3)
+    for number in range(2, 30):
+        shop.send("step", "long", number)
+    assert shop.trace.wait_for(1, kind="begin")
+    assert shop.trace.wait_for(1, kind="start")
+    # When the group is cancelled there
+    tell(shop, owner, "cancel_consumer", shop.group)
+    # Then it is given up when the long task has ended, not when the retry is due, and nothing of it is left
+    assert wait_until(lambda: consumed(shop, owner) == [], timeout_seconds=20)
+    assert shop.trace.count() == 1
+    assert inspect(shop, owner, "reserved") == []
+    # And the next owner runs the rest once, in order, and waits with the retry
+    shop.worker("-c", "2")
+    assert shop.trace.wait_for(31), shop.verdict()
+    assert shop.verdict().is_clean, shop.verdict()
+    assert retried.get(timeout=10) == 1
+    begun = [mark.at for mark in shop.trace.read() if mark.kind == "begin"]
+    assert len(begun) == 2
+    assert begun[1] - begun[0] >= countdown_seconds
+
+
+def test_what_was_cancelled_stays_off_when_the_worker_connects_anew(shop: Shop, proxy: FaultProxy) -> None:
+    # Given a worker behind a proxy without shard 1
+    worker = shop.worker("-c", "2", SHOP_BROKER=proxy.url)
+    worker.wait_for("consuming g001, 4 queues")
+    tell(shop, worker, "cancel_consumer", f"{shop.group}/1")
+    assert wait_until(lambda: consumed(shop, worker) == [0, 2, 3], timeout_seconds=20)
+    # When its connections are cut
+    proxy.cut()
+    worker.wait_for("consuming g001, 3 queues")
+    # Then it still consumes the others only, until the shard is added
+    assert consumed(shop, worker) == [0, 2, 3]
+    tell(shop, worker, "add_consumer", f"{shop.group}/1")
+    assert wait_until(lambda: consumed(shop, worker) == [0, 1, 2, 3], timeout_seconds=20)
+    for number in range(40):
+        shop.send("step", f"k{number}", number)
+    assert shop.trace.wait_for(40), shop.verdict()
+    assert shop.verdict().is_clean, shop.verdict()
+
+
+def test_a_group_can_be_added_to_a_worker_that_was_started_without_it(shop: Shop) -> None:
+    # Given messages that nobody consumes, and a worker of an ordinary queue
+    for number in range(20):
+        shop.send("step", f"k{number % 4}", number)
+    worker = shop.worker("-c", "2", "-Q", f"{shop.group}-plain")
+    # When the group is added
+    tell(shop, worker, "add_consumer", shop.group)
+    # Then it consumes the group
+    assert shop.trace.wait_for(20), shop.verdict()
+    assert shop.verdict().is_clean, shop.verdict()
+    assert wait_until(lambda: consumed(shop, worker) == [0, 1, 2, 3], timeout_seconds=20)
+    assert [queue["name"] for queue in inspect(shop, worker, "active_queues")] == [f"{shop.group}-plain"]
+    with Connection(shop.broker_url) as connection:
+        connection.channel().queue_delete(f"{shop.group}-plain")
+
+
+def test_a_shard_that_the_group_does_not_have_is_an_error_and_other_names_are_ordinary_queues(shop: Shop) -> None:
+    # Given a worker
+    worker = shop.worker("-c", "2")
+    plain, other = f"{shop.group}-plain", f"{shop.group}-other"
+
+    def queues() -> list[str]:
+        return sorted(queue["name"] for queue in inspect(shop, worker, "active_queues"))
+
+    # When a shard is named that the group does not have, then the reply says so, and nothing has changed
+    for command in ("cancel_consumer", "add_consumer"):
+        assert f"there is no {shop.group}.099" in tell(shop, worker, command, f"{shop.group}.099")["error"]
+    assert consumed(shop, worker) == [0, 1, 2, 3]
+    # When ordinary queues are added and cancelled, then they are consumed and not, as ever
+    assert "ok" in tell(shop, worker, "add_consumer", other)
+    assert wait_until(lambda: queues() == [other, plain], timeout_seconds=20)
+    assert "ok" in tell(shop, worker, "cancel_consumer", plain)
+    assert wait_until(lambda: queues() == [other], timeout_seconds=20)
+    assert consumed(shop, worker) == [0, 1, 2, 3]
+    with Connection(shop.broker_url) as connection:
+        channel = connection.channel()
+        for queue in (plain, other):
+            channel.queue_delete(queue)
+        channel.exchange_delete(other)
