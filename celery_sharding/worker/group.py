@@ -149,8 +149,14 @@ class GroupConsumer:
         for shard in self.shards.values():
             shard.freeze()
 
+    def give_up(self, shard: Shard) -> None:
+        """Close one frozen shard of this group, if it is that, while the worker stops."""
+        if self.shards.get(shard.queue) is shard:
+            del self.shards[shard.queue]
+            shard.close()
+
     def withdraw(self) -> None:
-        """Before `close`: tell the next owners which runs did not begin."""
+        """Before `close` or `give_up`: tell the next owners which runs did not begin."""
         for shard in self.shards.values():
             shard.withdraw()
 

@@ -97,6 +97,7 @@ class Runs:
         self.turn = Turn(call_soon, self._pump)
         self._acks = None if call_soon is None else Acks(call_after)
         self._suspects = Suspects()
+        self._on_idle: Callable[[Shard], None] | None = None
         self._submit = submit
         self._call_after = call_after
         self._bucket_for = bucket_for
@@ -110,8 +111,13 @@ class Runs:
             self._acks.forget()
         self.turn.begin(write)
 
-    def stop(self) -> None:
-        """From now on do everything at once: the event loop is about to end."""
+    def stop(self, on_idle: Callable[[Shard], None] | None = None) -> None:
+        """From now on do everything at once: the event loop is about to end.
+
+        Args:
+            on_idle: Called with a shard when the last of its runs has ended, by the thread that ends them.
+        """
+        self._on_idle = on_idle
         self.turn.stop()
         acks, self._acks = self._acks, None
         if acks is not None:
@@ -372,6 +378,7 @@ class Runs:
             return False
         entry.item = again
         task_reserved(again)
+        self._note_end(delivery.shard)
         return True
 
     def withdraw(self, delivery: Delivery) -> None:
@@ -400,6 +407,11 @@ class Runs:
         entry, delivery.entry = delivery.entry, None
         if entry is not None:
             self.lanes.settle(entry)
+            self._note_end(delivery.shard)
+
+    def _note_end(self, shard: Shard) -> None:
+        if self._on_idle is not None and not self.lanes.running(shard):
+            self._on_idle(shard)
 
     def _leave_when_gone(self, delivery: Delivery, pid: int | None) -> None:
         if pid is None or is_gone(pid):

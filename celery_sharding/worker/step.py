@@ -5,12 +5,14 @@ connection, `shutdown` once.
 
     start                      every (re)connect: look at each group on the broker, recover it if its ring is lost
     register_with_event_loop   consume; before it, a prefork pool cannot take work. Pools without a loop do it in start
-    stop                       the connection is gone: forget what it delivered.  The worker stops: freeze the lanes
-    shutdown                   after the pool has drained: close the channels, which returns the rest in order
+    stop                       the connection is gone: forget what it delivered.  The worker stops: freeze the lanes,
+                               and close the channels of shards of which nothing runs
+    shutdown                   after the pool has drained: close the other channels, which returns the rest in order
 
-Celery's warm shutdown cancels its consumer, lets the pool drain and calls `shutdown` last. Freezing in `stop` and
-closing in `shutdown` keeps the order through it; a timer that fires in between finds its lane frozen. A cold shutdown
-first cancels, in a signal handler, what runs: from then on nothing may start.
+Celery's warm shutdown cancels its consumer, lets the pool drain and calls `shutdown` last. Freezing in `stop`, and
+closing what nothing runs of, keeps the order through it; a timer that fires in between finds its lane frozen. In a
+prefork pool a shard is closed as soon as the last of its runs has ended, since a pool takes a second or more to end. A
+cold shutdown first cancels, in a signal handler, what runs: from then on nothing may start.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from celery_sharding.worker.runs import Runs
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
+    from celery_sharding.worker.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +129,10 @@ class ShardsStep(bootsteps.StartStopStep):
         """Forget a lost connection, or freeze before the pool drains."""
         self._stopping = c.blueprint.state != bootsteps.RUN
         if self._stopping:
-            self._runs.stop()
-            self._freeze()  # the vitals go on: the shards have their owner until they are closed
+            # The ends of a prefork pool's runs come in this thread, while the pool drains.
+            self._runs.stop(self._give_up if self._prefork is not None else None)
+            self._freeze()
+            self._give_up_idle()
             return
         self._cancel_timers()
         events = getattr(c.event_dispatcher, "connection", None)
@@ -141,14 +146,9 @@ class ShardsStep(bootsteps.StartStopStep):
     terminate = stop
 
     def shutdown(self, c: Any) -> None:
-        """Close the channels; every run that could end has ended."""
+        """Close the channels that are left; every run that could end has ended."""
         self._cancel_timers()
-        self._log.flush(5.0)
-        if self._mailbox is not None:
-            self._mailbox.deliver()
-        for group in self._groups:
-            group.withdraw()
-        self._log.flush(2.0)
+        self._record_all(5.0)
         for group in self._groups:
             group.close()
         self._log.stop()
@@ -228,6 +228,30 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def _release_orphans(self) -> None:
         self._runs.release_orphans(self._prefork.kill if self._prefork is not None else None)
+
+    def _give_up_idle(self) -> None:
+        """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""
+        self._record_all(2.0)
+        for group in self._groups:
+            for shard in list(group.shards.values()):
+                if not self._runs.lanes.running(shard):
+                    group.give_up(shard)
+
+    def _give_up(self, shard: Shard) -> None:
+        """Close a frozen shard whose last run has ended."""
+        self._record_all(2.0)
+        for group in self._groups:
+            if not self._runs.lanes.running(shard):
+                group.give_up(shard)
+
+    def _record_all(self, timeout_seconds: float) -> None:
+        """Let the next owners know what they must, before channels are closed."""
+        self._log.flush(timeout_seconds)
+        if self._mailbox is not None:
+            self._mailbox.deliver()
+        for group in self._groups:
+            group.withdraw()
+        self._log.flush(timeout_seconds)
 
     def _freeze(self) -> None:
         for group in self._groups:
