@@ -2,8 +2,9 @@
 
     publish, with faults ──the time is up──▶ drain, without faults ──all ended, or nothing ends any more──▶ judge
 
-The faults run in threads of their own, one each, and come to their end by themselves. A worker that ends though no
-fault ended it is a finding, and is started again.
+The faults run in threads of their own, one each, and come to their end by themselves. Those of one target run one after
+the other, in whatever time a busy machine needs for the first. A worker that ends though no fault ended it is a
+finding, and is started again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,9 +54,12 @@ def run_soak(
         for number in range(1, workers + 1):
             field.add_worker(f"w{number}")
         until = time.time() + minutes * 60
-        field.start_publishers(publishers, rate=rate, until=until)
-        soak.publish(plan, until)
-        soak.drain()
+        try:
+            field.start_publishers(publishers, rate=rate, until=until)
+            soak.publish(plan, until)
+            soak.drain()
+        finally:
+            soak.end_faults()
         findings = soak.end()
         pace = measure_pace(field.traces, field.read_notes())
     say(describe(findings, pace))
@@ -86,6 +91,7 @@ class _Soak:
         self._findings = Findings()
         self._incidents: list[Incident] = []
         self._threads: list[threading.Thread] = []
+        self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def publish(self, plan: Sequence[Fault], until: float) -> None:
         """Let the faults happen while the publishers publish, and return when all of that is over."""
@@ -102,6 +108,12 @@ class _Soak:
             if publisher.returncode:
                 log = tail(self._field.folder / f"p{number}.log", lines=3)
                 self._note("faults that failed", f"p{number} ended with status {publisher.returncode}: {log}")
+
+    def end_faults(self) -> None:
+        """Let the faults that still last be over, and wait for them: what they start again has to be ended, too."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(_FAULT_SECONDS)
 
     def drain(self) -> None:
         """Return when all is run that was published, or nothing has ended for long."""
@@ -136,13 +148,15 @@ class _Soak:
 
     def _start(self, fault: Fault) -> None:
         self._tell(str(fault))
-        thread = threading.Thread(target=self._inject, args=(fault,), name=str(fault), daemon=True)
+        turn = self._turns[fault.target]
+        thread = threading.Thread(target=self._inject, args=(fault, turn), name=str(fault), daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _inject(self, fault: Fault) -> None:
+    def _inject(self, fault: Fault, turn: threading.Lock) -> None:
         try:
-            incident = inject(self._field, fault, self._over)
+            with turn:
+                incident = inject(self._field, fault, self._over)
         except Exception as error:  # Whatever it is, it is told at the end, and the soak goes on.
             self._note("faults that failed", f"{fault}: {error!r}")
             if not isinstance(error, FaultFailed):

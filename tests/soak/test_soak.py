@@ -50,3 +50,17 @@ def test_nothing_is_lost_out_of_order_or_done_twice_under_random_faults(
     # Then all of it ran, in order, and was entered once
     assert is_clean(findings), "\n".join(said)
     assert findings.counts["published"] > 100, "\n".join(said)
+    # And nothing is left running, however the faults of one worker followed each other
+    assert find_processes_of(tmp_path) == []
+
+
+def find_processes_of(folder: Path) -> list[str]:
+    """Return the command lines of the processes that were given the folder of a soak."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"SOAK_FOLDER={folder}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it has ended, or is not ours
+    return found
