@@ -49,6 +49,7 @@ class _Write:
     properties: dict[str, Any]
     then: Callable[[], None] | None
     optional: bool
+    is_event: bool
 
 
 class LogWriter:
@@ -78,8 +79,9 @@ class LogWriter:
     def append(
         self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
     ) -> None:
-        """Append an event to a stream, as `put` does."""
-        self.put(stream, encode(event), then, optional=optional, content_type="application/json")
+        """Append an event to a stream, as `put` does; it is sent again sooner, since readers do not mind it twice."""
+        properties = {"delivery_mode": 2, "content_type": "application/json"}
+        self._add(_Write(stream, encode(event), properties, then, optional, is_event=True))
 
     def put(
         self,
@@ -96,17 +98,7 @@ class LogWriter:
             optional: Dropped instead of repeated when the broker can't be reached.
             properties: Of the AMQP message, as py-amqp names them.
         """
-        item = _Write(queue, body, {"delivery_mode": 2, **properties}, then, optional)
-        with self._wake:
-            self._waiting.append(item)
-            if not self._inline:
-                self._wake.notify()
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="shards-log-writer", daemon=True)
-                    self._thread.start()
-                return
-        while not self.flush(_CONFIRM_SECONDS) and not optional:
-            logger.warning("a write to %s is not confirmed yet", queue)
+        self._add(_Write(queue, body, {"delivery_mode": 2, **properties}, then, optional, is_event=False))
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is confirmed; False if it took too long."""
@@ -133,6 +125,18 @@ class LogWriter:
         if self._thread is not None:
             self._thread.join(2.0)
         self._disconnect()
+
+    def _add(self, item: _Write) -> None:
+        with self._wake:
+            self._waiting.append(item)
+            if not self._inline:
+                self._wake.notify()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="shards-log-writer", daemon=True)
+                    self._thread.start()
+                return
+        while not self.flush(_CONFIRM_SECONDS) and not item.optional:
+            logger.warning("a write to %s is not confirmed yet", item.queue)
 
     def _run(self) -> None:
         while True:
@@ -191,8 +195,11 @@ class LogWriter:
         """
         started = time.monotonic()
         while self._unconfirmed:
-            is_needed = any(not item.optional for item in self._unconfirmed.values())
+            needed = [item for item in self._unconfirmed.values() if not item.optional]
+            is_needed = bool(needed)
             patience = self._patience_seconds if is_needed else _OPTIONAL_SECONDS
+            if not all(item.is_event for item in needed):
+                patience = _CONFIRM_SECONDS  # people read dead letters, and would find them twice
             try:
                 self._connection.drain_events(timeout=max(0.001, started + patience - time.monotonic()))
             except TimeoutError:
