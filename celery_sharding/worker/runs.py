@@ -333,7 +333,7 @@ class Runs:
         # can make it a dead letter.
         most = delivery.shard.group.max_attempts
         attempts = known.attempts if known else min(1, most - 1)
-        if attempts < most and not self._may_begin(entry, is_last_chance=known is not None and attempts == most - 1):
+        if attempts < most and not self._may_begin(entry, is_last_chance=attempts == most - 1 and attempts >= 2):
             return
         delivery.attempts = attempts
         request = entry.item

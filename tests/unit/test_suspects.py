@@ -61,3 +61,22 @@ def test_a_waiting_suspect_whose_shard_was_given_up_holds_nobody(suspects: Suspe
     last.state = State.DROPPED
     # When another suspect comes, then it may begin
     assert suspects.begin(start("c"), is_last_chance=False)
+
+
+def test_last_chances_take_turns(suspects: Suspects) -> None:
+    # Given three on their last chance, behind a suspect that runs
+    running, *lasts = (start(name) for name in "abcd")
+    assert suspects.begin(running, is_last_chance=False)
+    for entry in lasts:
+        assert not suspects.begin(entry, is_last_chance=True)
+        hold(suspects, entry, is_last_chance=True)
+    # When it has ended, and each of them in its turn, then they begin one by one, in the order in which they came
+    ended = running
+    for entry in lasts:
+        ended.state = State.SETTLED
+        assert suspects.take_ready() == [entry]
+        assert suspects.take_ready() == []
+        entry.state = State.RUNNING
+        assert suspects.begin(entry, is_last_chance=True)
+        assert suspects.take_ready() == []
+        ended = entry
