@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check lint bench soak clean
+.PHONY: help demo test test-slow test-cluster check lint bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -15,6 +15,9 @@ demo: $(VENV)/.demo ## replay real events through a real broker, one worker kill
 
 test: lint ## all tests: unit, contract, broker, with a private RabbitMQ and Redis
 	scripts/with_servers scripts/run_tests
+
+test-slow: $(VENV)/.dev ## further cases of what `make test` tests, some minutes
+	scripts/with_servers $(BIN)/pytest -m "slow and not cluster"
 
 test-cluster: $(VENV)/.dev ## nodes of a private three-node cluster killed, restarted and paused, one after the other; three minutes
 	$(BIN)/pytest -m cluster tests/faults
