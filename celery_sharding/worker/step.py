@@ -37,7 +37,7 @@ from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.pulse import call_with_pulse
-from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner
+from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
 from celery_sharding.worker.remote import install_commands
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
@@ -99,6 +99,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._looking = threading.Lock()
         reconnect_sooner(c)
         limit_waits(c, max(sharding.settings.heartbeat_seconds, ANSWER_SECONDS_MIN))
+        self._leave_node = take_turns(c)
         # A channel that the broker closes (consumer time-out) would end the worker; this lets it connect anew instead.
         c.app.conf.broker_channel_error_retry = True
         if pool == SOLO:
@@ -134,6 +135,7 @@ class ShardsStep(bootsteps.StartStopStep):
             self._freeze()
             self._give_up_idle()
             return
+        self._leave_node()
         self._cancel_timers()
         events = getattr(c.event_dispatcher, "connection", None)
         if events is not None:

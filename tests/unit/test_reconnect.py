@@ -10,7 +10,7 @@ from celery.worker.consumer import Consumer
 from kombu import Connection
 
 from celery_sharding.testing.processes import find_free_port
-from celery_sharding.worker.reconnect import reconnect_sooner
+from celery_sharding.worker.reconnect import reconnect_sooner, take_turns
 
 
 def test_the_first_tries_of_a_worker_come_soon_after_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +29,18 @@ def test_the_first_tries_of_a_worker_come_soon_after_each_other(monkeypatch: pyt
     # Then it has waited half a second more each time
     total = [sum(waits[:count]) for count in range(1, len(waits) + 1)]
     assert {0.5, 1.5, 3.0} <= {round(seconds, 3) for seconds in total}
+
+
+def test_a_worker_that_lost_a_node_begins_with_the_next() -> None:
+    # Given a worker of a broker with three nodes, which connects to the first
+    nodes = [f"amqp://guest:guest@127.0.0.{number}//" for number in (1, 2, 3)]
+    asked: list[str] = []
+    consumer = SimpleNamespace(ensure_connected=lambda connection: asked.append(connection.hostname))
+    leave_node = take_turns(consumer)
+    consumer.ensure_connected(Connection(";".join(nodes)))
+    # When it loses one after the other
+    for _ in range(3):
+        leave_node()
+        consumer.ensure_connected(Connection(";".join(nodes)))
+    # Then it begins with the next each time
+    assert asked == ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1"]
