@@ -10,7 +10,6 @@ import sqlalchemy.orm
 from shop import app, sharded, trace
 
 from celery_sharding import current_claim, deduplicate
-from celery_sharding.dedup import claim_metadata
 
 
 @app.task(**sharded)
@@ -36,11 +35,9 @@ def once_again(self, key, number, event):
 @app.task(**sharded)
 @deduplicate(key="event", lease_seconds=10)
 def pay(key, number, event, seconds=0.01):
-    """Writes one row for each event, in one transaction with its claim."""
+    """Writes one row for each event, in one transaction with its claim; `Shop.make_ledger` has made the tables."""
     engine = sqlalchemy.create_engine(os.environ["SHOP_LEDGER"], connect_args={"timeout": 30})
-    claim_metadata.create_all(engine)
     with sqlalchemy.orm.Session(engine) as session, current_claim().transaction(session):
-        session.execute(sqlalchemy.text("CREATE TABLE IF NOT EXISTS ledger (event TEXT, number INTEGER)"))
         session.execute(
             sqlalchemy.text("INSERT INTO ledger VALUES (:event, :number)"), {"event": event, "number": number}
         )

@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
+import sqlalchemy
 from amqp import Message
 from celery import Celery
 from celery.result import AsyncResult
@@ -13,6 +14,7 @@ from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.admin.snapshot import read_snapshot
+from celery_sharding.dedup import claim_metadata
 from celery_sharding.testing import Trace, Verdict, WorkerNode, check_order
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
@@ -59,6 +61,14 @@ class Shop:
         )
         self.workers.append(node)
         return node.start(wait_seconds=wait_seconds)
+
+    def make_ledger(self) -> None:
+        """Make the tables that payments are written to; many tasks that did so at once would hinder each other."""
+        engine = sqlalchemy.create_engine(self.env["SHOP_LEDGER"])
+        claim_metadata.create_all(engine)
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("CREATE TABLE ledger (event TEXT, number INTEGER)"))
+        engine.dispose()
 
     def verdict(self) -> Verdict:
         return check_order(self.trace, self.published)

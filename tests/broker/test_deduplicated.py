@@ -60,6 +60,7 @@ def test_retries_in_place_keep_the_claim(shop: Shop) -> None:
 
 def test_effects_in_the_claims_transaction_happen_once_when_owners_are_killed(shop: Shop) -> None:
     # Given two workers, and every event sent twice
+    shop.make_ledger()
     workers = [shop.worker("-c", "2"), shop.worker("-c", "2")]
     events = 120
     for number in range(events):

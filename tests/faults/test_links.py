@@ -63,6 +63,7 @@ def test_no_effect_happens_twice_when_a_zombie_overlaps_its_replacement(
 ) -> None:
     # Given a worker of threads, which cannot be killed, behind a proxy, in the middle of payments; and a standby
     shop = Shop(group_name, broker_url, tmp_path, app="payments", backend=redis_url)
+    shop.make_ledger()
     try:
         pool = ("-c", "4", "-P", "threads")
         shop.worker(*pool, SHOP_BROKER=proxy.url, SHOP_HEARTBEAT="2")
