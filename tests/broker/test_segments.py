@@ -64,7 +64,7 @@ def test_a_key_that_waits_for_a_retry_does_not_hold_the_others_when_the_ring_is_
     assert wait_until(lambda: len(layout_of(shop).open_segments) == 1, timeout_seconds=20)
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest.mark.parametrize("end", [pytest.param("stop", marks=pytest.mark.slow), "kill"])
 def test_a_key_that_waits_behind_the_end_of_a_segment_keeps_its_order_under_the_next_owner(
     shop: Shop, end: str
 ) -> None:

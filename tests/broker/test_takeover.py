@@ -175,15 +175,15 @@ def test_messages_that_only_waited_in_a_stopped_worker_are_no_dead_letters(shop:
 def test_restarts_do_not_condemn_messages_that_wait_for_their_rate_limit(shop: Shop) -> None:
     # Given messages of many keys that may run five a second, and a group that begins a message twice at most
     worker = shop.worker("-c", "4", SHOP_MAX_ATTEMPTS="2")
-    for number in range(40):
+    for number in range(24):
         shop.send("limited", f"k{number}", number)
     # When the worker is restarted warm, again and again, while they wait at the heads of their lanes
-    for done in (2, 8, 14):
+    for done in (2, 6, 10):
         assert shop.trace.wait_for(done)
         assert worker.stop() == 0
         worker.start()
     # Then all of them run, once
-    assert shop.trace.wait_for(40), shop.verdict()
+    assert shop.trace.wait_for(24), shop.verdict()
     assert shop.verdict().is_clean, shop.verdict()
 
 

@@ -37,7 +37,7 @@ def expect_work_of(shop: Shop, worker: str, *, start: int) -> None:
     assert wait_until(owns_and_runs, timeout_seconds=60), (shop.owners(), shop.verdict())
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
 def test_a_worker_behind_a_half_open_link_is_replaced_and_comes_back(shop: Shop, proxy: FaultProxy, pool: str) -> None:
     # Given a worker behind a proxy with a long task, and a standby with a link of its own
     cut_off = shop.worker(*POOLS[pool], SHOP_BROKER=proxy.url, SHOP_HEARTBEAT="2")
@@ -154,7 +154,9 @@ def impatient_broker(rabbitmqctl: Callable[..., str]) -> Iterator[None]:
 
 @pytest.mark.restarts_broker
 @pytest.mark.usefixtures("impatient_broker")
-@pytest.mark.parametrize("told_seconds", ["3", "1800"], ids=["told", "not told"])
+@pytest.mark.parametrize(
+    "told_seconds", [pytest.param("3", id="told"), pytest.param("1800", id="not told", marks=pytest.mark.slow)]
+)
 def test_a_broker_with_a_short_consumer_timeout_takes_nothing_away_for_good(shop: Shop, told_seconds: str) -> None:
     # Given a worker that knows how long the broker waits, or does not, and tasks that are short, but wait for long
     shop.worker("-c", "2", SHOP_CONSUMER_TIMEOUT=told_seconds)
