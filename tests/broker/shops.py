@@ -104,6 +104,12 @@ class Shop:
         assert wait_until(take, timeout_seconds=30), f"{len(found)} dead letters, not {count}"
         return found
 
+    def has_nothing_left(self) -> bool:
+        """Say whether no message waits or is held, as the status shows it."""
+        with Connection(self.broker_url) as connection:
+            rows = read_snapshot(connection, [self.group]).groups[0].rows
+        return all(row.ready == 0 and row.held == 0 for row in rows)
+
     def owners(self) -> list[str | None]:
         """Return the owner of each live shard, as the status shows it."""
         with Connection(self.broker_url) as connection:

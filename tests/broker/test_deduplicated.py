@@ -74,6 +74,7 @@ def test_effects_in_the_claims_transaction_happen_once_when_owners_are_killed(sh
         worker.start()
     # Then each event has one row, in the order of its key
     assert wait_until(lambda: len(set(shop.paid())) >= events, timeout_seconds=60), shop.paid()
+    assert wait_until(shop.has_nothing_left, timeout_seconds=60)
     rows = shop.paid()
     assert sorted(rows) == list(range(events))
     for key in range(6):

@@ -74,6 +74,7 @@ def test_no_effect_happens_twice_when_a_zombie_overlaps_its_replacement(
         proxy.blackhole()
         # Then every payment is made, and none twice
         assert wait_until(lambda: len(shop.paid()) >= 40, timeout_seconds=60), shop.paid()
+        assert wait_until(shop.has_nothing_left, timeout_seconds=60)
         assert Counter(shop.paid()) == Counter(range(40))
     finally:
         shop.kill_workers()
