@@ -15,7 +15,7 @@ from celery_sharding.admin.removal import remove_drained
 from celery_sharding.admin.switch import ensure_group
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import UnsupportedBroker
-from celery_sharding.manifest import Layout
+from celery_sharding.layout import Layout
 from celery_sharding.publisher import Publisher
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, ConfigurationError, ShardingError, UnsupportedBroker
 from celery_sharding.extension import Sharding
-from celery_sharding.manifest import Layout, load
+from celery_sharding.layout import Layout
+from celery_sharding.manifest import load
 from celery_sharding.topology import Names
 
 _NO_SHARDING = """this app has no shard groups. Name the right app with `celery -A`, or add these two lines to it:

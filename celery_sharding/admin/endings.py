@@ -13,7 +13,8 @@ from typing import Any
 import amqp
 
 from celery_sharding.errors import LogError
-from celery_sharding.manifest import Layout, Segment, drained_event, write
+from celery_sharding.layout import Layout, Segment
+from celery_sharding.manifest import drained_event, write
 from celery_sharding.streams import append, publish_confirmed
 from celery_sharding.topology import Names, Opener, brief_channel
 

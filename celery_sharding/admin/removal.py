@@ -28,8 +28,9 @@ from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import LockHeld, LogError, TopologyError
 from celery_sharding.keys import KEY_HEADER
+from celery_sharding.layout import Layout, Segment
 from celery_sharding.lock import TopologyLock
-from celery_sharding.manifest import Layout, Segment, load, write
+from celery_sharding.manifest import load, write
 from celery_sharding.streams import publish_confirmed
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 

@@ -33,7 +33,8 @@ from amqp import exceptions as amqp_errors
 
 from celery_sharding.admin.vitals import Vital, Vitals, read_vitals
 from celery_sharding.errors import BrokerUnavailable
-from celery_sharding.manifest import Layout, OpenSwitch, load
+from celery_sharding.layout import Layout, OpenSwitch
+from celery_sharding.manifest import load
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
 SCHEMA = 1

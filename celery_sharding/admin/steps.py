@@ -49,7 +49,8 @@ from amqp import exceptions as amqp_errors
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
-from celery_sharding.manifest import Layout, OpenSwitch, write
+from celery_sharding.layout import Layout, OpenSwitch
+from celery_sharding.manifest import write
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
 RECOVER, RESHARD = "recover", "reshard"

@@ -34,8 +34,9 @@ from celery_sharding.errors import (
     TopologyError,
     TopologyMismatch,
 )
+from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock, reachable
-from celery_sharding.manifest import Layout, load, write
+from celery_sharding.manifest import load, write
 from celery_sharding.topology import Names, Opener, brief_channel, explained
 
 logger = logging.getLogger(__name__)

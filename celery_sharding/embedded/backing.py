@@ -14,7 +14,7 @@ from celery_sharding.embedded.memory import MemoryStore
 from celery_sharding.embedded.ring import register
 from celery_sharding.embedded.stores import Store
 from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable
-from celery_sharding.manifest import Layout, Segment
+from celery_sharding.layout import Layout, Segment
 from celery_sharding.topology import Names
 
 if TYPE_CHECKING:

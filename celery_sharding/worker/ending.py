@@ -28,7 +28,8 @@ from typing import Any, Protocol
 
 from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.keys import key_digest
-from celery_sharding.manifest import Segment, drained_event, finished_event, reached_event
+from celery_sharding.layout import Segment
+from celery_sharding.manifest import drained_event, finished_event, reached_event
 from celery_sharding.streams import Event
 from celery_sharding.topology import Names
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING
 
 from celery_sharding.keys import key_digest
-from celery_sharding.manifest import Layout
+from celery_sharding.layout import Layout
 from celery_sharding.worker.lanes import Entry, Lanes, State
 
 if TYPE_CHECKING:

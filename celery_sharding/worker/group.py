@@ -21,7 +21,7 @@ from amqp.exceptions import NotFound
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event, vitals_event
-from celery_sharding.manifest import Layout, Segment, fold
+from celery_sharding.layout import Layout, Segment, fold
 from celery_sharding.streams import NONCE, decode
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts

@@ -31,7 +31,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
-from celery_sharding.manifest import Layout
+from celery_sharding.layout import Layout
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox

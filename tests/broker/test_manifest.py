@@ -23,8 +23,9 @@ from celery_sharding.errors import (
     TopologyError,
     TopologyMismatch,
 )
+from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock
-from celery_sharding.manifest import Layout, drained_event, load, write
+from celery_sharding.manifest import drained_event, load, write
 from celery_sharding.streams import append, read_to_end
 from celery_sharding.topology import Names, explained
 

@@ -17,8 +17,9 @@ from celery_sharding import topology
 from celery_sharding.admin.removal import remove_drained
 from celery_sharding.admin.switch import ensure_group, find_fault
 from celery_sharding.config import ShardGroup
+from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock
-from celery_sharding.manifest import Layout, drained_event, load
+from celery_sharding.manifest import drained_event, load
 from celery_sharding.streams import append, publish_confirmed
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel

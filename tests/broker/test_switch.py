@@ -18,8 +18,9 @@ from celery_sharding.admin.steps import STEPS, begin_recovery, begin_reshard, ca
 from celery_sharding.admin.switch import ensure_fixed, ensure_group, find_fault
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
+from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock
-from celery_sharding.manifest import Layout, load, write
+from celery_sharding.manifest import load, write
 from celery_sharding.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names, brief_channel
 

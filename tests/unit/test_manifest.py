@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.manifest import Layout, Segment, drained_event, finished_event, fold, reached_event
+from celery_sharding.layout import Layout, Segment, fold
+from celery_sharding.manifest import drained_event, finished_event, reached_event
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")

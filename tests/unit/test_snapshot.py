@@ -10,7 +10,7 @@ import pytest
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, judge_group, to_json
 from celery_sharding.admin.vitals import fold_vitals
 from celery_sharding.journal import vitals_event
-from celery_sharding.manifest import Layout, OpenSwitch, Segment
+from celery_sharding.layout import Layout, OpenSwitch, Segment
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")
