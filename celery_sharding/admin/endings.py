@@ -8,8 +8,6 @@ Markers are put under the group's lock; that a queue is drained may be said by a
 
 from __future__ import annotations
 
-from typing import Any
-
 import amqp
 
 from celery_sharding.errors import LogError
@@ -40,12 +38,3 @@ def end_segment(connection: Opener, names: Names, layout: Layout, segment: Segme
 def end_marker(segment: Segment) -> amqp.Message:
     """Return the message behind which nothing of `segment` comes."""
     return amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "end", "segment": segment.name})
-
-
-def write_drained(channel: Any, names: Names, segment: str, queue: str, *, by: str) -> None:
-    """Record, confirmed, that nothing of `segment` is left to run in `queue`. May be repeated; needs no lock.
-
-    Raises:
-        LogError: It is unknown whether it was recorded.
-    """
-    append(channel, names.manifest, drained_event(segment, queue, by=by))

@@ -197,6 +197,11 @@ class Shard:
         try:
             # The broker takes what comes on a channel one after the other; any call that it answers would do.
             self._channel.basic_qos(0, self._prefetch, False)
+        except TimeoutError:
+            # Nobody else would notice: without the fact that was to be written, the segment would never end.
+            logger.warning("%s: the broker did not answer in time; it is consumed anew", self.queue)
+            self._on_cancel(self)
+            return False
         except CHANNEL_ERRORS as exc:
             logger.debug("%s: the channel is gone: %r", self.queue, exc)
             return False

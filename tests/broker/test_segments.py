@@ -41,7 +41,8 @@ def test_a_key_that_waits_for_a_retry_does_not_hold_the_others_when_the_ring_is_
     # Given two workers, and a key whose first task will be retried after a long time
     shop.worker("-c", "2")
     shop.worker("-c", "2")
-    retried = shop.send("again", "r", 0, times=1, countdown=25)
+    # Four segments come to their ends meanwhile, some seconds each.
+    retried = shop.send("again", "r", 0, times=1, countdown=45)
     send_round(shop, 1, "r", *KEYS)
     assert shop.trace.wait_for(len(KEYS))
     # When the ring is lost twice, and all keys go on each time
@@ -59,7 +60,7 @@ def test_a_key_that_waits_for_a_retry_does_not_hold_the_others_when_the_ring_is_
     assert not [mark for mark in shop.trace.read() if mark.key == "r" and mark.kind == "end"]
     assert layout_of(shop).open_segments[0].name == "g001"
     # And then the key runs, too, in its order, and the chain is drained
-    assert retried.get(timeout=60) == 1
+    assert retried.get(timeout=70) == 1
     assert shop.trace.wait_for(5 * len(KEYS) + 6), shop.verdict()
     assert shop.verdict().is_clean, shop.verdict()
     assert wait_until(lambda: len(layout_of(shop).open_segments) == 1, timeout_seconds=20)

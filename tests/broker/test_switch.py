@@ -13,14 +13,14 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import topology
-from celery_sharding.admin.endings import CONTROL_HEADER, end_marker, write_drained
+from celery_sharding.admin.endings import CONTROL_HEADER, end_marker
 from celery_sharding.admin.steps import STEPS, begin_recovery, begin_reshard, carry_on
 from celery_sharding.admin.switch import ensure_fixed, ensure_group, find_fault
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
 from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock
-from celery_sharding.manifest import load, write
+from celery_sharding.manifest import drained_event, load, write
 from celery_sharding.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names, brief_channel
 
@@ -512,7 +512,7 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
         consumed.append(current.name)
         with brief_channel(connection) as channel:
             for queue in current.queues(names):
-                write_drained(channel, names, current.name, queue, by="w")
+                append(channel, names.manifest, drained_event(current.name, queue, by="w"))
         layout = load(connection, names, since=layout)
 
     assert consumed == ["limbo001", "g001", "limbo002"]
