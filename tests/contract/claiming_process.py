@@ -66,8 +66,7 @@ def app_for(url: str) -> Celery:
     app = Celery("claiming", backend=backend, set_as_current=False)
     if backend == "django-cache":
         app.conf.cache_backend = alias
-    if backend == "django-db":
-        os.environ["DJANGO_CLAIMS_DATABASE"] = alias
+    os.environ["DJANGO_CLAIMS_DATABASE"] = alias if backend == "django-db" else "default"
     if alias:
         import django
 

@@ -147,13 +147,17 @@ class MariaDB(Server):
 class Memcached(Server):
     package, user = "memcached", "memcache"
 
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self._options = options
+
     def prepare(self) -> None:
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"cache+memcached://{self.address}/"
         self._program = _program("memcached", self.package)
 
     def command(self) -> list[str]:
-        return [self._program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0"]
+        return [self._program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *self._options]
 
     def answers(self) -> bool:
         return exchange_bytes(self.port, b"version\r\n").startswith(b"VERSION")
