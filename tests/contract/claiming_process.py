@@ -67,6 +67,8 @@ def app_for(url: str) -> Celery:
     if backend == "django-cache":
         app.conf.cache_backend = alias
     os.environ["DJANGO_CLAIMS_DATABASE"] = alias if backend == "django-db" else "default"
+    if backend.startswith("sentinel:"):
+        app.conf.result_backend_transport_options = {"master_name": "claims"}
     if alias:
         import django
 
