@@ -13,7 +13,7 @@ help: ## list the targets
 demo: $(VENV)/.demo ## replay real events through a real broker, one worker killed in the middle (ARGS="--help")
 	@PYTHONPATH=examples/demo $(BIN)/python -m demo $(ARGS)
 
-test: lint ## all tests: unit, contract, broker, with a private RabbitMQ and Redis
+test: lint ## all tests: unit, contract, broker, with private servers
 	scripts/with_servers scripts/run_tests
 
 test-slow: $(VENV)/.dev ## further cases of what `make test` tests, some minutes

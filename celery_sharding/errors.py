@@ -131,7 +131,7 @@ class DeduplicationError(ShardingError):
 
 
 class NoUsableStore(DeduplicationError):
-    """The result backend has no atomic primitive to keep claims in. `backend`."""
+    """The result backend cannot keep claims. `backend`."""
 
 
 class StoreUnavailable(DeduplicationError):

@@ -598,7 +598,7 @@ def test_publishing_needs_no_backend() -> None:
     app.close()
 
 
-@pytest.mark.parametrize("backend", ["rpc://", None, "disabled://"])
+@pytest.mark.parametrize("backend", ["rpc://", None, "disabled://", "celery.backends.base:KeyValueStoreBackend"])
 def test_a_worker_without_a_store_does_not_start(backend: str | None) -> None:
     app = Celery("worker", broker="memory://", backend=backend, set_as_current=False)
     check_tasks(app)

@@ -28,7 +28,7 @@ def store_for(app: Any, *, eager: bool = False) -> Store:
             store in memory, because nobody else can run the same call.
 
     Raises:
-        NoUsableStore: The backend has no atomic primitive; the message lists what serves.
+        NoUsableStore: The backend cannot keep claims; the message lists what serves.
         StoreUnavailable: The backend could not be opened.
     """
     pid, store = getattr(app, _ATTRIBUTE, (None, None))
