@@ -5,8 +5,9 @@ repeated with the same token: the client may send a script again when a connecti
 round trip each.
 
 The main thread, which runs the tasks of a prefork or solo worker, keeps one connection out of the client's pool for
-itself: taking one and giving it back would cost as much as the rest of a call. Whatever goes wrong on it, it is closed,
-so that no late answer is ever read as the answer of the next call.
+itself, and sends and reads on it directly: all that redis-py does around a call (take a connection and give it back,
+hooks, retries) costs as much as the call. Whatever goes wrong on it, it is closed, so that no late answer is ever read
+as the answer of the next call.
 
 A failover that loses what the old primary had not replicated yet loses those claims: Redis gives no stronger promise.
 """
@@ -33,14 +34,15 @@ local now = clock[1] * 1000000 + clock[2]
 local function text(number) return string.format('%.0f', number) end
 """
 
-# ARGV: token, task id, owner, lease (microseconds), time to live (milliseconds), token to evict or ''.
+# ARGV: token, task id, owner, lease (microseconds), time to live (milliseconds), token to evict or ''. Returns the
+# fencing token of a claim that was given, as the number that costs least to read; else what stands in its way.
 _CLAIM = (
     _NOW
     + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'token', 'fencing', 'until', 'task', 'owner')
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'token', 'fencing', 'until', 'task', 'owner', 'attempts')
 local state, fencing = r[2], 0
 if not r[1] then
-    if redis.call('EXISTS', KEYS[1]) == 1 then return {'damaged', 'it has no version'} end
+    if state or r[3] or r[4] or r[8] then return {'damaged', 'it has no version'} end
 else
     if r[1] ~= '1' then return {'damaged', 'its version is ' .. r[1]} end
     fencing = tonumber(r[4])
@@ -53,7 +55,7 @@ else
     if state == 'running' or state == 'parked' then
         local lapses = tonumber(r[5])
         if not (lapses and r[3] and r[6] and r[7]) then return {'damaged', 'it has no holder'} end
-        if state == 'running' and r[3] == ARGV[1] then return {'claimed', r[4]} end
+        if state == 'running' and r[3] == ARGV[1] then return fencing end
         if lapses > now and r[3] ~= ARGV[6] and not (state == 'parked' and r[6] == ARGV[2]) then
             return {'running', r[3], r[7], text(lapses - now), state}
         end
@@ -63,10 +65,9 @@ else
 end
 if now > fencing then fencing = now else fencing = fencing + 1 end
 redis.call('HSET', KEYS[1], 'version', '1', 'state', 'running', 'token', ARGV[1], 'task', ARGV[2], 'owner', ARGV[3],
-    'until', text(now + ARGV[4]), 'ttl', ARGV[5], 'fencing', text(fencing))
-redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+    'until', text(now + ARGV[4]), 'ttl', ARGV[5], 'fencing', text(fencing), 'attempts', text((r[8] or 0) + 1))
 redis.call('PEXPIRE', KEYS[1], text(math.ceil(ARGV[4] / 1000) + ARGV[5]))
-return {'claimed', text(fencing)}
+return fencing
 """
 )
 
@@ -143,9 +144,9 @@ class RedisStore:
             _millis(ttl_seconds),
             evict or "",
         )
+        if isinstance(reply, int):
+            return Claimed(owner.run_id, reply)
         kind = reply[0]
-        if kind == b"claimed":
-            return Claimed(owner.run_id, int(reply[1]))
         if kind == b"done":
             return Done(reply[1])
         if kind == b"running":
@@ -204,7 +205,7 @@ class RedisStore:
             self._drop_kept()
             self._kept, self._kept_of = client.client(), client
         try:
-            return _call(self._kept, script, command)
+            return _exchange(self._kept.connection, script, command)
         except RedisConnectionError:
             # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
             self._drop_kept()
@@ -232,6 +233,24 @@ def _call(client: Any, script: str, command: Sequence[Any]) -> Any:
         return client.execute_command("EVALSHA", _digest(script), *command, **{NEVER_DECODE: True})
     except NoScriptError:
         return client.execute_command("EVAL", script, *command, **{NEVER_DECODE: True})
+
+
+def _exchange(connection: Any, script: str, command: Sequence[Any]) -> Any:
+    try:
+        connection.send_packed_command([_packed("EVALSHA", _digest(script), *command)])
+        return connection.read_response(disable_decoding=True)
+    except NoScriptError:
+        connection.send_packed_command([_packed("EVAL", script, *command)])
+        return connection.read_response(disable_decoding=True)
+
+
+def _packed(*words: str | bytes | int) -> bytes:
+    """Return a command as it goes over the wire (RESP, an array of bulk strings)."""
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        data = word if isinstance(word, bytes) else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
 
 
 def _may_keep_connection(client: Any) -> bool:
