@@ -57,7 +57,8 @@ def stream(count: int) -> list[str]:
     distinct = count * 4 // 5
     places = [(float(number), f"event-{number}") for number in range(distinct)]
     twice = chance.sample(range(distinct), count - distinct)
-    return [key for _, key in sorted(places + [(number + chance.uniform(0, 200), f"event-{number}") for number in twice])]
+    places += [(number + chance.uniform(0, 200), f"event-{number}") for number in twice]
+    return [key for _, key in sorted(places)]
 
 
 def measure(setup: Setup, side: str, acks: str, events: list[str]) -> tuple[Counter[str], set[str]]:
