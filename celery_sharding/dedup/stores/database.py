@@ -118,6 +118,24 @@ class DatabaseStore:
             return None
         return claims.shown(key, _to_record(key, row), now=now)
 
+    def forget(self, key: str, *, force: bool) -> bool:
+        with self._transaction(key) as connection:
+            row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+            if row is None:
+                return True
+            try:
+                record = _to_record(key, row)
+            except DamagedRecord:
+                if not force:
+                    raise
+                connection.execute(delete(_records).where(_records.c.id == row_id(key)))
+                return True
+            if not force and claims.is_held(record, now=read_clock(connection)):
+                return False
+            changes = _to_row(claims.forgotten(record))
+            connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
+            return True
+
     def purge(self) -> int:
         """Delete the records whose time to live is over and return how many they were."""
         with self._transaction("") as connection:
