@@ -89,11 +89,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A claim as people are shown it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none."""
+    """A claim as people are shown it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none.
+
+    `owner` is who holds it, None if nobody does; `task_id` that of the run that holds it or has done the work.
+    """
 
     key: str
     state: str
     owner: Owner | None
+    task_id: str | None
     fencing: int
     attempts: int
     lease_left_seconds: float | None
@@ -220,6 +224,7 @@ def shown(key: str, record: Record, *, now: float) -> Shown:
         key=key,
         state=record.state,
         owner=record.owner if is_held else None,
+        task_id=None if record.owner is None else record.owner.task_id,
         fencing=record.fencing,
         attempts=record.attempts,
         lease_left_seconds=record.lease_until - now if is_held else None,

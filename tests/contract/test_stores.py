@@ -318,6 +318,7 @@ def test_show_tells_the_state_and_changes_nothing(place: Place, key: str) -> Non
     shown = store.show(key)
     assert shown is not None
     assert (shown.state, shown.owner, shown.attempts, shown.result_bytes) == (DONE, None, 2, 5)
+    assert shown.task_id == "task-1"
     assert TTL - 60 < shown.expires_in_seconds <= TTL
 
 

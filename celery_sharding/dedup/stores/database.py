@@ -213,7 +213,7 @@ def _to_record(key: str, row: Mapping[Any, Any]) -> Record:
             state=row["state"],
             token=row["token"],
             fencing=row["fencing"],
-            owner=Owner.from_text(row["owner"]) if held else None,
+            owner=Owner.from_text(row["owner"]) if row["owner"] else None,
             lease_until=row["lease_until"],
             expires_at=row["expires_at"],
             attempts=row["attempts"],

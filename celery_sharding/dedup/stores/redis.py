@@ -108,10 +108,10 @@ return 1
 _SHOW = (
     _NOW
     + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner')
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner', 'task')
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 return {text(now), r[1] or '', r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6] or '',
-    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1])}
+    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1]), r[7] or ''}
 """
 )
 
@@ -202,6 +202,7 @@ class RedisStore:
             key=key,
             state=state,
             owner=self._owner(key, owner.encode()) if waiting else None,
+            task_id=reply[9].decode() or None,
             fencing=int(fencing),
             attempts=int(attempts),
             lease_left_seconds=(int(lapses) - int(now)) / 1_000_000 if waiting else None,
