@@ -21,7 +21,7 @@ from celery import Celery
 import celery_sharding
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running, Store
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
-from celery_sharding.dedup.stores import store_for
+from celery_sharding.dedup.stores import purge, store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.memory import MemoryStore
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
@@ -507,15 +507,25 @@ def test_redis_records_expire_by_themselves(redis_url: str, key: str) -> None:
         assert 0 < client.pttl(name) <= 7_000
 
 
-def test_database_records_are_purged_when_expired(tmp_path: Path) -> None:
+def test_expired_records_are_purged_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_sharding.dedup.stores.database._PURGE_BATCH", 2)
     for place in place_in_sqlite(tmp_path / "claims.sqlite"):
-        assert isinstance(place.store, DatabaseStore)
-        for name in ("old", "new"):
+        # Given five records whose time is over, and one whose time is not
+        for name in ("1", "2", "3", "4", "5", "new"):
             token = claimed(place.store, name).token
             place.store.commit(name, token, result=b"1", ttl_seconds=TTL)
-        place.pass_time("old", TTL + 1)
-        assert place.store.purge() == 1
+            if name != "new":
+                place.pass_time(name, TTL + 1)
+        # When the app's records are purged, then the five are gone
+        app = Celery(backend=place.url, set_as_current=False)
+        assert purge(app) == 5
+        assert purge(app) == 0
         assert place.store.show("new") is not None
+
+
+def test_where_records_expire_by_themselves_nothing_is_purged(redis_url: str, key: str) -> None:
+    claimed(store_for(app := Celery(backend=redis_url, set_as_current=False)), key)
+    assert purge(app) == 0
 
 
 @contextmanager

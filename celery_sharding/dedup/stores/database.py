@@ -37,6 +37,7 @@ _metadata = MetaData()
 _records = records_table(_metadata)
 _CREATE_ATTEMPTS = 5
 _SQLITE_WAIT_MS = 30_000
+_PURGE_BATCH = 1_000
 
 
 def open_engine(url: str, options: Mapping[str, Any]) -> Engine:
@@ -137,10 +138,16 @@ class DatabaseStore:
             return True
 
     def purge(self) -> int:
-        """Delete the records whose time to live is over and return how many they were."""
-        with self._transaction("") as connection:
-            expired = delete(_records).where(_records.c.expires_at <= read_clock(connection))
-            return connection.execute(expired).rowcount
+        """Delete the records whose time to live is over and return how many they were. Batches, short transactions."""
+        deleted = 0
+        while True:
+            with self._transaction("") as connection:
+                is_expired = _records.c.expires_at <= read_clock(connection)
+                found = connection.scalars(select(_records.c.id).where(is_expired).limit(_PURGE_BATCH)).all()
+                # A claim may have taken one over meanwhile, so the condition stands in the deletion, too.
+                deleted += connection.execute(delete(_records).where(_records.c.id.in_(found), is_expired)).rowcount
+            if len(found) < _PURGE_BATCH:
+                return deleted
 
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
         with self._transaction(key) as connection:
