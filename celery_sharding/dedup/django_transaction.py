@@ -7,6 +7,7 @@ closed the connection; both are errors here.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -78,6 +79,26 @@ def commit_with_effects(
                 key=key,
             ) from exc
         raise
+
+
+def purge_rows() -> int:
+    """Delete the expired rows of each database whose routers keep the claims table there; return how many there were.
+
+    0 where Django, or the app `celery_sharding.django`, is not in use.
+    """
+    apps = getattr(sys.modules.get("django.apps"), "apps", None)
+    if apps is None or not apps.ready or not apps.is_installed("celery_sharding.django"):
+        return 0
+    from django.db import connections, router
+
+    from celery_sharding.django.models import Claim
+
+    deleted = 0
+    for using in connections:
+        connection = connections[using]
+        if router.allow_migrate_model(using, Claim) and not _is_missing(connection):
+            deleted += _rows(using).filter(expires_at__lte=_read_clock(connection)).delete()[0]
+    return deleted
 
 
 def _open_connection(using: str, key: str) -> Any:
