@@ -10,12 +10,10 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from store_places import Place
-from test_stores import LEASE, TTL, place  # noqa: F401  # the fixture
+from test_stores import LEASE, TTL, Place, place  # noqa: F401  # the fixture
 
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running
 from celery_sharding.dedup.owners import Owner, new_owner
