@@ -18,7 +18,7 @@ from test_stores import LEASE, TTL, Place, place  # noqa: F401  # the fixture
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running
 from celery_sharding.dedup.owners import Owner, new_owner
 
-EXAMPLES, STEPS = 25, 30
+EXAMPLES, STEPS = 50, 30
 ACTIONS = st.sampled_from(["renew", "park", "commit", "release"])
 
 
@@ -78,7 +78,7 @@ class ClaimMachine(RuleBasedStateMachine):
         self.key = f"machine:{uuid.uuid4().hex}"
         self.model = Model()
         self.runs: list[Owner] = []
-        self.dead: set[str] = set()
+        self.dead: list[str] = []
         self.sent: list[tuple[Owner, str]] = []
         self.fencing: dict[str, int] = {}
         self.committed: str | None = None
@@ -89,10 +89,11 @@ class ClaimMachine(RuleBasedStateMachine):
     def a_run_claims(self, task: str) -> None:
         self.claim(new_owner(task), evict=None)
 
-    @precondition(lambda self: self.model.token in self.dead)
-    @rule()
-    def a_run_takes_over_from_a_dead_one(self) -> None:
-        self.claim(new_owner("task-1"), evict=self.model.token)
+    @precondition(lambda self: self.dead)
+    @rule(data=st.data())
+    def a_run_evicts_a_dead_one(self, data: Any) -> None:
+        """The dead one may have lost the claim already, to somebody who lives."""
+        self.claim(new_owner("task-1"), evict=data.draw(st.sampled_from(self.dead)))
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data())
@@ -114,10 +115,15 @@ class ClaimMachine(RuleBasedStateMachine):
         if alive:
             self.act(data.draw(st.sampled_from(alive)), action)
 
-    @precondition(lambda self: self.runs)
-    @rule(data=st.data())
-    def a_run_dies(self, data: Any) -> None:
-        self.dead.add(data.draw(st.sampled_from(self.runs)).run_id)
+    @precondition(lambda self: self.model.token is not None)
+    @rule()
+    def the_holder_dies(self) -> None:
+        self.dead.append(str(self.model.token))
+
+    @precondition(lambda self: self.model.token is not None)
+    @rule(action=ACTIONS)
+    def the_holder_acts(self, action: str) -> None:
+        self.act(next(run for run in self.runs if run.run_id == self.model.token), action)
 
     # --- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -135,7 +141,7 @@ class ClaimMachine(RuleBasedStateMachine):
             self.sent.remove(message)
         self.act(*message)
 
-    @rule(seconds=st.sampled_from([LEASE * 0.4, LEASE + 1, 10 * TTL]))
+    @rule(seconds=st.sampled_from([LEASE * 0.4] * 3 + [LEASE + 1] * 4 + [10 * TTL]))
     def time_passes(self, seconds: float) -> None:
         self.place.pass_time(self.key, seconds)
         self.model.now += seconds
@@ -175,6 +181,8 @@ class ClaimMachine(RuleBasedStateMachine):
 
     def claim(self, owner: Owner, *, evict: str | None) -> None:
         model, may = self.model, self.model.lets_in(owner, evict)
+        if owner not in self.runs:
+            self.runs.append(owner)
         outcome = self.store.claim(self.key, owner=owner, lease_seconds=LEASE, ttl_seconds=TTL, evict=evict)
         if may:
             assert isinstance(outcome, Claimed), outcome
@@ -183,8 +191,6 @@ class ClaimMachine(RuleBasedStateMachine):
             is_again = model.allows("renew", owner)
             assert is_again or outcome.fencing > max(self.fencing.values(), default=0)
             self.fencing[owner.run_id] = outcome.fencing
-            if owner not in self.runs:
-                self.runs.append(owner)
             model.hold(RUNNING, owner)
         elif model.state == DONE:
             assert isinstance(outcome, Done), outcome
