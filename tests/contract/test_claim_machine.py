@@ -18,7 +18,7 @@ from test_stores import LEASE, TTL, Place, place  # noqa: F401  # the fixture
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running
 from celery_sharding.dedup.owners import Owner, new_owner
 
-EXAMPLES, STEPS = 50, 30
+EXAMPLES, STEPS = 50, 50
 ACTIONS = st.sampled_from(["renew", "park", "commit", "release"])
 
 
