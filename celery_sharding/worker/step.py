@@ -30,6 +30,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
+from celery_sharding.dedup.notices import Notice, Notices
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.layout import Layout
 from celery_sharding.worker.group import GroupConsumer
@@ -69,6 +70,7 @@ class ShardsStep(bootsteps.StartStopStep):
         pool = type(c.pool).__module__
         has_children = pool == PREFORK
         sharding.check_stores(has_child_processes=has_children)
+        self._notices = Notices(self._note)  # before the pool forks
         self._mailbox = Mailbox() if c.hub else None
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         self._log = self._backing.open_log(post=self._post, inline=pool == SOLO)
@@ -123,6 +125,7 @@ class ShardsStep(bootsteps.StartStopStep):
         """Consume, now that the pool can take work."""
         if self._mailbox is not None:
             self._mailbox.attach(hub)
+        hub.add_reader(self._notices.reader, self._notices.read)
         self._runs.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
         self._consume(c)
 
@@ -150,6 +153,7 @@ class ShardsStep(bootsteps.StartStopStep):
     def shutdown(self, c: Any) -> None:
         """Close the channels that are left; every run that could end has ended."""
         self._cancel_timers()
+        self._notices.read()
         self._record_all(5.0)
         for group in self._groups:
             group.close()
@@ -215,8 +219,9 @@ class ShardsStep(bootsteps.StartStopStep):
     def _consume(self, c: Any) -> None:
         for group, layout in zip(self._groups, self._layouts, strict=True):
             group.open(self._backing.consumer_connection(c, group.group), layout)
+        self._timers = [c.timer.call_repeatedly(TICK_SECONDS, self._notices.read)]
         if self._backing.has_logs:
-            self._timers = [
+            self._timers += [
                 c.timer.call_repeatedly(TICK_SECONDS, self._tick),
                 c.timer.call_repeatedly(LOOK_SECONDS, self._look),
             ]
@@ -258,6 +263,16 @@ class ShardsStep(bootsteps.StartStopStep):
     def _freeze(self) -> None:
         for group in self._groups:
             group.freeze()
+
+    def _note(self, notice: Notice) -> None:
+        """Say by an event what a run under a claim told, and count it if its shard is here."""
+        dispatcher = self._consumer.event_dispatcher
+        if dispatcher is not None:
+            dispatcher.send(f"task-{notice.what}", uuid=notice.task_id, name=notice.task)
+        for group in list(self._groups):
+            for shard in list(group.shards.values()):
+                if f"{group.group.name}/{shard.index}" == notice.shard and shard.owned:
+                    shard.count(notice.what)
 
     def _tick(self) -> None:
         now = time.time()

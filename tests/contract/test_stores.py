@@ -21,7 +21,7 @@ from celery import Celery
 import celery_sharding
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running, Store
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
-from celery_sharding.dedup.stores import store_for
+from celery_sharding.dedup.stores import purge, store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.memory import MemoryStore
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
@@ -318,7 +318,52 @@ def test_show_tells_the_state_and_changes_nothing(place: Place, key: str) -> Non
     shown = store.show(key)
     assert shown is not None
     assert (shown.state, shown.owner, shown.attempts, shown.result_bytes) == (DONE, None, 2, 5)
+    assert shown.task_id == "task-1"
     assert TTL - 60 < shown.expires_in_seconds <= TTL
+
+
+def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: Store, key: str) -> None:
+    # Given a finished run
+    first = claimed(store, key)
+    store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
+    # When it is forgotten, then the work may be done again, under a higher fencing token
+    assert store.forget(key, force=False)
+    assert getattr(store.show(key), "state", None) == RELEASED
+    assert claimed(store, key).fencing > first.fencing
+    # And where nothing is known, there is nothing to forget
+    assert store.forget(f"{key}.other", force=False)
+    assert store.show(f"{key}.other") is None
+
+
+@pytest.mark.parametrize("state", [RUNNING, PARKED])
+def test_what_is_held_is_forgotten_by_force_only_and_its_commit_refused(store: Store, key: str, state: str) -> None:
+    # Given a run, or one that waits for its retry
+    first = claimed(store, key)
+    if state == PARKED:
+        store.park(key, first.token, lease_seconds=LEASE)
+    # When it is to be forgotten, then it stays,
+    assert not store.forget(key, force=False)
+    assert getattr(store.show(key), "state", None) == state
+    # and by force it does not
+    assert store.forget(key, force=True)
+    assert not store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
+    assert claimed(store, key).fencing > first.fencing
+
+
+def test_a_lapsed_claim_may_be_forgotten(place: Place, key: str) -> None:
+    first = claimed(place.store, key)
+    place.pass_time(key, LEASE + 1)
+    assert place.store.forget(key, force=False)
+    assert not place.store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
+
+
+def test_a_record_that_cannot_be_read_is_deleted_by_force_only(shared: Place, key: str) -> None:
+    claimed(shared.store, key)
+    shared.set_version(key, 2)
+    with pytest.raises(DamagedRecord):
+        shared.store.forget(key, force=False)
+    assert shared.store.forget(key, force=True)
+    assert shared.store.show(key) is None
 
 
 def test_one_of_eight_threads_gets_the_claim(store: Store, key: str) -> None:
@@ -462,15 +507,25 @@ def test_redis_records_expire_by_themselves(redis_url: str, key: str) -> None:
         assert 0 < client.pttl(name) <= 7_000
 
 
-def test_database_records_are_purged_when_expired(tmp_path: Path) -> None:
+def test_expired_records_are_purged_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_sharding.dedup.stores.database._PURGE_BATCH", 2)
     for place in place_in_sqlite(tmp_path / "claims.sqlite"):
-        assert isinstance(place.store, DatabaseStore)
-        for name in ("old", "new"):
+        # Given five records whose time is over, and one whose time is not
+        for name in ("1", "2", "3", "4", "5", "new"):
             token = claimed(place.store, name).token
             place.store.commit(name, token, result=b"1", ttl_seconds=TTL)
-        place.pass_time("old", TTL + 1)
-        assert place.store.purge() == 1
+            if name != "new":
+                place.pass_time(name, TTL + 1)
+        # When the app's records are purged, then the five are gone
+        app = Celery(backend=place.url, set_as_current=False)
+        assert purge(app) == 5
+        assert purge(app) == 0
         assert place.store.show("new") is not None
+
+
+def test_where_records_expire_by_themselves_nothing_is_purged(redis_url: str, key: str) -> None:
+    claimed(store_for(app := Celery(backend=redis_url, set_as_current=False)), key)
+    assert purge(app) == 0
 
 
 @contextmanager

@@ -49,6 +49,20 @@ def store_for(app: Any, *, eager: bool = False) -> Store:
     return cast(Store, store)
 
 
+def purge(app: Any) -> int:
+    """Delete the claim records of `app` whose time to live is over, and return how many they were.
+
+    Needed in databases and files; 0 where records expire by themselves. May run at any time, and more than once at the
+    same time.
+
+    Raises:
+        NoUsableStore: As `store_for`.
+        StoreUnavailable: The store did not answer; what was deleted so far is deleted.
+    """
+    delete_expired = getattr(store_for(app), "purge", None)
+    return 0 if delete_expired is None else int(delete_expired())
+
+
 def is_deduplicated(task: Any) -> bool:
     """Say whether the body of `task` carries `@deduplicate`."""
     return getattr(task.run, "__deduplicate__", None) is not None

@@ -37,6 +37,7 @@ _metadata = MetaData()
 _records = records_table(_metadata)
 _CREATE_ATTEMPTS = 5
 _SQLITE_WAIT_MS = 30_000
+_PURGE_BATCH = 1_000
 
 
 def open_engine(url: str, options: Mapping[str, Any]) -> Engine:
@@ -118,11 +119,35 @@ class DatabaseStore:
             return None
         return claims.shown(key, _to_record(key, row), now=now)
 
+    def forget(self, key: str, *, force: bool) -> bool:
+        with self._transaction(key) as connection:
+            row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+            if row is None:
+                return True
+            try:
+                record = _to_record(key, row)
+            except DamagedRecord:
+                if not force:
+                    raise
+                connection.execute(delete(_records).where(_records.c.id == row_id(key)))
+                return True
+            if not force and claims.is_held(record, now=read_clock(connection)):
+                return False
+            changes = _to_row(claims.forgotten(record))
+            connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
+            return True
+
     def purge(self) -> int:
-        """Delete the records whose time to live is over and return how many they were."""
-        with self._transaction("") as connection:
-            expired = delete(_records).where(_records.c.expires_at <= read_clock(connection))
-            return connection.execute(expired).rowcount
+        """Delete the records whose time to live is over and return how many they were. Batches, short transactions."""
+        deleted = 0
+        while True:
+            with self._transaction("") as connection:
+                is_expired = _records.c.expires_at <= read_clock(connection)
+                found = connection.scalars(select(_records.c.id).where(is_expired).limit(_PURGE_BATCH)).all()
+                # A claim may have taken one over meanwhile, so the condition stands in the deletion, too.
+                deleted += connection.execute(delete(_records).where(_records.c.id.in_(found), is_expired)).rowcount
+            if len(found) < _PURGE_BATCH:
+                return deleted
 
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
         with self._transaction(key) as connection:
@@ -195,7 +220,7 @@ def _to_record(key: str, row: Mapping[Any, Any]) -> Record:
             state=row["state"],
             token=row["token"],
             fencing=row["fencing"],
-            owner=Owner.from_text(row["owner"]) if held else None,
+            owner=Owner.from_text(row["owner"]) if row["owner"] else None,
             lease_until=row["lease_until"],
             expires_at=row["expires_at"],
             attempts=row["attempts"],

@@ -69,6 +69,16 @@ class MemoryStore:
             record = self._records.get(key)
             return None if record is None or record.expires_at <= now else claims.shown(key, record, now=now)
 
+    def forget(self, key: str, *, force: bool) -> bool:
+        with self._lock:
+            record = self._records.get(key)
+            if record is None:
+                return True
+            if not force and claims.is_held(record, now=self._clock()):
+                return False
+            self._records[key] = claims.forgotten(record)
+            return True
+
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
         with self._lock:
             record = self._records.get(key)

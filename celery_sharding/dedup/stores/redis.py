@@ -109,10 +109,35 @@ return 1
 _SHOW = (
     _NOW
     + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner')
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner', 'task')
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 return {text(now), r[1] or '', r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6] or '',
-    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1])}
+    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1]), r[7] or ''}
+"""
+)
+
+# ARGV: '1' to forget what is held or damaged, too; or ''.
+_FORGET = (
+    _NOW
+    + """
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind == 'none' then return {'forgotten'} end
+local r = {}
+if kind == 'hash' then r = redis.call('HMGET', KEYS[1], 'version', 'state', 'until', 'fencing') end
+local held = r[2] == 'running' or r[2] == 'parked'
+local lapses = tonumber(r[3] or nil)
+local sound = r[1] == '1' and r[4] and (held and lapses or r[2] == 'done' or r[2] == 'released')
+if ARGV[1] == '' then
+    if not sound then return {'damaged', 'its version is ' .. tostring(r[1]) .. ', its state ' .. tostring(r[2])} end
+    if held and lapses > now then return {'held'} end
+end
+if sound then
+    redis.call('HSET', KEYS[1], 'state', 'released')
+    redis.call('HDEL', KEYS[1], 'token', 'task', 'owner', 'until', 'result')
+else
+    redis.call('DEL', KEYS[1])
+end
+return {'forgotten'}
 """
 )
 
@@ -178,12 +203,19 @@ class RedisStore:
             key=key,
             state=state,
             owner=self._owner(key, owner.encode()) if waiting else None,
+            task_id=reply[9].decode() or None,
             fencing=int(fencing),
             attempts=int(attempts),
             lease_left_seconds=(int(lapses) - int(now)) / 1_000_000 if waiting else None,
             expires_in_seconds=reply[8] / 1_000,
             result_bytes=reply[7] if state == claims.DONE else None,
         )
+
+    def forget(self, key: str, *, force: bool) -> bool:
+        reply = self._run(_FORGET, key, "1" if force else "")
+        if reply[0] == b"damaged":
+            raise _damaged(key, reply[1].decode(errors="replace"))
+        return bool(reply[0] == b"forgotten")
 
     def _run(self, script: str, key: str, *arguments: str | bytes | int) -> Any:
         command: Sequence[Any] = (1, self._prefix + key, *arguments)
