@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import dedup, gaps, import_time, memory, one_key, peers, publish, skew, throughput
+from benchmarks import claims, dedup, gaps, import_time, memory, one_key, peers, publish, skew, throughput
 from benchmarks.results import Row, Setup, table
 from celery_sharding.testing import ServerNotReady
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "skew": skew.run,
     "one-key": one_key.run,
     "dedup": dedup.run,
+    "claims": claims.run,
     "peers": peers.run,
     "gaps": gaps.run,
     "memory": memory.run,
