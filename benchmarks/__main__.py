@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import dedup, gaps, import_time, memory, one_key, publish, skew, throughput
+from benchmarks import dedup, gaps, import_time, memory, one_key, publish, skew, spread, throughput
 from benchmarks.results import Row, Setup, table
 from celery_sharding.testing import ServerNotReady
 
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "one-key": one_key.run,
     "dedup": dedup.run,
     "gaps": gaps.run,
+    "spread": spread.run,
     "memory": memory.run,
     "import": import_time.run,
 }

@@ -22,7 +22,7 @@ Resharding moves the stream from the live generation to a new one *g* of another
     5  unbind next -> g
 
 so g follows the live generation. If the live ring is lost before step 2, messages are in limbo k, and g must take none
-before them: the ring of g is deleted, too, and the switch counts as flipped, so g stays empty, and a recovery puts limbo
+before them: the ring of g is deleted, too, and the switch counts as flipped; g stays empty, and a recovery puts limbo
 k behind it. If that is only seen after step 2, g takes messages already, which came after those in limbo k: the reshard
 goes on as a recovery that has flipped, whose chain is limbo k, then g.
 
