@@ -34,7 +34,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 bench: $(VENV)/.dev ## the benchmarks, as ratios to stock Celery
 	PYTHONPATH=tests/contract scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS=3, BROKER=URL, FAULTS=kill,cut,…
+soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS=3, BROKER=URL or cluster, FAULTS=kill,cut,…
 	$(if $(BROKER),SHARDING_TEST_BROKER_URL=$(BROKER)) PYTHONPATH=tests scripts/with_servers $(BIN)/python -m soak \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(ARGS)

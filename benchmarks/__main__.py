@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claims, dedup, gaps, import_time, memory, one_key, peers, publish, skew, throughput
+from benchmarks import claims, dedup, gaps, import_time, memory, one_key, peers, publish, skew, spread, throughput
 from benchmarks.results import Row, Setup, table
 from celery_sharding.testing import ServerNotReady
 
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "claims": claims.run,
     "peers": peers.run,
     "gaps": gaps.run,
+    "spread": spread.run,
     "memory": memory.run,
     "import": import_time.run,
 }

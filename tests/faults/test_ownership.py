@@ -57,6 +57,23 @@ def test_workers_that_join_and_leave_take_their_part_and_nothing_else_moves(shop
     assert shop.verdict().is_clean, shop.verdict()
 
 
+@pytest.mark.slow
+def test_eight_workers_share_64_shards_and_only_what_must_moves(shop: Shop) -> None:
+    # Given seven workers that share 64 shards
+    env = {"SHOP_SHARDS": "64"}
+    for _ in range(7):
+        shop.worker("-c", "1", "-P", "threads", **env)
+    assert wait_until(lambda: is_even(shop, 7), timeout_seconds=100), shop.owners()
+    taken = count_taken(shop)
+    # When an eighth joins, then it gets eight of them, and nothing else moves
+    shop.worker("-c", "1", "-P", "threads", **env)
+    assert wait_until(lambda: is_even(shop, 8), timeout_seconds=60), shop.owners()
+    assert count_taken(shop) == taken + 8
+    # When one is killed, then the others share its eight
+    shop.workers[3].kill()
+    assert wait_until(lambda: is_even(shop, 7), timeout_seconds=60), shop.owners()
+
+
 def test_a_task_that_runs_for_long_keeps_its_shard_and_holds_no_neighbour(shop: Shop) -> None:
     # Given a worker with a long task in each of its four shards, which a second worker would like to share
     keys = [f"long{number}" for number in range(16)]
