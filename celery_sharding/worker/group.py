@@ -138,7 +138,6 @@ class GroupConsumer:
                 Tail(connection, self.names.attempts, "first", self._attempts.on_message),
                 Tail(connection, self.names.journal, "next", self._on_journal),
             ]
-            self._attempts.start()
         self._apply_layout()
 
     def freeze(self) -> None:
