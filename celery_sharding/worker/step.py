@@ -51,8 +51,8 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
 TICK_SECONDS = 1.0
 # The same for all workers of a group, whatever their pools: a quorum queue keeps what owners gave back apart, and puts
-# what comes back next at the end of that. So an owner that holds less than the one before it leaves some there, and when
-# it goes, what it held stands behind them (measured on 3.10).
+# what comes back next at the end of that. So an owner that holds less than the one before it leaves some there, and
+# when it goes, what it held stands behind them (measured on 3.10).
 PREFETCH = 200
 PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
 
