@@ -19,6 +19,7 @@ from celery_sharding.topology import Names
 
 if TYPE_CHECKING:
     from celery_sharding.extension import Sharding
+    from celery_sharding.worker.runs import Record
 
 _PAUSE_SECONDS = 0.1
 _LOG_PATIENCE_SECONDS = 30.0
@@ -215,6 +216,10 @@ class EmbeddedLog:
     ) -> None:
         if then is not None:
             self._post(then)
+
+    def append_all(self, records: list[Record]) -> None:
+        for stream, event, then in records:
+            self.append(stream, event, then)
 
     def put(
         self,

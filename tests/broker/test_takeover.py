@@ -240,6 +240,23 @@ def test_a_group_that_prefetches_one_message_gets_through_the_end_of_a_segment(s
     assert shop.verdict().is_clean, shop.verdict()
 
 
+def test_owners_with_pools_of_all_sizes_keep_the_order_of_what_each_gives_back(shop: Shop) -> None:
+    # Given a shard with more messages than an owner holds
+    env = {"SHOP_SHARDS": "1"}
+    owner = shop.worker("-c", "16", **env)
+    for number in range(500):
+        shop.send("step", f"k{number % 20}", number, seconds=0.02)
+    # When its owner is replaced by one with a smaller pool, and that one by another, both before they are through
+    for _ in range(2):
+        assert shop.trace.wait_for(shop.trace.count() + 10), shop.verdict()
+        owner.kill()
+        owner = shop.worker("-c", "2", **env)
+    # Then all of it runs in order
+    assert shop.trace.wait_for(500), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
+
+
 def test_a_dead_letter_queue_that_was_deleted_is_declared_again(shop: Shop) -> None:
     # Given a worker, and an operator who deletes the dead-letter queue and the attempts
     shop.worker()

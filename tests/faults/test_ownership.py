@@ -113,3 +113,24 @@ def test_an_owner_that_hangs_is_shown_as_stuck(shop: Shop) -> None:
     assert shop.trace.wait_for(40), shop.verdict()
     assert wait_until(lambda: states(shop) == {"no standby": 4}, timeout_seconds=30), states(shop)
     assert shop.verdict().is_clean, shop.verdict()
+
+
+def test_a_run_that_was_announced_and_did_not_begin_costs_no_message_its_only_attempt(shop: Shop) -> None:
+    # Given a group of one attempt, and a worker that was killed in the middle of tasks that may start at some rate only
+    env = {"SHOP_MAX_ATTEMPTS": "1", "SHOP_SHARDS": "8"}
+    killed = shop.worker("-c", "16", **env)
+    for number in range(64):
+        shop.send("limited", f"k{number}", number)
+    assert shop.trace.wait_for(2)
+    killed.kill()
+    # When their next owner, which has announced what it may not start yet, hands shards over to one that joins
+    owner = shop.worker("-c", "16", **env)
+    assert wait_until(lambda: set(shop.owners()) == {owner.name}, timeout_seconds=30), shop.owners()
+    taken = count_taken(shop)
+    shop.worker("-c", "16", **env)
+    assert wait_until(lambda: count_taken(shop) > taken, timeout_seconds=60)
+    assert is_even(shop, 2) or wait_until(lambda: is_even(shop, 2), timeout_seconds=60), shop.owners()
+    # Then all run, once, and none is a dead letter
+    assert shop.trace.wait_for(64, timeout_seconds=90), (shop.verdict(), shop.dead_letters(0))
+    assert shop.dead_letters(0) == []
+    assert shop.verdict().lost == 0, shop.verdict()
