@@ -52,7 +52,7 @@ def run(setup: Setup) -> list[Row]:
             size_bytes = (kept.size_bytes() - before) / count
             beside = measure(kept.store, setup.scaled(5_000))
             setup.say(
-                f"{kept.name}: claim and commit {each:.2f} ms; beside {count:,} claims, of {size_bytes:.0f} bytes each, "
+                f"{kept.name}: claim and commit {each:.2f} ms; beside {count:,} claims of {size_bytes:.0f} bytes, "
                 f"{beside:.2f} ms, of a duplicate {duplicates(kept.store, setup.scaled(5_000)):.2f} ms"
             )
     return rows
