@@ -57,7 +57,22 @@ def fork_racer(url: str, key: str, count: int, ready: tuple[int, int], start: tu
 
 
 def open_store(url: str) -> Store:
-    return store_for(Celery("claiming", backend=url, set_as_current=False))
+    return store_for(app_for(url))
+
+
+def app_for(url: str) -> Celery:
+    """Return an app with the result backend `url`; for Django with the alias of a database or cache: django-db/ALIAS"""
+    backend, _, alias = url.partition("/") if url.startswith("django-") else (url, "", "")
+    app = Celery("claiming", backend=backend, set_as_current=False)
+    if backend == "django-cache":
+        app.conf.cache_backend = alias
+    if backend == "django-db":
+        os.environ["DJANGO_CLAIMS_DATABASE"] = alias
+    if alias:
+        import django
+
+        django.setup()
+    return app
 
 
 def say(line: str) -> None:

@@ -148,7 +148,8 @@ class Memcached(Server):
     package, user = "memcached", "memcache"
 
     def prepare(self) -> None:
-        self.url = f"cache+memcached://127.0.0.1:{self.port}/"
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"cache+memcached://{self.address}/"
         self._program = _program("memcached", self.package)
 
     def command(self) -> list[str]:
@@ -156,6 +157,34 @@ class Memcached(Server):
 
     def answers(self) -> bool:
         return exchange_bytes(self.port, b"version\r\n").startswith(b"VERSION")
+
+
+class ClusterRedis(Server):
+    """A Redis with cluster mode on, one node that has all slots: it refuses what touches keys of different slots."""
+
+    package, user = "redis-server", "redis"
+
+    def prepare(self) -> None:
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._program = _program("redis-server", self.package)
+
+    def command(self) -> list[str]:
+        return [
+            self._program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", "",
+            "--cluster-enabled", "yes", "--cluster-port", str(find_free_port()),
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        super().start()
+        exchange_bytes(self.port, b"CLUSTER ADDSLOTSRANGE 0 16383\r\n")
+        if not wait_until(lambda: b"cluster_state:ok" in self._info(), timeout_seconds=_START_SECONDS):
+            raise ServerNotReady(f"the cluster on port {self.port} is not complete: {self._info()!r}")
+
+    def answers(self) -> bool:
+        return exchange_bytes(self.port, b"PING\r\n").startswith(b"+PONG")
+
+    def _info(self) -> bytes:
+        return exchange_bytes(self.port, b"CLUSTER INFO\r\n")
 
 
 def _program(name: str, package: str, *folders: str) -> str:

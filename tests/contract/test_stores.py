@@ -27,25 +27,6 @@ from celery_sharding.errors import DamagedRecord, StoreUnavailable
 LEASE, TTL = 60.0, 3_600.0
 
 
-SHARED = ["redis", "sqlite", "postgresql", "mariadb"]
-
-
-def in_own_process(name: str) -> object:
-    """A parameter whose tests run in one process of a parallel run, so that its server is started once."""
-    return pytest.param(name, marks=pytest.mark.xdist_group(name))
-
-
-@pytest.fixture(params=[*map(in_own_process, SHARED), "memory"])
-def place(request: pytest.FixtureRequest) -> Place:
-    return request.getfixturevalue(f"in_{request.param}")
-
-
-@pytest.fixture(params=map(in_own_process, SHARED))
-def shared(request: pytest.FixtureRequest) -> Place:
-    """The stores that several processes see."""
-    return request.getfixturevalue(f"in_{request.param}")
-
-
 @pytest.fixture
 def store(place: Place) -> Store:
     return place.store

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    URL,
     Connection,
     Engine,
     MetaData,
@@ -29,8 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown
+from celery_sharding.dedup.claims import Claimed, Outcome, Shown
 from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.stores.records import from_fields, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
     claim_metadata,
@@ -54,7 +56,7 @@ _PURGE_BATCH = 500
 _T = TypeVar("_T")
 
 
-def open_engine(url: str, options: Mapping[str, Any]) -> Engine:
+def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     """Return an engine of our own for the database of the result backend.
 
     Raises:
@@ -69,7 +71,7 @@ def open_engine(url: str, options: Mapping[str, Any]) -> Engine:
             raise NoUsableStore(
                 "@deduplicate cannot keep claims in an SQLite database in memory, which each connection has for "
                 "itself; name a file in the URL of the result backend",
-                backend=url,
+                backend=str(url),
             )
         _begin_immediately(engine)
         return engine
@@ -93,12 +95,12 @@ class DatabaseStore:
                 now = read_clock(connection)
                 first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
                 identity = {"id": row_id(key), "key": row_key(key)}
-                if insert_if_absent(connection, _records, {**identity, **_to_row(first)}):
+                if insert_if_absent(connection, _records, {**identity, **to_fields(first)}):
                     return Claimed(owner.run_id, first.fencing)
                 row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
                 if row is None:
                     continue  # Purged between the two statements.
-                record = _to_record(key, row)
+                record = from_fields(key, row)
                 now = read_clock(connection)
                 obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
                 if obstacle is not None:
@@ -106,7 +108,7 @@ class DatabaseStore:
                 record = claims.claimed(
                     record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now
                 )
-                connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**_to_row(record)))
+                connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**to_fields(record)))
                 return Claimed(owner.run_id, record.fencing)
 
         return self._serve(key, step)
@@ -137,7 +139,7 @@ class DatabaseStore:
         row, now = self._serve(key, step)
         if row is None or row["expires_at"] <= now:
             return None
-        return claims.shown(key, _to_record(key, row), now=now)
+        return claims.shown(key, from_fields(key, row), now=now)
 
     def forget(self, key: str, *, force: bool) -> bool:
         def step(connection: Connection) -> bool:
@@ -145,7 +147,7 @@ class DatabaseStore:
             if row is None:
                 return True
             try:
-                record = _to_record(key, row)
+                record = from_fields(key, row)
             except DamagedRecord:
                 if not force:
                     raise
@@ -153,7 +155,7 @@ class DatabaseStore:
                 return True
             if not force and claims.is_held(record, now=read_clock(connection)):
                 return False
-            changes = _to_row(claims.forgotten(record))
+            changes = to_fields(claims.forgotten(record))
             connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
             return True
 
@@ -227,49 +229,6 @@ def _change(connection: Connection, key: str, token: str, states: tuple[str, ...
 
 def _select(key: str) -> Any:
     return select(_records).where(_records.c.id == row_id(key))
-
-
-def _to_row(record: Record) -> dict[str, Any]:
-    return {
-        "version": claims.VERSION,
-        "state": record.state,
-        "token": record.token,
-        "fencing": record.fencing,
-        "owner": None if record.owner is None else record.owner.to_text(),
-        "lease_until": record.lease_until,
-        "expires_at": record.expires_at,
-        "attempts": record.attempts,
-        "result": record.result,
-    }
-
-
-def _to_record(key: str, row: Mapping[Any, Any]) -> Record:
-    held = row["state"] in (claims.RUNNING, claims.PARKED)
-    try:
-        if row["version"] != claims.VERSION:
-            raise ValueError(f"its version is {row['version']}")
-        if row["state"] not in claims.STATES:
-            raise ValueError(f"its state is {row['state']!r}")
-        if held and not (row["token"] and row["owner"]):
-            raise ValueError("it has no holder")
-        if row["state"] == claims.DONE and row["result"] is None:
-            raise ValueError("it has no result")
-        return Record(
-            state=row["state"],
-            token=row["token"],
-            fencing=row["fencing"],
-            owner=Owner.from_text(row["owner"]) if row["owner"] else None,
-            lease_until=row["lease_until"],
-            expires_at=row["expires_at"],
-            attempts=row["attempts"],
-            result=row["result"],
-        )
-    except ValueError as exc:
-        raise DamagedRecord(
-            f"the claim record of {key!r} cannot be used ({exc}); it was kept. Upgrade celery-sharding if a newer "
-            "version wrote it, else look at it and delete it",
-            key=key,
-        ) from exc
 
 
 def _begin_immediately(engine: Engine) -> None:
