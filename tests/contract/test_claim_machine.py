@@ -143,6 +143,7 @@ class ClaimMachine(RuleBasedStateMachine):
             self.sent.remove(message)
         self.act(*message)
 
+    @precondition(lambda self: self.model.state is not None)
     @rule(seconds=st.sampled_from([LEASE * 0.4] * 3 + [LEASE + 1] * 4 + [10 * TTL]))
     def time_passes(self, seconds: float) -> None:
         self.place.pass_time(self.key, seconds)

@@ -33,6 +33,8 @@ def stress(
             running.add(claim_in_child(url, folder, names, until, started))
             started += 1
         pid, status = os.wait()
+        if pid not in running:
+            continue  # a server that ends
         running.discard(pid)
         code = os.waitstatus_to_exitcode(status)
         if code not in (0, -signal.SIGKILL):
