@@ -40,7 +40,7 @@ soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS
 		$(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 stress: $(VENV)/.dev ## 8 processes on 50 keys of each claim store for SECONDS=60, some killed and paused; STORES="URL …"
-	PYTHONPATH=tests scripts/with_servers $(BIN)/python -m stress $(if $(SECONDS),--seconds $(SECONDS)) $(STORES) $(ARGS)
+	PYTHONPATH=tests:tests/contract scripts/with_servers $(BIN)/python -m stress $(if $(SECONDS),--seconds $(SECONDS)) $(STORES) $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build

@@ -17,6 +17,7 @@ from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, Shown, Store
 from celery_sharding.dedup.owners import is_provably_gone
 from celery_sharding.dedup.purging import purge_expired
 from celery_sharding.dedup.stores import store_for
+from celery_sharding.errors import DamagedRecord
 
 
 @click.group()
@@ -65,11 +66,17 @@ def forget(ctx: click.Context, key: str, yes: bool, force: bool) -> None:
         raise WrongUsage("there is no terminal to ask at; say --yes to forget it without being asked")
     with explained():
         store = _open_store(ctx)
-        if not force:
+        try:
             shown = _find(ctx, store, key)
-            _refuse_held(shown)
-            for line in _describe(shown):
-                click.echo(line, err=True)
+            lines = _describe(shown)
+            if not force:
+                _refuse_held(shown)
+        except DamagedRecord as exc:
+            if not force:
+                raise
+            lines = [str(exc)]
+        for line in lines:
+            click.echo(line, err=True)
         if not yes:
             click.confirm(f"Forget {key}?", abort=True, err=True)
         if not store.forget(key, force=force):

@@ -70,7 +70,8 @@ def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) 
         return _run(body, task=task, claim=claim, lease=lease, options=options)
     except ClaimLost as exc:
         tell(task, COMMIT_REFUSED)
-        _leave_to_same_task(task, lease, exc)
+        if lease.is_lost:
+            _leave_to_same_task(task, lease, exc)
         raise
     finally:
         renewal.remove(lease)
@@ -181,6 +182,7 @@ def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
         pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
     if is_done:
         return
+    lease.is_lost = True
     if claim.has_committed_effects:
         logger.warning("%s was taken over after its effects were committed; they stand", lease.key)
         return

@@ -22,6 +22,7 @@ _CLOCKS = {
     "mysql": "SELECT UNIX_TIMESTAMP(SYSDATE(6))",
 }
 
+_VENDORS = ("sqlite", *_CLOCKS)
 _NO_SESSION = "claim.transaction() without a SQLAlchemy session is for a database of Django"
 
 
@@ -49,9 +50,9 @@ def commit_with_effects(
     connection = _open_connection(using, key)
     from django.db import OperationalError, ProgrammingError, transaction
 
-    if connection.vendor != "sqlite" and connection.vendor not in _CLOCKS:
+    if connection.vendor not in _VENDORS:
         raise DeduplicationError(
-            f"claim.transaction() does not know {connection.vendor}; it works with sqlite, {', '.join(_CLOCKS)}",
+            f"claim.transaction() does not know {connection.vendor}; it works with {', '.join(_VENDORS)}",
             key=key,
         )
     effects, has_begun = Effects(result), False
@@ -96,6 +97,8 @@ def purge_rows() -> int:
     deleted = 0
     for using in connections:
         connection = connections[using]
+        if connection.vendor not in _VENDORS:
+            continue  # Also a "default" that is left empty on purpose.
         if router.allow_migrate_model(using, Claim) and not _is_missing(connection):
             deleted += _rows(using).filter(expires_at__lte=_read_clock(connection)).delete()[0]
     return deleted

@@ -4,7 +4,8 @@ The worker's main process makes `Notices` before its pool starts. A run in that 
 one in a forked child writes it to a pipe, one line each, small enough to be written in one piece. Where there is no
 worker (eager tasks), nobody listens, and nothing happens.
 
-Best effort: a notice is lost if its process dies, or if the pipe is full because nobody reads it.
+Best effort: a notice is lost if its process dies, if the pipe is full because nobody reads it, or if the names in it
+are longer than what can be written at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +54,8 @@ class Notices:
             self._handle(notice)
             return
         line = json.dumps([notice.what, notice.task_id, notice.task, notice.shard]).encode() + b"\n"
+        if len(line) > select.PIPE_BUF:
+            return  # It could be torn apart by that of another child.
         with contextlib.suppress(OSError):
             os.write(self._writer, line)
 
@@ -70,6 +74,7 @@ class Notices:
 def tell(task: Any, what: str) -> None:
     """Tell the worker, if there is one, what happened to the run of `task` that is just going on."""
     if _listener is not None and not task.request.is_eager:
+        # The shard is what `worker.request` puts into the headers of a sharded run.
         _listener.take(Notice(what, task.request.id, task.name, task.request.get("shard")))
 
 

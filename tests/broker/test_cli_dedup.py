@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import redis
 from celery import Celery
 
 from celery_sharding.dedup.claims import DONE, RELEASED, Store
@@ -150,6 +151,21 @@ def test_forget_refuses_what_is_running_unless_forced_and_its_commit_then(till):
 
     assert till.run("forget", till.key, "--yes", "--force").returncode == 0
     assert not till.store.commit(till.key, token, result=b"1", ttl_seconds=60)
+
+
+def test_a_damaged_record_is_forgotten_by_force_only(till, redis_url):
+    # Given a record that a newer version wrote
+    till.finish()
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset(f"celery-sharding:dedup:{till.key}", "version", 2)
+    # When it is shown, or to be forgotten, then its key is named, and it is kept
+    for arguments in (("show", till.key), ("forget", till.key, "--yes")):
+        done = till.run(*arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert till.key in done.stderr
+    # And by force it is gone
+    assert till.run("forget", till.key, "--yes", "--force").returncode == 0
+    assert till.state() is None
 
 
 def test_purge_deletes_what_has_expired_in_a_database(tmp_path):

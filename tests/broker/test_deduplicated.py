@@ -155,9 +155,10 @@ def test_a_skipped_duplicate_writes_no_state_over_that_of_the_run(shop: Shop) ->
     assert shop.trace.count() == 1
 
 
-def test_events_and_counters_say_what_was_deduplicated(shop: Shop) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_events_and_counters_say_what_was_deduplicated(shop: Shop, pool: str) -> None:
     # Given a worker that sends events, and somebody who listens
-    shop.worker("-c", "2", "-E")
+    shop.worker("-c", "2", "-E", "-P", pool)
     event = f"{shop.group}-1"
     with listening(shop.app) as heard:
         # When an event is sent twice to a shard, and twice to the ordinary queue

@@ -1,7 +1,7 @@
 """Eight processes on fifty keys of each claim store for a minute: python -m stress [--seconds 60] [URL …]
 
-URL is a result backend; without one: the Redis of SHARDING_TEST_REDIS_URL, and an SQLite file. Exits with 1 if any key
-had two holders, or two commits within its time to live; the logs are kept then.
+URL is a result backend; without one: the Redis of SHARDING_TEST_REDIS_URL, an SQLite file, and a private PostgreSQL and
+Memcached. Exits with 1 if any key had two holders, or two commits within its time to live; the logs are kept then.
 """
 
 from __future__ import annotations
@@ -11,9 +11,22 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from stress.run import stress
+
+
+def open_stores(servers: ExitStack, root: Path) -> list[str]:
+    """Start what is not there, and return the result backends."""
+    from store_servers import Memcached, Postgres
+
+    return [
+        os.environ["SHARDING_TEST_REDIS_URL"],
+        f"db+sqlite:///{root}/claims.sqlite",
+        f"db+{servers.enter_context(Postgres()).url}",
+        servers.enter_context(Memcached()).url,
+    ]
 
 
 def main() -> int:
@@ -24,19 +37,20 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=50)
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="stress-"))
-    urls = options.urls or [os.environ["SHARDING_TEST_REDIS_URL"], f"db+sqlite:///{root}/claims.sqlite"]
     failed = False
-    for number, url in enumerate(urls):
-        folder = root / str(number)
-        folder.mkdir()
-        counts, violations = stress(
-            url, folder, seconds=options.seconds, processes=options.processes, keys=options.keys
-        )
-        told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
-        sys.stdout.write(f"{url.partition('://')[0]}: {len(violations)} violations; {told}\n")
-        for violation in violations[:20]:
-            sys.stdout.write(f"  {violation}\n")
-        failed = failed or bool(violations) or not counts["claim"]
+    with ExitStack() as servers:
+        urls = options.urls or open_stores(servers, root)
+        for number, url in enumerate(urls):
+            folder = root / str(number)
+            folder.mkdir()
+            counts, violations = stress(
+                url, folder, seconds=options.seconds, processes=options.processes, keys=options.keys
+            )
+            told = ", ".join(f"{what} {count}" for what, count in sorted(counts.items()))
+            sys.stdout.write(f"{url.partition('://')[0]}: {len(violations)} violations; {told}\n")
+            for violation in violations[:20]:
+                sys.stdout.write(f"  {violation}\n")
+            failed = failed or bool(violations) or not counts["claim"]
     if failed:
         sys.stdout.write(f"logs are in {root}\n")
         return 1

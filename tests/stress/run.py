@@ -23,14 +23,18 @@ def stress(
     """
     prefix = f"stress:{uuid.uuid4().hex}"
     names = [f"{prefix}.{number}" for number in range(keys)]
+    # Makes the table of a database, for which the others would wait.
+    os.waitpid(claim_in_child(url, folder, names, time.monotonic() + 0.5, 0), 0)
     until = time.monotonic() + seconds
-    started = 0
+    started = 1
     running: set[int] = set()
-    while running or started == 0:
+    while running or started == 1:
         while len(running) < processes and time.monotonic() < until:
             running.add(claim_in_child(url, folder, names, until, started))
             started += 1
         pid, status = os.wait()
+        if pid not in running:
+            continue  # a server that ends
         running.discard(pid)
         code = os.waitstatus_to_exitcode(status)
         if code not in (0, -signal.SIGKILL):

@@ -11,12 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import django
 import pytest
 from celery import Celery, _state
-from django.apps import apps
-from django.conf import settings
 from django.db import connections, transaction
+from unit.dedup_django import shop_database
 from unit.dedup_killed_process import run_program
 
 from celery_sharding.dedup import current_claim, deduplicate
@@ -24,28 +22,11 @@ from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
 from celery_sharding.errors import ClaimLost, DeduplicationError
 
-if not settings.configured:
-    settings.configure(INSTALLED_APPS=["celery_sharding.django"])
-if not apps.ready:
-    django.setup()
-
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Any]:
-    """A database "shop" with a table of payments and the claims table."""
-    from celery_sharding.django.models import Claim
-
-    options = {"ENGINE": "django.db.backends.sqlite3", "NAME": tmp_path / "shop.sqlite", "OPTIONS": {"timeout": 60}}
-    connections.settings["shop"] = connections.configure_settings({"default": {}, "shop": options})["shop"]
-    connection = connections["shop"]
-    with connection.schema_editor() as editor:
-        editor.create_model(Claim)
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE payments (order_id INTEGER)")
-    yield connection
-    connection.close()
-    del connections["shop"]
-    del connections.settings["shop"]
+    with shop_database(tmp_path) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterable
 from typing import Any, cast
 
-from celery.exceptions import ImproperlyConfigured
-
 from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.stores.opening import SERVING, open_store
 from celery_sharding.errors import NoUsableStore, StoreUnavailable
 
 logger = logging.getLogger(__name__)
-
-_SERVING = (
-    "@deduplicate keeps its claims in the result backend. What serves: redis://, rediss://, sentinel:// (Redis, "
-    "Valkey), db+… (SQLite file, PostgreSQL, MySQL, MariaDB), and cache+memory:// within one process (--pool "
-    "threads or solo)"
-)
 
 
 def store_for(app: Any, *, eager: bool = False) -> Store:
@@ -44,7 +36,8 @@ def store_for(app: Any, *, eager: bool = False) -> Store:
         with _lock:
             pid, store = getattr(app, _ATTRIBUTE, (None, None))
             if pid != os.getpid():
-                store = _open_store(app, eager=eager)
+                _inherited.append(store)
+                store = open_store(app, eager=eager)
                 setattr(app, _ATTRIBUTE, (os.getpid(), store))
     return cast(Store, store)
 
@@ -89,7 +82,11 @@ def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
         logger.warning("%s; deduplicated tasks will wait for it or fail, as they say", exc)
         return
     if has_child_processes and type(store).__name__ == "MemoryStore":
-        raise _refusal("cache+memory:// is another memory in each child process. " + _SERVING, tasks, "cache+memory://")
+        name = app.conf.result_backend
+        raise _refusal(f"{name} is another memory in each child process. {SERVING}", tasks, name)
+    caveat = getattr(store, "caveat", None)
+    if caveat is not None:
+        logger.warning("@deduplicate of %s holds as well as it can: %s", ", ".join(tasks), caveat)
 
 
 def _refusal(message: str, tasks: Iterable[str], backend: Any) -> NoUsableStore:
@@ -97,60 +94,7 @@ def _refusal(message: str, tasks: Iterable[str], backend: Any) -> NoUsableStore:
     return NoUsableStore(f"{message}. Deduplicated tasks of this worker: {names}", backend=backend, tasks=names)
 
 
-def _open_store(app: Any, *, eager: bool) -> Store:
-    backend = _open_backend(app)
-    if _is_instance(backend, "celery.backends.redis", "RedisBackend"):
-        from celery_sharding.dedup.stores.redis import RedisStore
-
-        options = app.conf.get("result_backend_transport_options") or {}
-        prefix = options.get("global_keyprefix") or ""
-        return RedisStore(lambda: backend.client, prefix=f"{prefix}celery-sharding:dedup:")
-    if _is_instance(backend, "celery.backends.database", "DatabaseBackend"):
-        from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
-
-        engine = open_engine(backend.url, backend.engine_options)
-        callback = getattr(backend.session_manager, "engine_callback", None)
-        if callback is not None:
-            callback(engine)
-        return DatabaseStore(engine)
-    is_memory = _is_instance(backend, "celery.backends.cache", "CacheBackend") and backend.backend == "memory"
-    if eager or (is_memory and not _is_child_process()):
-        from celery_sharding.dedup.stores.memory import MemoryStore
-
-        return MemoryStore()
-    name = getattr(backend, "url", None) or app.conf.result_backend or type(backend).__name__
-    raise NoUsableStore(
-        f"the result backend {_without_password(str(name))!r} has no atomic primitive. {_SERVING}",
-        backend=_without_password(str(name)),
-    )
-
-
-def _open_backend(app: Any) -> Any:
-    try:
-        return app.backend
-    except ImproperlyConfigured:
-        raise
-    except Exception as exc:
-        # Some backends connect when they are made (databases create their tables), and each driver has errors of its
-        # own.
-        raise StoreUnavailable(f"the result backend could not be opened: {type(exc).__name__}: {exc}") from exc
-
-
-def _is_instance(backend: Any, module: str, name: str) -> bool:
-    """Like isinstance, without importing a backend whose driver may not be installed."""
-    known = getattr(sys.modules.get(module), name, None)
-    return known is not None and isinstance(backend, known)
-
-
-def _is_child_process() -> bool:
-    billiard = sys.modules.get("billiard.process")
-    return billiard is not None and billiard.current_process().name != "MainProcess"
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else url
-
-
 _ATTRIBUTE = "_celery_sharding_store"
 _lock = threading.Lock()
+# Kept: a connection that is collected takes leave of its server, which would be its parent's leave, too.
+_inherited: list[Any] = []

@@ -1,7 +1,8 @@
 """Claims in a database, through SQLAlchemy: SQLite, PostgreSQL, MySQL, MariaDB.
 
 One row for each key. A claim is one short transaction: insert, and only if the row exists, lock it, decide and update.
-Renew, commit and release are one conditional update each, so the compare and the set are one step.
+Renew, commit and release are one conditional update each, so the compare and the set are one step. A step that fails
+because the server has closed an idle connection is done again on a new one, as claims.py allows.
 
 On SQLite every transaction takes the write lock first (`BEGIN IMMEDIATE`), so processes of one host wait for each
 other instead of failing. The clock is the database's; on SQLite that of its one host.
@@ -9,17 +10,29 @@ other instead of failing. The clock is the database's; on SQLite that of its one
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, delete, event, inspect, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    MetaData,
+    create_engine,
+    delete,
+    event,
+    inspect,
+    make_url,
+    select,
+    update,
+)
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown
+from celery_sharding.dedup.claims import Claimed, Outcome, Shown
 from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.stores.records import from_fields, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
     claim_metadata,
@@ -28,6 +41,7 @@ from celery_sharding.dedup.stores.schema import (
     read_clock,
     records_table,
     row_id,
+    row_key,
 )
 from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
 
@@ -37,30 +51,32 @@ _metadata = MetaData()
 _records = records_table(_metadata)
 _CREATE_ATTEMPTS = 5
 _SQLITE_WAIT_MS = 30_000
-_PURGE_BATCH = 1_000
+_PURGE_BATCH = 500
+
+_T = TypeVar("_T")
 
 
-def open_engine(url: str, options: Mapping[str, Any]) -> Engine:
+def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     """Return an engine of our own for the database of the result backend.
 
     Raises:
         NoUsableStore: The database has no dialect that we can claim in, or is private to one connection.
     """
-    engine = create_engine(url, **options)
-    name = engine.dialect.name
+    name = make_url(url).get_backend_name()
     if name not in DIALECTS:
         raise NoUsableStore(f"@deduplicate cannot keep claims in {name}; it can in {', '.join(DIALECTS)}", backend=name)
     if name == "sqlite":
+        engine = create_engine(url, **options)
         if engine.url.database in (None, "", ":memory:"):
             raise NoUsableStore(
                 "@deduplicate cannot keep claims in an SQLite database in memory, which each connection has for "
                 "itself; name a file in the URL of the result backend",
-                backend=url,
+                backend=str(url),
             )
         _begin_immediately(engine)
         return engine
     # Each statement shall see what was committed while it waited for a lock.
-    return engine.execution_options(isolation_level="READ COMMITTED")
+    return create_engine(url, **{**options, "isolation_level": "READ COMMITTED"})
 
 
 class DatabaseStore:
@@ -74,16 +90,17 @@ class DatabaseStore:
     def claim(
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
     ) -> Outcome:
-        with self._transaction(key) as connection:
+        def step(connection: Connection) -> Outcome:
             while True:
                 now = read_clock(connection)
                 first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
-                if insert_if_absent(connection, _records, {"id": row_id(key), "key": key, **_to_row(first)}):
+                identity = {"id": row_id(key), "key": row_key(key)}
+                if insert_if_absent(connection, _records, {**identity, **to_fields(first)}):
                     return Claimed(owner.run_id, first.fencing)
                 row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
                 if row is None:
                     continue  # Purged between the two statements.
-                record = _to_record(key, row)
+                record = from_fields(key, row)
                 now = read_clock(connection)
                 obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
                 if obstacle is not None:
@@ -91,8 +108,10 @@ class DatabaseStore:
                 record = claims.claimed(
                     record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now
                 )
-                connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**_to_row(record)))
+                connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**to_fields(record)))
                 return Claimed(owner.run_id, record.fencing)
+
+        return self._serve(key, step)
 
     def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
         return self._hold(key, token, state=claims.RUNNING, lease_seconds=lease_seconds)
@@ -101,31 +120,34 @@ class DatabaseStore:
         return self._hold(key, token, state=claims.PARKED, lease_seconds=lease_seconds)
 
     def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
-        with self._transaction(key) as connection:
+        def step(connection: Connection) -> bool:
             now = read_clock(connection)
             changes = {"state": claims.DONE, "result": result, "lease_until": now, "expires_at": now + ttl_seconds}
             return _change(connection, key, token, (claims.RUNNING, claims.DONE), changes)
 
+        return self._serve(key, step)
+
     def release(self, key: str, token: str) -> bool:
-        with self._transaction(key) as connection:
-            changes = {"state": claims.RELEASED, "token": None, "owner": None}
-            return _change(connection, key, token, (claims.RUNNING, claims.PARKED), changes)
+        changes = {"state": claims.RELEASED, "token": None, "owner": None}
+        states = (claims.RUNNING, claims.PARKED)
+        return self._serve(key, lambda connection: _change(connection, key, token, states, changes))
 
     def show(self, key: str) -> Shown | None:
-        with self._transaction(key) as connection:
-            row = connection.execute(_select(key)).mappings().one_or_none()
-            now = read_clock(connection)
+        def step(connection: Connection) -> tuple[Any, float]:
+            return connection.execute(_select(key)).mappings().one_or_none(), read_clock(connection)
+
+        row, now = self._serve(key, step)
         if row is None or row["expires_at"] <= now:
             return None
-        return claims.shown(key, _to_record(key, row), now=now)
+        return claims.shown(key, from_fields(key, row), now=now)
 
     def forget(self, key: str, *, force: bool) -> bool:
-        with self._transaction(key) as connection:
+        def step(connection: Connection) -> bool:
             row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
             if row is None:
                 return True
             try:
-                record = _to_record(key, row)
+                record = from_fields(key, row)
             except DamagedRecord:
                 if not force:
                     raise
@@ -133,35 +155,52 @@ class DatabaseStore:
                 return True
             if not force and claims.is_held(record, now=read_clock(connection)):
                 return False
-            changes = _to_row(claims.forgotten(record))
+            changes = to_fields(claims.forgotten(record))
             connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
             return True
 
+        return self._serve(key, step)
+
     def purge(self) -> int:
         """Delete the records whose time to live is over and return how many they were. Batches, short transactions."""
-        deleted = 0
+
+        def step(connection: Connection) -> tuple[int, int]:
+            now = read_clock(connection)
+            expired = select(_records.c.id).where(_records.c.expires_at <= now).limit(_PURGE_BATCH)
+            # One by one, by primary key and in order: whoever locks rows in another order would be in a deadlock with
+            # others who purge, or with a claim that takes an expired row over.
+            found = sorted(connection.scalars(expired).all())
+            rows = (delete(_records).where(_records.c.id == name, _records.c.expires_at <= now) for name in found)
+            return len(found), sum(connection.execute(row).rowcount for row in rows)
+
+        total = 0
         while True:
-            with self._transaction("") as connection:
-                is_expired = _records.c.expires_at <= read_clock(connection)
-                found = connection.scalars(select(_records.c.id).where(is_expired).limit(_PURGE_BATCH)).all()
-                # A claim may have taken one over meanwhile, so the condition stands in the deletion, too.
-                deleted += connection.execute(delete(_records).where(_records.c.id.in_(found), is_expired)).rowcount
-            if len(found) < _PURGE_BATCH:
-                return deleted
+            found, deleted = self._serve("", step)
+            total += deleted
+            if found < _PURGE_BATCH:
+                return total
 
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
-        with self._transaction(key) as connection:
+        def step(connection: Connection) -> bool:
             lease_until = read_clock(connection) + lease_seconds
             kept_seconds = _records.c.expires_at - _records.c.lease_until
-            changes = {"state": state, "lease_until": lease_until, "expires_at": lease_until + kept_seconds}
+            changes = {"expires_at": lease_until + kept_seconds, "lease_until": lease_until, "state": state}
             return _change(connection, key, token, (claims.RUNNING,), changes)
 
-    @contextmanager
-    def _transaction(self, key: str) -> Iterator[Connection]:
+        return self._serve(key, step)
+
+    def _serve(self, key: str, step: Callable[[Connection], _T]) -> _T:
+        """Do `step` in a transaction of its own."""
         try:
             self._make_table()
+            try:
+                with self._engine.begin() as connection:
+                    return step(connection)
+            except DBAPIError as exc:
+                if not exc.connection_invalidated:
+                    raise
             with self._engine.begin() as connection:
-                yield connection
+                return step(connection)
         except SQLAlchemyError as exc:
             raise StoreUnavailable(
                 f"the database did not serve the claim {key!r}: {type(exc).__name__}: {exc}", key=key
@@ -184,54 +223,12 @@ class DatabaseStore:
 
 def _change(connection: Connection, key: str, token: str, states: tuple[str, ...], changes: dict[str, Any]) -> bool:
     holder = (_records.c.id == row_id(key)) & (_records.c.token == token) & _records.c.state.in_(states)
-    return connection.execute(update(_records).where(holder).values(**changes)).rowcount == 1
+    # In the order given: MySQL and MariaDB compute a column from what the ones before it have just become.
+    return connection.execute(update(_records).where(holder).ordered_values(*changes.items())).rowcount == 1
 
 
 def _select(key: str) -> Any:
     return select(_records).where(_records.c.id == row_id(key))
-
-
-def _to_row(record: Record) -> dict[str, Any]:
-    return {
-        "version": claims.VERSION,
-        "state": record.state,
-        "token": record.token,
-        "fencing": record.fencing,
-        "owner": None if record.owner is None else record.owner.to_text(),
-        "lease_until": record.lease_until,
-        "expires_at": record.expires_at,
-        "attempts": record.attempts,
-        "result": record.result,
-    }
-
-
-def _to_record(key: str, row: Mapping[Any, Any]) -> Record:
-    held = row["state"] in (claims.RUNNING, claims.PARKED)
-    try:
-        if row["version"] != claims.VERSION:
-            raise ValueError(f"its version is {row['version']}")
-        if row["state"] not in claims.STATES:
-            raise ValueError(f"its state is {row['state']!r}")
-        if held and not (row["token"] and row["owner"]):
-            raise ValueError("it has no holder")
-        if row["state"] == claims.DONE and row["result"] is None:
-            raise ValueError("it has no result")
-        return Record(
-            state=row["state"],
-            token=row["token"],
-            fencing=row["fencing"],
-            owner=Owner.from_text(row["owner"]) if row["owner"] else None,
-            lease_until=row["lease_until"],
-            expires_at=row["expires_at"],
-            attempts=row["attempts"],
-            result=row["result"],
-        )
-    except ValueError as exc:
-        raise DamagedRecord(
-            f"the claim record of {key!r} cannot be used ({exc}); it was kept. Upgrade celery-sharding if a newer "
-            "version wrote it, else look at it and delete it",
-            key=key,
-        ) from exc
 
 
 def _begin_immediately(engine: Engine) -> None:

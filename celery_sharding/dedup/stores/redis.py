@@ -314,6 +314,6 @@ def _millis(seconds: float) -> int:
 def _damaged(key: str, why: str) -> DamagedRecord:
     return DamagedRecord(
         f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
-        "wrote it, else look at it and delete it",
+        "wrote it, else let it be deleted by `celery shards dedup forget … --force`",
         key=key,
     )

@@ -34,6 +34,13 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
 _RESULT_BYTES_MAX = 16 * 1024 * 1024 - 1
+# Whatever the defaults of a MySQL or MariaDB are: keys are any text, and a claim needs transactions.
+_MYSQL: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mariadb_engine": "InnoDB",
+    "mariadb_charset": "utf8mb4",
+}
 
 
 def claims_table(metadata: MetaData, name: str = "celery_sharding_claims") -> Table:
@@ -51,6 +58,7 @@ def claims_table(metadata: MetaData, name: str = "celery_sharding_claims") -> Ta
         Column("fencing", BigInteger, nullable=False),
         Column("expires_at", Double, nullable=False, index=True),
         Column("result", LargeBinary(_RESULT_BYTES_MAX)),
+        **_MYSQL,
     )
 
 
@@ -70,6 +78,7 @@ def records_table(metadata: MetaData) -> Table:
         Column("expires_at", Double, nullable=False, index=True),
         Column("attempts", Integer, nullable=False),
         Column("result", LargeBinary(_RESULT_BYTES_MAX)),
+        **_MYSQL,
     )
 
 
@@ -83,6 +92,11 @@ def row_id(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 
 
+def row_key(key: str) -> str:
+    """Return `key` as it is shown in its row: PostgreSQL keeps no NUL in a text."""
+    return key.replace("\0", "\N{SYMBOL FOR NULL}")
+
+
 def read_clock(connection: Connection) -> float:
     """Return the database's time in seconds. SQLite has none of its own: there it is the clock of its one host."""
     name = connection.dialect.name
@@ -90,16 +104,23 @@ def read_clock(connection: Connection) -> float:
         return time.time()
     if name == "postgresql":
         return float(connection.execute(select(extract("epoch", func.clock_timestamp()))).scalar_one())
-    return float(connection.execute(text("SELECT UNIX_TIMESTAMP(SYSDATE(6))")).scalar_one())
+    # In UTC: local times come twice when clocks are put back.
+    micros = connection.execute(text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")).scalar_one()
+    return int(micros) / 1_000_000
 
 
 def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
     """Insert a row unless its primary key exists; waits for whoever is just inserting it. False: it exists."""
     name = connection.dialect.name
-    if name == "sqlite":
-        found = connection.execute(sqlite.insert(table).values(**values).on_conflict_do_nothing())
-    elif name == "postgresql":
-        found = connection.execute(postgresql.insert(table).values(**values).on_conflict_do_nothing())
-    else:
-        found = connection.execute(mysql.insert(table).values(**values).prefix_with("IGNORE"))
-    return found.rowcount == 1
+    if name in ("mysql", "mariadb"):
+        # Not INSERT IGNORE, which leaves everybody who waited with a shared lock on the row: two of them that go on to
+        # change it are a deadlock. This takes the lock of a writer, and sets lastrowid only if the row existed.
+        statement = mysql.insert(table).values(**values)
+        unchanged = table.c.fencing + 0 * func.last_insert_id(1)
+        return not connection.execute(statement.on_duplicate_key_update(fencing=unchanged)).lastrowid
+    insert = postgresql.insert if name == "postgresql" else sqlite.insert
+    # The count of an INSERT is gone with its cursor (psycopg 3 then says -1) unless it is asked for before.
+    done = connection.execute(
+        insert(table).values(**values).on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}
+    )
+    return done.rowcount == 1

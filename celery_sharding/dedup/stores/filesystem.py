@@ -1,0 +1,117 @@
+"""Claims in files of a local disk, for the workers of one machine.
+
+    FOLDER/ab/cdef…   one record: 64 digits of the SHA-256 of its key, the first two name the folder
+    FOLDER/ab/lock    locked (flock) by whoever changes a record beside it; the kernel unlocks it when a process dies
+    FOLDER/ab/new     the next content of a record, before it takes its place by one rename
+
+A process that is killed at any instruction leaves the old record or the new one. What was written is on the disk before
+a step returns, so a power failure takes nothing back either. The time a file was changed is the time its record
+expires, so that a purge need not read the others.
+
+The clock is that of the machine. Not for network file systems, on which locks may not hold.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+
+from celery_sharding.dedup.claims import Clock
+from celery_sharding.dedup.stores.records import from_bytes, to_bytes
+from celery_sharding.dedup.stores.stepping import Step, SteppingStore, T
+from celery_sharding.errors import StoreUnavailable
+
+_LOCK, _NEW = "lock", "new"
+
+
+class FilesystemStore(SteppingStore):
+    """A `Store` in files below `folder`, which is made at the first use. `clock` returns seconds since 1970."""
+
+    def __init__(self, folder: Path, clock: Clock = time.time) -> None:
+        self._folder = folder
+        self._clock = clock
+
+    def change(self, key: str, step: Step[T]) -> T:
+        path = self.path_of(key)
+        try:
+            with _locked(path.parent):
+                data = _read(path)
+                record, answer = step(None if data is None else from_bytes(key, data), self._clock())
+                if record is not None:
+                    _replace(path, to_bytes(key, record), expires_at=record.expires_at)
+                return answer
+        except OSError as exc:
+            raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
+
+    def discard(self, key: str) -> None:
+        path = self.path_of(key)
+        try:
+            with _locked(path.parent):
+                path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
+
+    def purge(self) -> int:
+        """Delete the records whose time to live is over and return how many they were."""
+        deleted = 0
+        try:
+            for folder in sorted(self._folder.glob("[0-9a-f][0-9a-f]")):
+                for path in sorted(folder.iterdir()):
+                    if path.name not in (_LOCK, _NEW) and self._has_expired(path):
+                        with _locked(folder):
+                            if self._has_expired(path):  # and was not claimed again meanwhile
+                                path.unlink()
+                                deleted += 1
+        except OSError as exc:
+            raise StoreUnavailable(f"the claims in {self._folder} were not all purged: {exc}") from exc
+        return deleted
+
+    def path_of(self, key: str) -> Path:
+        """Return where the record of `key` is kept."""
+        name = sha256(key.encode()).hexdigest()
+        return self._folder / name[:2] / name[2:]
+
+    def _has_expired(self, path: Path) -> bool:
+        with suppress(FileNotFoundError):
+            return path.stat().st_mtime <= self._clock()
+        return False
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        # Closing alone would not do if another thread has forked meanwhile: its child has the same lock open.
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _replace(path: Path, data: bytes, *, expires_at: float) -> None:
+    new = path.with_name(_NEW)
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.utime(file.fileno(), (expires_at, expires_at))
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

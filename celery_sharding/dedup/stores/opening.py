@@ -1,0 +1,134 @@
+"""From a result backend to the store that keeps claims in it. No driver is imported before its backend is in use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery.exceptions import ImproperlyConfigured
+
+from celery_sharding.dedup.claims import Store
+from celery_sharding.errors import NoUsableStore, StoreUnavailable
+
+SERVING = (
+    "@deduplicate keeps its claims in the result backend. What serves: redis://, rediss://, sentinel:// (Redis, "
+    "Valkey), db+… (SQLite file, PostgreSQL, MySQL, MariaDB), django-db, django-cache (in Redis, Memcached or a "
+    "database), file:// on a local disk, cache+memcached:// as well as it can, and cache+memory:// within one process "
+    "(--pool threads or solo)"
+)
+
+
+def open_store(app: Any, *, eager: bool) -> Store:
+    """Return a new store for `app` in this process.
+
+    Raises:
+        NoUsableStore, StoreUnavailable: As `store_for`.
+    """
+    backend = _open_backend(app)
+    for module, name, open_in in _STORES:
+        if _is_instance(backend, module, name):
+            store = open_in(app, backend)
+            if store is not None:
+                return store
+    if eager:
+        return _in_memory()
+    url = getattr(backend, "url", None) or app.conf.result_backend or type(backend).__name__
+    url = _without_password(str(url))
+    raise NoUsableStore(f"the result backend {url!r} can keep no claims. {SERVING}", backend=url)
+
+
+def _in_redis(app: Any, backend: Any) -> Store:
+    from celery_sharding.dedup.stores.redis import RedisStore
+
+    return RedisStore(lambda: backend.client, prefix=f"{_prefix(app)}celery-sharding:dedup:")
+
+
+def _in_database(app: Any, backend: Any) -> Store:
+    from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
+
+    engine = open_engine(backend.url, backend.engine_options)
+    callback = getattr(backend.session_manager, "engine_callback", None)
+    if callback is not None:
+        callback(engine)
+    return DatabaseStore(engine)
+
+
+def _in_cache(app: Any, backend: Any) -> Store | None:
+    if backend.backend == "memory":
+        return None if _is_child_process() else _in_memory()
+    from celery_sharding.dedup.stores.memcached import MemcachedStore
+
+    return MemcachedStore(backend.servers, backend.options, namespace=_prefix(app))
+
+
+def _in_files(app: Any, backend: Any) -> Store:
+    from celery_sharding.dedup.stores.filesystem import FilesystemStore
+
+    return FilesystemStore(Path(os.fsdecode(backend.path)) / "celery-sharding-dedup")
+
+
+def _in_django_database(app: Any, backend: Any) -> Store | None:
+    from django.db import router
+
+    from celery_sharding.dedup.stores.django import open_database
+
+    return open_database(router.db_for_write(backend.TaskModel))
+
+
+def _in_django_cache(app: Any, backend: Any) -> Store | None:
+    from celery_sharding.dedup.stores.django import open_cache
+
+    alias = app.conf.cache_backend or "default"
+    return open_cache(alias, in_memory=lambda: None if _is_child_process() else _in_memory())
+
+
+def _in_memory() -> Store:
+    from celery_sharding.dedup.stores.memory import MemoryStore
+
+    return MemoryStore()
+
+
+# Module and name of a backend's class, and what opens its store; None: it has none, as it is set up.
+_STORES: tuple[tuple[str, str, Callable[[Any, Any], Store | None]], ...] = (
+    ("celery.backends.redis", "RedisBackend", _in_redis),
+    ("celery.backends.database", "DatabaseBackend", _in_database),
+    ("celery.backends.cache", "CacheBackend", _in_cache),
+    ("celery.backends.filesystem", "FilesystemBackend", _in_files),
+    ("django_celery_results.backends.database", "DatabaseBackend", _in_django_database),
+    ("django_celery_results.backends.cache", "CacheBackend", _in_django_cache),
+)
+
+
+def _open_backend(app: Any) -> Any:
+    try:
+        return app.backend
+    except ImproperlyConfigured:
+        raise
+    except Exception as exc:
+        # Some backends connect when they are made (databases create their tables), and each driver has errors of its
+        # own.
+        raise StoreUnavailable(f"the result backend could not be opened: {type(exc).__name__}: {exc}") from exc
+
+
+def _is_instance(backend: Any, module: str, name: str) -> bool:
+    """Like isinstance, without importing a backend whose driver may not be installed."""
+    known = getattr(sys.modules.get(module), name, None)
+    return known is not None and isinstance(backend, known)
+
+
+def _is_child_process() -> bool:
+    billiard = sys.modules.get("billiard.process")
+    return billiard is not None and billiard.current_process().name != "MainProcess"
+
+
+def _prefix(app: Any) -> str:
+    options = app.conf.get("result_backend_transport_options") or {}
+    return options.get("global_keyprefix") or ""
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else url

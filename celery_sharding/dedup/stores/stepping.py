@@ -1,0 +1,101 @@
+"""Stores that change a record by reading it, deciding in Python, and writing it back, as one atomic step.
+
+A subclass gives that step: under a lock, or with a compare-and-swap that is tried again when another was quicker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from celery_sharding.dedup import claims
+from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown
+from celery_sharding.dedup.owners import Owner
+from celery_sharding.errors import DamagedRecord
+
+T = TypeVar("T")
+Step = Callable[[Record | None, float], tuple[Record | None, T]]
+"""Given the record and the store's time, returns the new record, None to leave the old one, and the answer."""
+
+
+class SteppingStore(ABC):
+    """A `Store` made of `change`."""
+
+    @abstractmethod
+    def change(self, key: str, step: Step[T]) -> T:
+        """Do `step` on the record of `key` (None if there is none) and return its answer.
+
+        No other change of the key comes between its read and its write. `step` is pure and may be called repeatedly.
+        """
+
+    @abstractmethod
+    def discard(self, key: str) -> None:
+        """Delete the record of `key`, whatever it is."""
+
+    def claim(
+        self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
+    ) -> Outcome:
+        def step(record: Record | None, now: float) -> tuple[Record | None, Outcome]:
+            obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
+            if obstacle is not None:
+                return None, obstacle
+            taken = claims.claimed(record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
+            return taken, Claimed(owner.run_id, taken.fencing)
+
+        return self.change(key, step)
+
+    def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        return self._hold(key, token, state=claims.RUNNING, lease_seconds=lease_seconds)
+
+    def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
+        return self._hold(key, token, state=claims.PARKED, lease_seconds=lease_seconds)
+
+    def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
+        def step(record: Record | None, now: float) -> tuple[Record | None, bool]:
+            if record is None or record.token != token or record.state not in (claims.RUNNING, claims.DONE):
+                return None, False
+            if record.state == claims.DONE:
+                return None, True
+            return claims.committed(record, result=result, ttl_seconds=ttl_seconds, now=now), True
+
+        return self.change(key, step)
+
+    def release(self, key: str, token: str) -> bool:
+        def step(record: Record | None, now: float) -> tuple[Record | None, bool]:
+            if record is None or record.token != token or record.state not in (claims.RUNNING, claims.PARKED):
+                return None, False
+            return claims.released(record), True
+
+        return self.change(key, step)
+
+    def show(self, key: str) -> Shown | None:
+        def step(record: Record | None, now: float) -> tuple[None, Shown | None]:
+            found = record is not None and record.expires_at > now
+            return None, claims.shown(key, record, now=now) if found and record is not None else None
+
+        return self.change(key, step)
+
+    def forget(self, key: str, *, force: bool) -> bool:
+        def step(record: Record | None, now: float) -> tuple[Record | None, bool]:
+            if record is None:
+                return None, True
+            if not force and claims.is_held(record, now=now):
+                return None, False
+            return claims.forgotten(record), True
+
+        try:
+            return self.change(key, step)
+        except DamagedRecord:
+            if not force:
+                raise
+            self.discard(key)
+            return True
+
+    def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
+        def step(record: Record | None, now: float) -> tuple[Record | None, bool]:
+            if record is None or record.token != token or record.state != claims.RUNNING:
+                return None, False
+            return claims.held(record, state=state, lease_seconds=lease_seconds, now=now), True
+
+        return self.change(key, step)

@@ -1,0 +1,206 @@
+"""Private servers for the claim stores: databases, Memcached, variants of Redis. Free ports of 127.0.0.1 only.
+
+Each keeps its data in a temporary folder and leaves nothing behind. Missing packages are installed if that is allowed.
+Some of them refuse to run as root; they then run as the user whom their package has made.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from celery_sharding.testing import ServerNotReady
+from celery_sharding.testing.processes import exchange_bytes, find_free_port, tail, wait_until
+
+_INSTALL = Path(__file__).parents[2] / "scripts" / "install_servers"
+_START_SECONDS = 60.0
+
+
+class Server:
+    """A private server; started on entry, killed and removed on exit."""
+
+    package: str
+    user: str
+    env: dict[str, str] = {}  # noqa: RUF012  # never changed
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"sharding-{self.package}-"))
+        self.log = self.folder / "server.log"
+        self.port = find_free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def prepare(self) -> None:
+        """Make what the server needs before its start."""
+
+    def command(self) -> list[str]:
+        """Return the command that runs the server in the foreground."""
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        """Say whether the server serves."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the server and return when it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=os.environ | self.env, start_new_session=True, **self._as_user(),
+            )  # fmt: skip
+        wait_until(lambda: self.answers() or self._has_ended(), timeout_seconds=_START_SECONDS)
+        if not self.answers():
+            raise ServerNotReady(f"{self.package} does not answer on port {self.port}\n{tail(self.log)}")
+
+    def kill(self) -> None:
+        """Kill the server (SIGKILL)."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def run(self, *command: str) -> None:
+        """Run one of the package's programs as the server's user."""
+        done = subprocess.run(
+            command, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, **self._as_user()
+        )
+        if done.returncode:
+            raise ServerNotReady(f"{command[0]}: {done.stdout}\n{done.stderr}")
+
+    def __enter__(self) -> Self:
+        try:
+            if os.geteuid() == 0:
+                shutil.chown(self.folder, self.user, pwd.getpwnam(self.user).pw_gid)
+            self.prepare()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def _as_user(self) -> dict[str, object]:
+        if os.geteuid() != 0:
+            return {}
+        return {"user": self.user, "group": pwd.getpwnam(self.user).pw_gid, "extra_groups": []}
+
+
+class Postgres(Server):
+    package, user = "postgresql", "postgres"
+
+    def prepare(self) -> None:
+        self.url = f"postgresql+psycopg://sharding@127.0.0.1:{self.port}/postgres"
+        initdb = _program("initdb", self.package, "/usr/lib/postgresql/*/bin")
+        self._bin = Path(initdb).parent
+        data = str(self.folder / "data")
+        self.run(initdb, "-D", data, "-U", "sharding", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+
+    def command(self) -> list[str]:
+        settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
+        return [str(self._bin / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *options]
+
+    def answers(self) -> bool:
+        ready = [str(self._bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "sharding"]
+        return subprocess.run(ready, stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+
+class MariaDB(Server):
+    package, user = "mariadb-server", "mysql"
+    # A zone whose clocks are put back in autumn, when local times come twice.
+    env = {"TZ": "CET-1CEST,M3.5.0,M10.5.0/3"}  # noqa: RUF012
+
+    def prepare(self) -> None:
+        self.url = f"mysql+pymysql://sharding@127.0.0.1:{self.port}/claims"
+        self._program = _program("mariadbd", self.package)
+        (self.folder / "init.sql").write_text(
+            "CREATE DATABASE claims;\nCREATE USER sharding@'127.0.0.1';\nGRANT ALL ON *.* TO sharding@'127.0.0.1';\n"
+        )
+        self.run(
+            _program("mariadb-install-db", self.package), "--no-defaults", f"--datadir={self.folder}/data",
+            "--skip-test-db", "--auth-root-authentication-method=normal",
+        )  # fmt: skip
+
+    def command(self) -> list[str]:
+        return [
+            self._program, "--no-defaults", f"--datadir={self.folder}/data", f"--socket={self.folder}/socket",
+            f"--pid-file={self.folder}/pid", f"--init-file={self.folder}/init.sql", "--bind-address=127.0.0.1",
+            f"--port={self.port}", "--skip-name-resolve", "--innodb-flush-log-at-trx-commit=0",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        # The server greets whoever connects: length, number, protocol 10, version.
+        return exchange_bytes(self.port, b"")[4:5] == b"\x0a"
+
+
+class Memcached(Server):
+    package, user = "memcached", "memcache"
+
+    def prepare(self) -> None:
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"cache+memcached://{self.address}/"
+        self._program = _program("memcached", self.package)
+
+    def command(self) -> list[str]:
+        return [self._program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0"]
+
+    def answers(self) -> bool:
+        return exchange_bytes(self.port, b"version\r\n").startswith(b"VERSION")
+
+
+class ClusterRedis(Server):
+    """A Redis with cluster mode on, one node that has all slots: it refuses what touches keys of different slots."""
+
+    package, user = "redis-server", "redis"
+
+    def prepare(self) -> None:
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._program = _program("redis-server", self.package)
+
+    def command(self) -> list[str]:
+        return [
+            self._program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", "",
+            "--cluster-enabled", "yes", "--cluster-port", str(find_free_port()),
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        super().start()
+        exchange_bytes(self.port, b"CLUSTER ADDSLOTSRANGE 0 16383\r\n")
+        if not wait_until(lambda: b"cluster_state:ok" in self._info(), timeout_seconds=_START_SECONDS):
+            raise ServerNotReady(f"the cluster on port {self.port} is not complete: {self._info()!r}")
+
+    def answers(self) -> bool:
+        return exchange_bytes(self.port, b"PING\r\n").startswith(b"+PONG")
+
+    def _info(self) -> bytes:
+        return exchange_bytes(self.port, b"CLUSTER INFO\r\n")
+
+
+def _program(name: str, package: str, *folders: str) -> str:
+    """Return the path of a program, after installing its package if it is missing."""
+    found = _find(name, folders)
+    if found is None:
+        subprocess.run([_INSTALL, package], check=True)
+        found = _find(name, folders)
+    if found is None:
+        raise ServerNotReady(f"{package} has no program {name}")
+    return found
+
+
+def _find(name: str, folders: Sequence[str]) -> str | None:
+    for folder in folders:
+        for place in sorted(Path("/").glob(folder.lstrip("/")), reverse=True):
+            if (place / name).exists():
+                return str(place / name)
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
