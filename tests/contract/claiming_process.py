@@ -66,8 +66,9 @@ def app_for(url: str) -> Celery:
     app = Celery("claiming", backend=backend, set_as_current=False)
     if backend == "django-cache":
         app.conf.cache_backend = alias
-    if backend == "django-db":
-        os.environ["DJANGO_CLAIMS_DATABASE"] = alias
+    os.environ["DJANGO_CLAIMS_DATABASE"] = alias if backend == "django-db" else "default"
+    if backend.startswith("sentinel:"):
+        app.conf.result_backend_transport_options = {"master_name": "claims"}
     if alias:
         import django
 

@@ -18,13 +18,16 @@ from store_places import (
     place_in_memory,
     place_in_redis,
 )
-from store_servers import ClusterRedis, MariaDB, Memcached, Postgres
+from store_servers import ClusterRedis, MariaDB, Memcached, Postgres, Sentinel
 
+# Store → the tests that share a process with it.
 GROUPS = {
-    "redis": "redis", "redis_cluster": "redis", "sqlite": "files", "files": "files", "postgresql": "postgresql",
-    "mariadb": "mariadb", "memcached": "redis", "memory": "redis", "django_sqlite": "django",
-    "django_postgresql": "django", "django_redis": "django", "django_memcached": "django",
-}  # fmt: skip
+    **dict.fromkeys(["redis", "redis_cluster", "sentinel", "memcached", "memory"], "redis"),
+    **dict.fromkeys(["sqlite", "files"], "files"),
+    "postgresql": "postgresql",
+    "mariadb": "mariadb",
+    **dict.fromkeys(["django_sqlite", "django_postgresql", "django_redis", "django_memcached"], "django"),
+}
 STORES = [pytest.param(name, marks=pytest.mark.xdist_group(group)) for name, group in GROUPS.items()]
 SHARED = [store for store in STORES if store.values != ("memory",)]
 
@@ -66,6 +69,12 @@ def redis_cluster() -> Iterator[ClusterRedis]:
 
 
 @pytest.fixture(scope="session")
+def sentinel() -> Iterator[Sentinel]:
+    with Sentinel() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def django_project(
     tmp_path_factory: pytest.TempPathFactory, postgresql: Postgres, mariadb: MariaDB, memcached: Memcached
 ) -> Path:
@@ -92,6 +101,11 @@ def in_redis(redis_url: str) -> Iterator[Place]:
 @pytest.fixture
 def in_redis_cluster(redis_cluster: ClusterRedis) -> Iterator[Place]:
     yield from place_in_redis(redis_cluster.url)
+
+
+@pytest.fixture
+def in_sentinel(sentinel: Sentinel) -> Iterator[Place]:
+    yield from place_in_redis(sentinel.primary.url, backend=sentinel.backend)
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -147,32 +149,45 @@ class MariaDB(Server):
 class Memcached(Server):
     package, user = "memcached", "memcache"
 
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self._options = options
+
     def prepare(self) -> None:
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"cache+memcached://{self.address}/"
         self._program = _program("memcached", self.package)
 
     def command(self) -> list[str]:
-        return [self._program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0"]
+        return [self._program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *self._options]
 
     def answers(self) -> bool:
         return exchange_bytes(self.port, b"version\r\n").startswith(b"VERSION")
 
 
-class ClusterRedis(Server):
-    """A Redis with cluster mode on, one node that has all slots: it refuses what touches keys of different slots."""
+class Redis(Server):
+    """A Redis with further options; with `--replicaof`, a replica."""
 
     package, user = "redis-server", "redis"
 
-    def prepare(self) -> None:
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self._options = options
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._program = _program("redis-server", self.package)
 
     def command(self) -> list[str]:
-        return [
-            self._program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", "",
-            "--cluster-enabled", "yes", "--cluster-port", str(find_free_port()),
-        ]  # fmt: skip
+        listen = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
+        return [_program("redis-server", self.package), *listen, *self._options]
+
+    def answers(self) -> bool:
+        return exchange_bytes(self.port, b"PING\r\n").startswith(b"+PONG")
+
+
+class ClusterRedis(Redis):
+    """A Redis with cluster mode on, one node that has all slots: it refuses what touches keys of different slots."""
+
+    def __init__(self) -> None:
+        super().__init__("--cluster-enabled", "yes", "--cluster-port", str(find_free_port()))
 
     def start(self) -> None:
         super().start()
@@ -180,11 +195,44 @@ class ClusterRedis(Server):
         if not wait_until(lambda: b"cluster_state:ok" in self._info(), timeout_seconds=_START_SECONDS):
             raise ServerNotReady(f"the cluster on port {self.port} is not complete: {self._info()!r}")
 
-    def answers(self) -> bool:
-        return exchange_bytes(self.port, b"PING\r\n").startswith(b"+PONG")
-
     def _info(self) -> bytes:
         return exchange_bytes(self.port, b"CLUSTER INFO\r\n")
+
+
+class Sentinel(Redis):
+    """A sentinel that watches a primary and a replica of its own, under the name "claims"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes = ExitStack()
+
+    def prepare(self) -> None:
+        self.primary = self.nodes.enter_context(Redis())
+        self.replica = self.nodes.enter_context(Redis("--replicaof", "127.0.0.1", str(self.primary.port)))
+        self.backend = f"sentinel://127.0.0.1:{self.port}/0"
+        lines = [
+            f"bind 127.0.0.1\nport {self.port}\ndir {self.folder}",
+            f"sentinel monitor claims 127.0.0.1 {self.primary.port} 1",
+            "sentinel down-after-milliseconds claims 500\nsentinel failover-timeout claims 5000\n",
+        ]
+        (self.folder / "sentinel.conf").write_text("\n".join(lines))
+        if os.geteuid() == 0:
+            shutil.chown(self.folder / "sentinel.conf", self.user)
+
+    def command(self) -> list[str]:
+        return [_program("redis-server", self.package), str(self.folder / "sentinel.conf"), "--sentinel"]
+
+    def answers(self) -> bool:
+        """Say whether it answers, and knows a replica that has all of the primary's data."""
+        state = b"flags\r\n$5\r\nslave\r\n"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=2) as link:
+            link.sendall(b"SENTINEL REPLICAS claims\r\n")
+            return state in link.recv(4_096)
+        return False
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self.nodes.close()
 
 
 def _program(name: str, package: str, *folders: str) -> str:
