@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.config import ShardGroup
@@ -104,7 +105,9 @@ class EmbeddedBacking:
         consumer.pool.putlocks = False
         return ShardConnection(consumer.connection, self._store.channel_class)
 
-    def open_log(self, *, post: Callable[[Callable[[], None]], None], inline: bool) -> EmbeddedLog:
+    def open_log(
+        self, *, post: Callable[[Callable[[], None]], None], inline: AbstractContextManager[None] | None
+    ) -> EmbeddedLog:
         return EmbeddedLog(self._outlet, self._store, post)
 
 

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,15 @@ class LogWriter:
     """Publishes to queues by name, confirmed, from a thread of its own."""
 
     def __init__(
-        self, connect: Callable[[], Connection], *, post: Callable[[Callable[[], None]], None], inline: bool
+        self,
+        connect: Callable[[], Connection],
+        *,
+        post: Callable[[Callable[[], None]], None],
+        inline: AbstractContextManager[None] | None,
     ) -> None:
         self._connect = connect
         self._post = post
-        self._inline = inline
+        self._within = inline
         self._waiting: deque[_Write] = deque()
         self._wake = threading.Condition()
         self._busy = False
@@ -116,8 +121,8 @@ class LogWriter:
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is confirmed; False if it took too long."""
         deadline = time.monotonic() + timeout_seconds
-        if self._inline:
-            with self._wake:
+        if self._within is not None:
+            with self._within, self._wake:
                 while self._waiting and time.monotonic() < deadline:
                     self._write_batch()
             return not self._waiting
@@ -142,7 +147,7 @@ class LogWriter:
     def _add(self, items: list[_Write]) -> None:
         with self._wake:
             self._waiting.extend(items)
-            if not self._inline:
+            if self._within is None:
                 self._wake.notify()
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="shards-log-writer", daemon=True)

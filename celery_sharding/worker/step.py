@@ -37,7 +37,7 @@ from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
-from celery_sharding.worker.pulse import call_with_pulse
+from celery_sharding.worker.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
 from celery_sharding.worker.remote import install_commands
 from celery_sharding.worker.request import DELIVERY, install
@@ -77,7 +77,8 @@ class ShardsStep(bootsteps.StartStopStep):
         self._notices = Notices(self._note)  # before the pool forks
         self._mailbox = Mailbox() if c.hub else None
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
-        self._log = self._backing.open_log(post=self._post, inline=pool == SOLO)
+        pulse = Pulse(self._connections) if pool == SOLO else None
+        self._log = self._backing.open_log(post=self._post, inline=pulse)
         self._runs = Runs(
             submit=c.on_task_request,
             call_after=self._call_after,
@@ -108,12 +109,11 @@ class ShardsStep(bootsteps.StartStopStep):
         self._leave_node = take_turns(c)
         # A channel that the broker closes (consumer time-out) would end the worker; this lets it connect anew instead.
         c.app.conf.broker_channel_error_retry = True
-        if pool == SOLO:
-            # Its main thread runs the tasks, so it could not send heartbeats, and the broker would cut long tasks off.
-            c.amqheartbeat = 0
-        elif c.hub or getattr(c.pool, "is_green", False):
+        if c.hub or getattr(c.pool, "is_green", False):
             heartbeat_seconds = sharding.settings.heartbeat_seconds
             c.amqheartbeat = min(c.amqheartbeat or heartbeat_seconds, heartbeat_seconds)
+        if pulse is not None:
+            keep_pulse(c.pool, pulse)
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
@@ -354,6 +354,10 @@ class ShardsStep(bootsteps.StartStopStep):
         if not heartbeat_seconds or not connection.last_heartbeat_received:
             return True
         return bool(time.monotonic() - connection.last_heartbeat_received < 1.5 * heartbeat_seconds)
+
+    def _connections(self) -> tuple[Any, ...]:
+        """Return the connections that this worker's main thread sends heartbeats on."""
+        return self._consumer.connection, getattr(self._consumer.event_dispatcher, "connection", None)
 
     def _slots(self) -> int:
         """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already.

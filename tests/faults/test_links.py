@@ -57,6 +57,25 @@ def test_a_worker_behind_a_half_open_link_is_replaced_and_comes_back(shop: Shop,
     expect_work_of(shop, cut_off.name, start=100)
 
 
+def test_a_solo_worker_behind_a_half_open_link_is_replaced_in_the_middle_of_a_task(
+    shop: Shop, proxy: FaultProxy
+) -> None:
+    # Given a solo worker behind a proxy in a long task, and a standby
+    shop.worker("-P", "solo", SHOP_BROKER=proxy.url, SHOP_HEARTBEAT="2")
+    shop.send("step", "long", 1, seconds=60)
+    assert shop.trace.wait_for(1, kind="start")
+    for number in range(2, 42):
+        shop.send("step", f"k{number % 8}", number)
+    shop.worker("-c", "2", SHOP_HEARTBEAT="2")
+    # When its link swallows everything, both ways, and nobody is told
+    proxy.blackhole()
+    # Then the standby runs the others, in order, before the task at the zombie has ended
+    assert shop.trace.wait_for(40, timeout_seconds=45), shop.verdict()
+    assert not any(mark.kind == "end" and mark.key == "long" for mark in shop.trace.read())
+    shop.published.remove(("long", 1))
+    assert shop.verdict().out_of_order == 0, shop.verdict()
+
+
 def test_no_effect_happens_twice_when_a_zombie_overlaps_its_replacement(
     group_name: str, broker_url: str, redis_url: str, tmp_path, proxy: FaultProxy
 ) -> None:
