@@ -20,7 +20,7 @@ from typing import Any
 
 from pymemcache.client.base import PooledClient
 from pymemcache.client.rendezvous import RendezvousHash
-from pymemcache.exceptions import MemcacheError, MemcacheServerError
+from pymemcache.exceptions import MemcacheError, MemcacheServerError, MemcacheUnexpectedCloseError
 
 from celery_sharding.dedup.claims import Record
 from celery_sharding.dedup.stores.records import from_bytes, to_bytes
@@ -110,13 +110,12 @@ class _Server:
         self._read_at = -math.inf
 
     def call(self, work: Callable[[], T]) -> T:
-        """Do `work`, once more on new connections if the ones we had were closed."""
-        try:
-            return work()
-        except MemcacheServerError:
-            raise
-        except (MemcacheError, OSError):
-            self.client.close()
+        """Do `work`, again if it met a connection that was idle when the server closed it."""
+        for _ in self.client.client_pool.free:
+            try:
+                return work()
+            except (MemcacheUnexpectedCloseError, ConnectionError):
+                pass  # and this connection has left the pool
         return work()
 
     def read_clock(self) -> float:
