@@ -55,7 +55,7 @@ def decode(app: Any, data: bytes, *, key: str) -> Any:
     except (ValueError, DecodeError, ContentDisallowed, SerializationError) as exc:
         raise DamagedRecord(
             f"the stored result of {key!r} cannot be read ({exc}); it was kept. Upgrade celery-sharding if a newer "
-            "version wrote it, check result_accept_content, else delete the record",
+            "version wrote it, check result_accept_content, else let `celery shards dedup forget` it",
             key=key,
         ) from exc
     if kind == _FAILURE:

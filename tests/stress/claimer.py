@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from celery import Celery
@@ -19,15 +20,30 @@ from celery_sharding.dedup.claims import Claimed, Done, Running, Store
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
 from celery_sharding.dedup.stores import store_for
 
-LEASE_SECONDS, TTL_SECONDS = 1.0, 2.0
 FATES = {"commit": 60, "release": 10, "renew": 10, "park": 5, "pause": 8, "die": 2, "commit and die": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How long claims and results live, and by how much the clocks of store and machine may differ meanwhile."""
+
+    lease_seconds: float = 1.0
+    ttl_seconds: float = 2.0
+    slack_seconds: float = 0.05
+
+
+def terms_for(url: str) -> Terms:
+    """Return the terms on which the result backend `url` is tried."""
+    # Memcached tells whole seconds, so two processes may differ by one of them.
+    return Terms(3.0, 5.0, 1.05) if "memcache" in url else Terms()
 
 
 class Claimer:
     """Claims until `until` (monotonic); see `run`."""
 
-    def __init__(self, store: Store, log: int, chance: random.Random) -> None:
+    def __init__(self, store: Store, terms: Terms, log: int, chance: random.Random) -> None:
         self._store = store
+        self._terms = terms
         self._log = log
         self._chance = chance
 
@@ -43,7 +59,13 @@ class Claimer:
 
     def _claim(self, key: str, owner: Owner, *, evict: str | None) -> Claimed | Running | Done:
         begun = time.monotonic()
-        outcome = self._store.claim(key, owner=owner, lease_seconds=LEASE_SECONDS, ttl_seconds=TTL_SECONDS, evict=evict)
+        outcome = self._store.claim(
+            key,
+            owner=owner,
+            lease_seconds=self._terms.lease_seconds,
+            ttl_seconds=self._terms.ttl_seconds,
+            evict=evict,
+        )
         if isinstance(outcome, Claimed):
             self._note("claim", key, owner.run_id, begun, fencing=outcome.fencing, task=owner.task_id)
         elif isinstance(outcome, Done):
@@ -55,17 +77,17 @@ class Claimer:
         if fate == "die":
             self._die(key, token)
         if fate == "pause":
-            time.sleep(LEASE_SECONDS * self._chance.uniform(0.9, 2.0))
+            time.sleep(self._terms.lease_seconds * self._chance.uniform(0.9, 2.0))
         if fate == "renew":
             for _ in range(3):
-                time.sleep(LEASE_SECONDS / 4)
-                self._act("renew", key, token, lease_seconds=LEASE_SECONDS)
+                time.sleep(self._terms.lease_seconds / 4)
+                self._act("renew", key, token, lease_seconds=self._terms.lease_seconds)
         if fate == "park":
-            self._act("park", key, token, lease_seconds=LEASE_SECONDS)
+            self._act("park", key, token, lease_seconds=self._terms.lease_seconds)
         elif fate == "release":
             self._act("release", key, token)
         else:
-            self._act("commit", key, token, result=token.encode(), ttl_seconds=TTL_SECONDS)
+            self._act("commit", key, token, result=token.encode(), ttl_seconds=self._terms.ttl_seconds)
         if fate == "commit and die":
             self._die(key, token)
 
@@ -92,7 +114,7 @@ def claim_in_child(url: str, folder: Path, keys: list[str], until: float, number
     try:
         log = os.open(folder / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         store = store_for(Celery("stress", backend=url, set_as_current=False))
-        Claimer(store, log, random.Random(number)).run(keys, until)
+        Claimer(store, terms_for(url), log, random.Random(number)).run(keys, until)
         code = 0
     finally:
         os._exit(code)

@@ -9,7 +9,7 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
-from stress.claimer import LEASE_SECONDS, TTL_SECONDS, claim_in_child
+from stress.claimer import claim_in_child, terms_for
 from stress.verdict import count, find_violations, read_logs
 
 
@@ -40,4 +40,4 @@ def stress(
         if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f"a claimer ended with {code}")
     lines = list(read_logs(folder))
-    return count(lines), list(find_violations(lines, lease_seconds=LEASE_SECONDS, ttl_seconds=TTL_SECONDS))
+    return count(lines), list(find_violations(lines, terms_for(url)))

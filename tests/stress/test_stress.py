@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from stress.claimer import Terms
 from stress.verdict import find_violations
 
 
 def judge(*lines: dict[str, object]) -> list[str]:
-    return list(find_violations([{"key": "k", **line} for line in lines], lease_seconds=1.0, ttl_seconds=2.0))
+    return list(find_violations([{"key": "k", **line} for line in lines], Terms()))
 
 
 def line(what: str, token: str, at: float, **facts: object) -> dict[str, object]:
@@ -64,7 +65,4 @@ def test_eight_processes_on_few_keys_have_no_two_holders(store: str, redis_url: 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 violations; claim " in done.stdout
-    if store == "redis":
-        # And it was a stress; the disk under SQLite may be slow.
-        for what in ("commit ", "commit refused", "die", "done"):
-            assert what in done.stdout
+    assert ", commit " in done.stdout

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from stress.claimer import Terms
+
 Line = dict[str, Any]
-SLACK_SECONDS = 0.05
-"""By so much the clocks of store and machine may run apart within one lease."""
 
 
 def read_logs(folder: Path) -> Iterator[Line]:
@@ -30,13 +30,14 @@ def count(lines: Iterable[Line]) -> Counter[str]:
     return Counter(line["what"] if line.get("ok", True) else f"{line['what']} refused" for line in lines)
 
 
-def find_violations(lines: Iterable[Line], *, lease_seconds: float, ttl_seconds: float) -> Iterator[str]:
+def find_violations(lines: Iterable[Line], terms: Terms) -> Iterator[str]:
     """Yield each violation in words."""
     keys: defaultdict[str, list[Line]] = defaultdict(list)
     for line in lines:
         keys[line["key"]].append(line)
+    lease, ttl = terms.lease_seconds - terms.slack_seconds, terms.ttl_seconds - terms.slack_seconds
     for key, of_key in keys.items():
-        for violation in _judge(of_key, lease_seconds - SLACK_SECONDS, ttl_seconds - SLACK_SECONDS):
+        for violation in _judge(of_key, lease, ttl):
             yield f"{key}: {violation}"
 
 
