@@ -33,6 +33,7 @@ from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bou
 from celery_sharding.dedup.notices import Notice, Notices
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.layout import Layout
+from celery_sharding.worker.green import read_more
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
@@ -114,6 +115,8 @@ class ShardsStep(bootsteps.StartStopStep):
             c.amqheartbeat = min(c.amqheartbeat or heartbeat_seconds, heartbeat_seconds)
         if pulse is not None:
             keep_pulse(c.pool, pulse)
+        if getattr(c.pool, "is_green", False) and self._backing.has_logs:
+            read_more(c)
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""

@@ -116,6 +116,26 @@ def test_a_link_that_flaps_costs_only_repeats(shop: Shop, proxy: FaultProxy) -> 
     assert (verdict.lost, verdict.overlapping, verdict.out_of_order) == (0, 0, 0), verdict
 
 
+def test_a_cut_connection_of_greenlets_loses_and_reorders_nothing(shop: Shop, proxy: FaultProxy) -> None:
+    # Given an owner with a gevent pool behind a proxy, at work, and a standby
+    pool = ("-c", "8", "-P", "gevent")
+    cut_off = shop.worker(*pool, SHOP_BROKER=proxy.url)
+    for number in range(200):
+        shop.send("step", f"k{number % 16}", number, seconds=0.05)
+    assert shop.trace.wait_for(20)
+    shop.worker(*pool)
+    # When its connections are cut
+    proxy.cut(reset=True)
+    # Then all runs, in order; what ran goes on, and may overlap its repeat at the other worker
+    assert shop.trace.wait_for(200), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order) == (0, 0), verdict
+    assert verdict.overlapping <= 8, verdict
+    assert verdict.repeated <= 2 * 8, verdict
+    # And it takes part again
+    expect_work_of(shop, cut_off.name, start=1000)
+
+
 def test_a_broker_that_cannot_be_reached_for_a_while_is_found_again(shop: Shop, proxy: FaultProxy) -> None:
     # Given a worker that has run something
     worker = shop.worker("-c", "2", SHOP_BROKER=proxy.url)
