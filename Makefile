@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cluster check lint bench soak clean
+.PHONY: help demo test test-slow test-cluster check lint bench soak stress clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -32,12 +32,15 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to stock Celery
-	scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
+	PYTHONPATH=tests/contract scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS=3, BROKER=URL, FAULTS=kill,cut,…
+soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS=3, BROKER=URL or cluster, FAULTS=kill,cut,…
 	$(if $(BROKER),SHARDING_TEST_BROKER_URL=$(BROKER)) PYTHONPATH=tests scripts/with_servers $(BIN)/python -m soak \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(WORKERS),--workers $(WORKERS)) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
+
+stress: $(VENV)/.dev ## 8 processes on 50 keys of each claim store for SECONDS=60, some killed and paused; STORES="URL …"
+	PYTHONPATH=tests:tests/contract scripts/with_servers $(BIN)/python -m stress $(if $(SECONDS),--seconds $(SECONDS)) $(STORES) $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import dedup, gaps, import_time, memory, one_key, publish, skew, throughput
+from benchmarks import claims, dedup, gaps, import_time, memory, one_key, peers, publish, skew, spread, throughput
 from benchmarks.results import Row, Setup, table
 from celery_sharding.testing import ServerNotReady
 
@@ -21,7 +21,10 @@ BENCHMARKS = {
     "skew": skew.run,
     "one-key": one_key.run,
     "dedup": dedup.run,
+    "claims": claims.run,
+    "peers": peers.run,
     "gaps": gaps.run,
+    "spread": spread.run,
     "memory": memory.run,
     "import": import_time.run,
 }
@@ -45,7 +48,8 @@ def main(names: tuple[str, ...], quick: bool, rounds: int | None, broker: str, r
             except ServerNotReady as error:
                 raise click.ClickException(str(error)) from error
     cores = os.cpu_count()
-    click.echo(f"{cores} cores, {setup.rounds} rounds, medians; ratio = sharded / stock\n\n{table(rows)}")
+    if rows:
+        click.echo(f"{cores} cores, {setup.rounds} rounds, medians; ratio = sharded / stock\n\n{table(rows)}")
 
 
 def say(text: str) -> None:

@@ -104,7 +104,9 @@ class Field:
         return (len(times) - 1) / (max(times) - min(times))
 
     @contextmanager
-    def worker(self, side: str, *, concurrency: int) -> Iterator[tuple[WorkerNode, Path]]:
+    def worker(
+        self, side: str, *, concurrency: int, level: str = "warning", gossip: bool = False
+    ) -> Iterator[tuple[WorkerNode, Path]]:
         """Start a worker and yield it with its file of ends; kill it if it still runs."""
         self._workers += 1
         ends = self.folder / f"{self.name}-{self._workers}.ends"
@@ -122,7 +124,7 @@ class Field:
         node = WorkerNode(
             "benchmarks.shop",
             f"{self.name}-{self._workers}@bench",
-            ["-l", "warning", "-c", str(concurrency), "--without-mingle", "--without-gossip"],
+            ["-l", level, "-c", str(concurrency), "--without-mingle", *([] if gossip else ["--without-gossip"])],
             env=env,
             folder=self.folder,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_sharding.admin.removal import remove_drained
@@ -42,8 +43,10 @@ class Backing(Protocol):
     def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
         """Return what the shards of a group open their channels on, in the worker of `consumer`."""
 
-    def open_log(self, *, post: Callable[[Callable[[], None]], None], inline: bool) -> Log:
-        """Return what a worker writes to."""
+    def open_log(
+        self, *, post: Callable[[Callable[[], None]], None], inline: AbstractContextManager[None] | None
+    ) -> Log:
+        """Return what a worker writes to: beside it, or, if `inline` is given, while the caller waits, within that."""
 
 
 class RabbitBacking:
@@ -71,7 +74,9 @@ class RabbitBacking:
     def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
         return consumer.connection
 
-    def open_log(self, *, post: Callable[[Callable[[], None]], None], inline: bool) -> LogWriter:
+    def open_log(
+        self, *, post: Callable[[Callable[[], None]], None], inline: AbstractContextManager[None] | None
+    ) -> LogWriter:
         # Publishers go without what only workers need: it takes a third of the time of the import.
         from celery_sharding.worker.log_writer import LogWriter
 

@@ -20,9 +20,11 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, read_snapshot, to_json
 from celery_sharding.backing import Backing, process_name
+from celery_sharding.cli_dedup import dedup
+from celery_sharding.cli_exits import Unhealthy, WrongUsage, explained
 from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import close_connection, open_connection
-from celery_sharding.errors import BrokerUnavailable, ConfigurationError, ShardingError, UnsupportedBroker
+from celery_sharding.errors import BrokerUnavailable, UnsupportedBroker
 from celery_sharding.extension import Sharding
 from celery_sharding.layout import Layout
 from celery_sharding.manifest import load
@@ -36,24 +38,6 @@ _NOT_DECLARED = "not declared; run `celery shards declare` or start a worker"
 _HEADINGS = ("SHARD", "STATE", "READY", "HELD", "RUNNING", "LAG S", "OWNER", "STANDBYS", "SINCE", "QUEUE")
 
 
-class Unhealthy(click.ClickException):
-    """Something is wrong with a group."""
-
-    exit_code = 1
-
-
-class WrongUsage(click.ClickException):
-    """The command line, or the app's configuration, is wrong."""
-
-    exit_code = 2
-
-
-class Unreachable(click.ClickException):
-    """The broker is out of reach."""
-
-    exit_code = 69
-
-
 @click.group()
 def shards() -> None:
     """Look at shard groups, and declare them.
@@ -64,11 +48,14 @@ def shards() -> None:
       celery -A shop shards status orders --json
       celery -A shop shards declare
 
-    Exits with 0 if all is well, 1 if something is wrong with a group, 2 for wrong usage or configuration, and 69 if
-    the broker is out of reach.
+    Exits with 0 if all is well, 1 if something is wrong with a group or a claim, 2 for wrong usage or configuration,
+    and 69 if the broker, or the store of claims, is out of reach.
     """
     # py-amqp warns of deliveries that cross the closing of a channel; nothing is the matter with them.
     logging.getLogger("amqp").setLevel(logging.ERROR)
+
+
+shards.add_command(dedup)
 
 
 @shards.command("list")
@@ -80,7 +67,7 @@ def list_groups(ctx: click.Context) -> None:
     Example:
       celery -A shop shards list
     """
-    with _explained():
+    with explained():
         sharding = _sharding(ctx)
         groups = _chosen(sharding, None)
         tasks = _find_tasks(sharding)
@@ -108,7 +95,7 @@ def status(ctx: click.Context, group: str | None, as_json: bool) -> None:
       celery -A shop shards status orders
       celery -A shop shards status --json | jq '.groups[].shards[] | select(.state == "unowned")'
     """
-    with _explained():
+    with explained():
         sharding = _sharding(ctx)
         chosen = _chosen(sharding, group)
         with _connected(sharding, needed_by="status") as connection:
@@ -137,7 +124,7 @@ def declare(ctx: click.Context, group: str | None) -> None:
       celery -A shop shards declare
       celery -A shop shards declare orders
     """
-    with _explained():
+    with explained():
         sharding = _sharding(ctx)
         chosen = _chosen(sharding, group)
         backing = _open_backing(sharding)
@@ -170,19 +157,6 @@ def _chosen(sharding: Sharding, name: str | None) -> list[ShardGroup]:
     if not settings.groups:
         raise WrongUsage("no shard group is configured; give Sharding(app, groups=[…]) one")
     return [settings.groups[each] for each in sorted(settings.groups)]
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn our errors into a line on stderr and the exit code they mean."""
-    try:
-        yield
-    except BrokerUnavailable as exc:
-        raise Unreachable(str(exc)) from exc
-    except (ConfigurationError, UnsupportedBroker) as exc:
-        raise WrongUsage(str(exc)) from exc
-    except ShardingError as exc:
-        raise Unhealthy(str(exc)) from exc
 
 
 def _open_backing(sharding: Sharding) -> Backing:

@@ -36,7 +36,7 @@ class ShardGroup:
         shards: 1 to 999, for the first start of the group. Later the manifest on the broker says how many are live.
         queue_type: "quorum", or "classic" on a single node that may lose order when a cluster's node is lost.
         ordering: "key": the keys of a shard run side by side, each serially. "shard": one task of a shard at a time.
-        prefetch: Messages a shard's owner holds at most; None is max(100, 16 × concurrency).
+        prefetch: Messages a shard's owner holds at most, the same in all workers; None is 200.
         on_failure: "continue": the next message of the key runs after a failure. "dead-letter": the same, and the
             failed message is kept in the dead-letter queue.
         max_attempts: Runs of one message that may end in a lost process before it becomes a dead letter.

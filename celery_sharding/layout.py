@@ -207,7 +207,8 @@ def _fold_switch(layout: Layout, event: Mapping[str, Any]) -> Layout:
         next_limbo=_optional_int(event.get("next_limbo")),
         step=int(event.get("step", 0)),
     )
-    chain = layout.segments
+    # A reshard may turn into a recovery of the same generation, with a limbo before it.
+    chain = tuple(s for s in layout.segments if (s.kind, s.number) != ("ring", switch.generation))
     if switch.limbo is not None:
         chain += (Segment("limbo", switch.limbo, 1, queue_type),)
     chain += (Segment("ring", switch.generation, switch.shards, queue_type),)

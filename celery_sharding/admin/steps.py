@@ -21,8 +21,10 @@ Resharding moves the stream from the live generation to a new one *g* of another
     4  bind  shards.<group> -> g
     5  unbind next -> g
 
-so g follows the live generation. If the live ring is lost before g has taken anything, the ring of g is deleted, too,
-and the switch counts as flipped: g stays empty, and what comes is in the limbo that a recovery puts behind it.
+so g follows the live generation. If the live ring is lost before step 2, messages are in limbo k, and g must take none
+before them: the ring of g is deleted, too, and the switch counts as flipped; g stays empty, and a recovery puts limbo
+k behind it. If that is only seen after step 2, g takes messages already, which came after those in limbo k: the reshard
+goes on as a recovery that has flipped, whose chain is limbo k, then g.
 
 The broker looks at shards.<group>, next and unrouted one after the other, so a message may have been found unroutable
 at the first before step 2 or 6, and come to the last only now. It would overtake those behind it, or be doubled, if
@@ -109,15 +111,7 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
             "start a worker of the version that began it",
             group=group.name,
         )
-    flip = FLIPS[switch.kind]
-    first = 1
-    if switch.step >= flip or _holds_messages(connection, names, switch):
-        first = flip
-    elif switch.kind == RESHARD and not _is_fed(connection, names, layout, switch):
-        # What is published waits in limbo; it must not be overtaken by what the new ring would take.
-        with brief_channel(connection) as channel:
-            channel.exchange_delete(names.ring(switch.generation))
-        first = flip
+    first = _choose_first(connection, names, layout, switch)
     for number, step in enumerate(STEPS[switch.kind], start=1):
         if number < first:
             continue
@@ -127,15 +121,59 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
             time.sleep(GRACE_SECONDS)
         with brief_channel(connection) as channel:
             step(channel, group, layout, switch)
+        if switch.kind == RESHARD and number == _LEAD_STEP and not _is_fed(connection, names, layout, switch):
+            time.sleep(GRACE_SECONDS)
+            if topology.count_ready(connection, names.limbo(layout.limbo)):
+                layout = _put_limbo_first(connection, group, layout, switch, by=by)
+                return carry_on(connection, group, layout, by=by, last_step=last_step)
         if number == last_step:
             return layout
     return write(connection, names, layout, {"event": "switched", "generation": switch.generation}, by=by)
 
 
+def _choose_first(connection: Opener, names: Names, layout: Layout, switch: OpenSwitch) -> int:
+    """Return the step from which to carry on; a ring that must not take anything is deleted."""
+    flip = FLIPS[switch.kind]
+    if switch.step >= flip:
+        return flip
+    if switch.kind == RESHARD and not _is_fed(connection, names, layout, switch):
+        is_led = switch.step >= _LEAD_STEP and not layout.cut_off
+        if is_led and topology.ring_exists(connection, names, switch.generation):
+            return _LEAD_STEP
+        # What is published waits in limbo; it must not be overtaken by what the new ring would take.
+        with brief_channel(connection) as channel:
+            channel.exchange_delete(names.ring(switch.generation))
+        return flip
+    return flip if _holds_messages(connection, names, switch) else 1
+
+
 def _is_fed(connection: Opener, names: Names, layout: Layout, switch: OpenSwitch) -> bool:
-    """Tell whether the ring that a reshard leaves is still there."""
+    """Tell whether the ring that a reshard leaves still takes messages; older ones, which may be there, do not."""
     rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
-    return any(topology.ring_exists(connection, names, ring) for ring in rings if ring != switch.generation)
+    left = max((ring for ring in rings if ring != switch.generation), default=0)
+    return not layout.cut_off and topology.ring_exists(connection, names, left)
+
+
+def _put_limbo_first(connection: Opener, group: ShardGroup, layout: Layout, switch: OpenSwitch, *, by: str) -> Layout:
+    """Let a reshard go on as a recovery from its flip on: what is in limbo came before all that the new ring takes.
+
+    The new ring is bound to `next`, so nothing more is unroutable, and `unrouted` may move.
+    """
+    event = {
+        "event": "switch",
+        "kind": RECOVER,
+        "generation": switch.generation,
+        "shards": switch.shards,
+        "limbo": layout.limbo,
+        "next_limbo": layout.limbo + 1,
+        "queue_type": group.queue_type,
+        "step": FLIPS[RECOVER],
+    }
+    recovery = dataclasses.replace(switch, kind=RECOVER, limbo=layout.limbo, next_limbo=layout.limbo + 1)
+    # Before it is recorded: whoever comes next does this again, since only then it counts as flipped.
+    with brief_channel(connection) as channel:
+        _move_unrouted(channel, group, layout, recovery)
+    return write(connection, Names(group.name), layout, event, by=by)
 
 
 def _holds_messages(connection: Opener, names: Names, switch: OpenSwitch) -> bool:
@@ -227,5 +265,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     RESHARD: (_declare_beside, _lead_next, _leave_rings, _attach, _release_next),
 }
 _AFTER_PAUSE = (_move_unrouted, _release_next)
+# Of a reshard: from its intent on, the new ring may take what the one before it does not.
+_LEAD_STEP = 2
 # By kind of switch: the step that moves the stream; from its intent on there is no way back.
 FLIPS = {RECOVER: 5, RESHARD: 3}

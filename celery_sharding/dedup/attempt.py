@@ -1,6 +1,7 @@
 """One run of a deduplicated task: claim, run, then commit or give up.
 
     claimed ──▶ returns            commit, return          (refused: `ClaimLost`, unless its effects are committed)
+            ──▶ refused, or fails, and a run of the same task id has taken over: ignored, the result is that run's
             ──▶ Retry              park for the same task id
             ──▶ Ignore, Reject     release
             ──▶ other error        release; park if Celery will retry it; commit if failures are remembered
@@ -23,13 +24,14 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from celery_sharding.dedup.claims import Claimed, Done, Running, Store
 from celery_sharding.dedup.lease import Lease, renewal
+from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, tell
 from celery_sharding.dedup.options import Options
 from celery_sharding.dedup.owners import is_provably_gone, new_owner
 from celery_sharding.dedup.results import decode, encode_failure, encode_result
 from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
-from celery_sharding.errors import ClaimHeld, ClaimLost, StoreUnavailable
+from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) 
     store, outcome = _claim(task, key, options)
     if isinstance(outcome, Done):
         logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, task.request.id, key)
+        tell(task, DEDUPLICATED)
         return decode(app, outcome.result, key=key)
     lease = Lease(store, key, outcome.token, options.lease_seconds)
     claim = Claim(
@@ -65,6 +68,11 @@ def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) 
     renewal.add(lease)
     try:
         return _run(body, task=task, claim=claim, lease=lease, options=options)
+    except ClaimLost as exc:
+        tell(task, COMMIT_REFUSED)
+        if lease.is_lost:
+            _leave_to_same_task(task, lease, exc)
+        raise
     finally:
         renewal.remove(lease)
 
@@ -83,6 +91,7 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
     except AlreadyDone as exc:
         data = exc.result if exc.result is not None else encode_result(app, None, key=key)
         claim.has_committed_effects = True  # Another run's, but they are this key's: the row is the authority.
+        tell(task, DEDUPLICATED)
         _commit(claim, lease, data, options)
         return decode(app, data, key=key)
     except Retry as exc:
@@ -97,8 +106,8 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
             _give_up(lease, park_seconds=countdown_seconds + options.lease_seconds)
         elif options.remember_failures:
             _commit(claim, lease, encode_failure(app, exc, key=key), options)
-        else:
-            _give_up(lease)
+        elif not _give_up(lease):
+            _leave_to_same_task(task, lease, exc)
         raise
     except BaseException:
         _give_up(lease)
@@ -173,6 +182,7 @@ def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
         pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
     if is_done:
         return
+    lease.is_lost = True
     if claim.has_committed_effects:
         logger.warning("%s was taken over after its effects were committed; they stand", lease.key)
         return
@@ -184,15 +194,31 @@ def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
     )
 
 
-def _give_up(lease: Lease, *, park_seconds: float | None = None) -> None:
+def _give_up(lease: Lease, *, park_seconds: float | None = None) -> bool:
+    """Release or park; False if the claim was another run's already."""
     lease.is_settling = True
     try:
         if park_seconds is None:
-            lease.store.release(lease.key, lease.token)
-        else:
-            lease.store.park(lease.key, lease.token, lease_seconds=park_seconds)
+            return lease.store.release(lease.key, lease.token)
+        return lease.store.park(lease.key, lease.token, lease_seconds=park_seconds)
     except StoreUnavailable as exc:
         logger.warning("%s was not released, its lease will lapse: %s", lease.key, exc)
+        return True
+
+
+def _leave_to_same_task(task: Any, lease: Lease, error: Exception) -> None:
+    """End a run that was taken over as ignored, if by a run of the same task id: that one stores the task's state.
+
+    Raises:
+        Ignore: It was.
+    """
+    try:
+        shown = lease.store.show(lease.key)
+    except DeduplicationError as exc:
+        logger.warning("it is not known who took %s over: %s", lease.key, exc)
+        return
+    if shown is not None and shown.task_id == task.request.id:
+        raise Ignore(f"another run of this task has taken over {lease.key}") from error
 
 
 def _autoretry_seconds(task: Any, error: Exception) -> float | None:

@@ -15,7 +15,8 @@ beside the arrows say who may take it:
                                    released ┘ claim (anybody)
 
 A parked claim too goes to anybody once its lease has lapsed, and its holder may release it. A failure that is to be
-remembered is committed like a result.
+remembered is committed like a result. An operator may `forget` any record, which makes it released; one that is held
+only by force.
 
 The *holder* is who presents the token of the record: renew, park, commit and release compare it and change the record
 in one step, so whoever lost the claim can change nothing any more. Commit and claim may be repeated with the same
@@ -88,11 +89,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A claim as people are shown it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none."""
+    """A claim as people are shown it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none.
+
+    `owner` is who holds it, None if nobody does; `task_id` that of the run that holds it or has done the work.
+    """
 
     key: str
     state: str
     owner: Owner | None
+    task_id: str | None
     fencing: int
     attempts: int
     lease_left_seconds: float | None
@@ -134,6 +139,17 @@ class Store(Protocol):
 
     def show(self, key: str) -> Shown | None:
         """Return the record of `key` for people to read, None if there is none. Changes nothing."""
+
+    def forget(self, key: str, *, force: bool) -> bool:
+        """Let the next claim of `key` run, also if the work is done; the fencing token stays. For operators.
+
+        Args:
+            force: Also while the claim is held, whose commit is refused then, and a record that cannot be read, which
+                is deleted.
+
+        Returns:
+            False: It is held, running or parked, and nothing changed. True also if there was no record.
+        """
 
 
 def decide(record: Record | None, *, owner: Owner, evict: str | None, now: float) -> Running | Done | None:
@@ -186,6 +202,16 @@ def released(record: Record) -> Record:
     return replace(record, state=RELEASED, token=None, owner=None)
 
 
+def forgotten(record: Record) -> Record:
+    """Return the record after an operator has made it forget its holder or its result."""
+    return replace(record, state=RELEASED, token=None, owner=None, result=None)
+
+
+def is_held(record: Record, *, now: float) -> bool:
+    """Say whether a lease stands in the way of others: a run, or the retry that one waits for."""
+    return record.state in (RUNNING, PARKED) and record.lease_until > now and record.expires_at > now
+
+
 def next_fencing(last: int, *, now: float) -> int:
     """Return a fencing token greater than `last`, and than those of records that have expired."""
     return max(last + 1, int(now * 1_000_000))
@@ -198,6 +224,7 @@ def shown(key: str, record: Record, *, now: float) -> Shown:
         key=key,
         state=record.state,
         owner=record.owner if is_held else None,
+        task_id=None if record.owner is None else record.owner.task_id,
         fencing=record.fencing,
         attempts=record.attempts,
         lease_left_seconds=record.lease_until - now if is_held else None,

@@ -19,7 +19,7 @@ from celery.local import Proxy
 
 from celery_sharding.config import KeyRule
 from celery_sharding.dedup.attempt import run_once
-from celery_sharding.dedup.options import Options, bound_arguments, check_key, record_key
+from celery_sharding.dedup.options import Options, check_key, record_key
 from celery_sharding.dedup.running import current
 from celery_sharding.errors import ConfigurationError, DeduplicationError
 
@@ -85,7 +85,9 @@ def _wrap(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
             options,
             task_name=task.name,
             task_id=request.id,
-            arguments=lambda: bound_arguments(signature, args, kwargs),
+            signature=signature,
+            args=args,
+            kwargs=kwargs,
         )
         return run_once(lambda: function(*args, **kwargs), task=task, key=key, options=options)
 

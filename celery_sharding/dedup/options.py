@@ -81,20 +81,47 @@ def bound_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs:
     return dict(bound.arguments)
 
 
-def record_key(options: Options, *, task_name: str, task_id: str, arguments: Callable[[], Mapping[str, Any]]) -> str:
+def argument(name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the argument `name` of a call.
+
+    The call is bound only where it leaves the argument to its default: that takes as long as the rest of a key.
+
+    Raises:
+        TypeError: The call does not fit the signature.
+    """
+    parameter = signature.parameters[name]
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        position = list(signature.parameters).index(name)
+        if position < len(args):
+            return args[position]
+    if name in kwargs and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return kwargs[name]
+    return bound_arguments(signature, args, kwargs)[name]
+
+
+def record_key(
+    options: Options,
+    *,
+    task_name: str,
+    task_id: str,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> str:
     """Return the name of the claim record of a call: scope, then key.
 
     Raises:
         DeduplicationError: The key cannot be used; the task does not run. `task`.
+        TypeError: The call does not fit the signature.
     """
     scope = (options.scope or task_name).replace("%", "%25").replace(":", "%3A")
     if options.key is None:
         return f"{scope}:{task_id}"
     if isinstance(options.key, str):
-        value = arguments()[options.key]
+        value = argument(options.key, signature, args, kwargs)
     else:
         try:
-            value = options.key(arguments())
+            value = options.key(bound_arguments(signature, args, kwargs))
         except Exception as exc:
             raise DeduplicationError(
                 f"the dedup key of task {task_name} could not be told: its callable raised {exc!r}; it is given a "

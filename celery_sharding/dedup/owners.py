@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -36,8 +36,10 @@ class Owner:
 
     def to_text(self) -> str:
         """Return the owner as JSON."""
-        # Not dataclasses.asdict, which copies deeply: this is on the path of every task.
-        return json.dumps({name: getattr(self, name) for name in self.__slots__}, separators=(",", ":"))
+        return (
+            f"{_process_text(self.host, self.boot_id, self.pid_namespace, self.pid, self.pid_started)},"
+            f'"task_id":{json.dumps(self.task_id)},"run_id":{json.dumps(self.run_id)}}}'
+        )
 
     @classmethod
     def from_text(cls, text: str) -> Owner:
@@ -50,6 +52,13 @@ class Owner:
             return cls(**json.loads(text))
         except TypeError as exc:
             raise ValueError(f"no owner of a claim: {text!r}") from exc
+
+
+@lru_cache(maxsize=4)
+def _process_text(host: str, boot_id: str, pid_namespace: str, pid: int, pid_started: str) -> str:
+    """Return the JSON of a process, which is the same for all its runs, without the closing bracket."""
+    values = {"host": host, "boot_id": boot_id, "pid_namespace": pid_namespace, "pid": pid, "pid_started": pid_started}
+    return json.dumps(values, separators=(",", ":"))[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ def new_owner(task_id: str) -> Owner:
         pid=process.pid,
         pid_started=process.pid_started,
         task_id=task_id,
-        run_id=uuid.uuid4().hex,
+        run_id=os.urandom(16).hex(),
     )
 
 

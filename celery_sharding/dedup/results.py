@@ -7,6 +7,7 @@ A duplicate so gets exactly what reading the result from the backend would give.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 from celery.result import ResultBase
@@ -54,7 +55,7 @@ def decode(app: Any, data: bytes, *, key: str) -> Any:
     except (ValueError, DecodeError, ContentDisallowed, SerializationError) as exc:
         raise DamagedRecord(
             f"the stored result of {key!r} cannot be read ({exc}); it was kept. Upgrade celery-sharding if a newer "
-            "version wrote it, check result_accept_content, else delete the record",
+            "version wrote it, check result_accept_content, else let `celery shards dedup forget` it",
             key=key,
         ) from exc
     if kind == _FAILURE:
@@ -63,8 +64,8 @@ def decode(app: Any, data: bytes, *, key: str) -> Any:
 
 
 def _encode(app: Any, kind: str, value: Any, key: str) -> bytes:
-    content_type, encoding, payload = dumps(value, serializer=app.conf.result_serializer)
-    body = payload.encode() if isinstance(payload, str) else payload
+    serializer = app.conf.result_serializer
+    content_type, encoding, body = _dumped_none(serializer) if value is None else _dumped(value, serializer)
     if len(body) > RESULT_BYTES_MAX:
         raise DeduplicationError(
             f"the {kind} of {key!r} has {len(body):,} bytes; a claim keeps at most {RESULT_BYTES_MAX:,}. Store the "
@@ -72,3 +73,14 @@ def _encode(app: Any, kind: str, value: Any, key: str) -> bytes:
             key=key,
         )
     return f"1 {kind} {content_type} {encoding}\n".encode("ascii") + body
+
+
+def _dumped(value: Any, serializer: str) -> tuple[str, str, bytes]:
+    content_type, encoding, payload = dumps(value, serializer=serializer)
+    return content_type, encoding, payload.encode() if isinstance(payload, str) else payload
+
+
+@cache
+def _dumped_none(serializer: str) -> tuple[str, str, bytes]:
+    """What most tasks return, dumped once."""
+    return _dumped(None, serializer)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from celery_sharding.dedup.django_transaction import commit_with_effects as open_django
 from celery_sharding.dedup.lease import Lease
 from celery_sharding.dedup.transaction import AlreadyDone, Effects, commit_with_effects
 from celery_sharding.errors import DeduplicationError
@@ -55,8 +56,15 @@ class Claim:
         return self.key == key or (self._outer is not None and self._outer.is_held_around(key))
 
     @contextmanager
-    def transaction(self, session: Session, *, result: Any = None, table: Table | None = None) -> Iterator[Effects]:
-        """Commit what the block writes through `session`, and the claim, in one transaction.
+    def transaction(
+        self,
+        session: Session | None = None,
+        *,
+        using: str | None = None,
+        result: Any = None,
+        table: Table | None = None,
+    ) -> Iterator[Effects]:
+        """Commit what the block writes through `session`, or in Django's database `using`, and the claim: all or none.
 
         If another run has committed already, the block is not entered: the task ends there and returns the stored
         result. Code before the block may run more than once, so keep all effects inside. One block per run.
@@ -64,12 +72,13 @@ class Claim:
         Args:
             session: A SQLAlchemy session of the user's database, best fresh. Committed at the end of the block, rolled
                 back on an error.
+            using: The alias of a database of Django's, in place of a session. With neither, it is "default".
             result: Stored with the effects for duplicates, should this run die before it returns. May also be
                 assigned inside: `with claim.transaction(session) as effects: effects.result = …`.
-            table: The claims table, if it is not called `celery_sharding_claims`; see `claims_table`.
+            table: SQLAlchemy's claims table, if it is not called `celery_sharding_claims`; see `claims_table`.
 
         Raises:
-            DeduplicationError: The table is missing, this is the second block, or the session was committed inside.
+            DeduplicationError: The table is missing, this is the second block, or the transaction was ended inside.
             ClaimLost: This run is stale.
         """
         if self._has_begun:
@@ -80,21 +89,33 @@ class Claim:
             )
         self._has_begun = True
         try:
-            with commit_with_effects(
-                session,
-                key=self.key,
-                token=self._lease.token,
-                fencing=self.fencing,
-                ttl_seconds=self.ttl_seconds,
-                table=table,
-                result=result,
-                encode=self._encode,
-            ) as effects:
+            with self._open_transaction(session, using, result, table) as effects:
                 yield effects
         except AlreadyDone as exc:
             self.already_done = exc  # Remembered, should the task swallow it.
             raise
         self.has_committed_effects = True
+
+    def _open_transaction(
+        self, session: Session | None, using: str | None, result: Any, table: Table | None
+    ) -> AbstractContextManager[Effects]:
+        run = {
+            "key": self.key,
+            "token": self._lease.token,
+            "fencing": self.fencing,
+            "ttl_seconds": self.ttl_seconds,
+            "result": result,
+            "encode": self._encode,
+        }
+        if session is None:
+            if table is not None:
+                raise DeduplicationError("claim.transaction() takes table= with a SQLAlchemy session only")
+            return open_django(using or "default", **run)
+        if using is not None or isinstance(session, str):
+            raise DeduplicationError(
+                "claim.transaction() takes a SQLAlchemy session, or using= with the alias of a database of Django's"
+            )
+        return commit_with_effects(session, table=table, **run)
 
 
 def current_claim() -> Claim:

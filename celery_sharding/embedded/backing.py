@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.config import ShardGroup
@@ -19,6 +20,7 @@ from celery_sharding.topology import Names
 
 if TYPE_CHECKING:
     from celery_sharding.extension import Sharding
+    from celery_sharding.worker.runs import Record
 
 _PAUSE_SECONDS = 0.1
 _LOG_PATIENCE_SECONDS = 30.0
@@ -103,7 +105,9 @@ class EmbeddedBacking:
         consumer.pool.putlocks = False
         return ShardConnection(consumer.connection, self._store.channel_class)
 
-    def open_log(self, *, post: Callable[[Callable[[], None]], None], inline: bool) -> EmbeddedLog:
+    def open_log(
+        self, *, post: Callable[[Callable[[], None]], None], inline: AbstractContextManager[None] | None
+    ) -> EmbeddedLog:
         return EmbeddedLog(self._outlet, self._store, post)
 
 
@@ -215,6 +219,10 @@ class EmbeddedLog:
     ) -> None:
         if then is not None:
             self._post(then)
+
+    def append_all(self, records: list[Record]) -> None:
+        for stream, event, then in records:
+            self.append(stream, event, then)
 
     def put(
         self,

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Attempts:
-    """The attempts of one group; complete once everything written before `start` was read.
+    """The attempts of one group; complete once everything written before the last `catch_up` was read.
 
     `stream` is None on an embedded broker, where nothing outlives the worker.
     """
@@ -23,15 +23,15 @@ class Attempts:
         self._stream = stream
         self._log = log
         self._known = AttemptLog()
-        self._loaded = stream is None
+        self.is_complete = stream is None
         self._nonce = uuid.uuid4().hex
         self._waiting: list[Callable[[], None]] = []
 
-    def start(self) -> None:
-        """Mark the end of what is to be read, on a new connection."""
+    def catch_up(self) -> None:
+        """Mark the end of what is to be read: a shard was taken, and its last owner may just have written."""
         if self._stream is not None:
-            self._loaded = False
             self._nonce = uuid.uuid4().hex
+            self.is_complete = False
             self._log.append(self._stream, {"event": NONCE, "nonce": self._nonce})
 
     def on_message(self, body: bytes, offset: int) -> None:
@@ -41,7 +41,7 @@ class Attempts:
             return
         self._known.note(event)
         if event.get("event") == NONCE and event.get("nonce") == self._nonce:
-            self._loaded = True
+            self.is_complete = True
             waiting, self._waiting = self._waiting, []
             for call in waiting:
                 try:
@@ -49,9 +49,9 @@ class Attempts:
                 except Exception:
                     logger.exception("a redelivered message could not be judged; it is delivered again later")
 
-    def when_loaded(self, call: Callable[[], None]) -> None:
-        """Call now, or when everything written before this connection was read."""
-        if self._loaded:
+    def when_complete(self, call: Callable[[], None]) -> None:
+        """Call now, or when everything written before the last `catch_up` was read."""
+        if self.is_complete:
             call()
         else:
             self._waiting.append(call)

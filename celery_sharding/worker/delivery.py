@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.keys import KEY_HEADER
@@ -19,13 +20,29 @@ class Delivery:
     """A message from a shard queue, not yet acknowledged.
 
     Attributes:
-        attempts: Runs of it that were begun, as far as is known; None until it is judged.
+        attempts: Runs of it that were begun or are announced, as far as is known; None: nothing is known yet.
         entry: Its place in a lane; None before it is admitted and for messages that never run.
-        is_recorded: The attempts stream knows of it.
-        is_announced: It says that a run begins which has not begun yet.
+        is_judged: It was redelivered, and may run here, after what is known of earlier attempts.
+        is_recorded: The attempts stream knows of it, or is about to.
+        is_announced: It says that a run begins which has not begun yet; `announcements` moves what follows.
+        is_confirmed: The broker has confirmed what was recorded last.
+        on_confirmed: Called then.
     """
 
-    __slots__ = ("attempts", "entry", "is_announced", "is_recorded", "message", "received_at", "runs", "shard", "tag")
+    __slots__ = (
+        "attempts",
+        "entry",
+        "is_announced",
+        "is_confirmed",
+        "is_judged",
+        "is_recorded",
+        "message",
+        "on_confirmed",
+        "received_at",
+        "runs",
+        "shard",
+        "tag",
+    )
 
     def __init__(self, message: Any, shard: Shard, runs: Runs) -> None:
         self.message = message
@@ -34,8 +51,11 @@ class Delivery:
         self.tag = message.delivery_tag
         self.entry: Entry | None = None
         self.attempts: int | None = None
+        self.is_judged = False
         self.is_recorded = False
         self.is_announced = False
+        self.is_confirmed = False
+        self.on_confirmed: Callable[[], None] | None = None
         self.received_at = time.time()
 
     @property

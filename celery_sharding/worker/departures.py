@@ -1,13 +1,15 @@
-"""Shards that this worker is told to give up while it runs.
+"""Shards that this worker gives up while it runs: an operator told it to, or another worker is to have them.
 
     leaving ──nothing of it runs──▶ recording ──confirmed──▶ closed
        └──take_back──▶ consumed as before
 
     leaving     frozen: no further task of the shard starts, what runs may end. However long it takes: nobody but the
-                operator who asked for it waits, and a task that is cut off would run twice
+                operator who asked for it waits, and a task that is cut off would run twice. One that is to be
+                balanced comes here when nothing of it runs
     recording   what the next owner must know (retries, runs that were announced and did not begin) is on its way to
                 the broker; nothing may start any more
-    closed      the channel is closed, which returns the rest in order to the next in line
+    closed      the channel is closed, which returns the rest in order to the next in line; it is opened anew, as a
+                standby, if it is still wanted
 
 A retry that waits does not hold the shard: its record is with the broker, and the next owner goes on waiting.
 

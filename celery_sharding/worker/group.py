@@ -107,7 +107,7 @@ class GroupConsumer:
             freeze=lambda queue: self.shards[queue].freeze(),
             thaw=lambda queue: self.shards[queue].thaw(),
             is_idle=lambda queue: runs.lanes.is_idle(self.shards[queue]),
-            release=self._release,
+            release=lambda queue: self._departures.begin(self.shards[queue]),
         )
         self._departures = Departures(
             is_running=lambda shard: runs.lanes.running(shard) > 0,
@@ -138,7 +138,6 @@ class GroupConsumer:
                 Tail(connection, self.names.attempts, "first", self._attempts.on_message),
                 Tail(connection, self.names.journal, "next", self._on_journal),
             ]
-            self._attempts.start()
         self._apply_layout()
 
     def freeze(self) -> None:
@@ -219,13 +218,6 @@ class GroupConsumer:
         event = handover_event(queue, owner=self._node, change="offered", to=target)
         self._log.append(self.names.journal, event, optional=True)
 
-    def _release(self, queue: str) -> None:
-        """Give a shard up to the next in line, and stand by for it again."""
-        shard = self.shards.pop(queue, None)
-        if shard is not None:
-            shard.close()
-        self._apply_layout()
-
     def _record(self, then: Callable[[], None]) -> None:
         """Call `then` when everything written to the attempts so far is confirmed: a stream confirms in order."""
         if self._has_logs:
@@ -291,7 +283,9 @@ class GroupConsumer:
         """Leave the line of a shard's standbys and join its end, so that the worker it is offered to is next."""
         shard = self.shards.get(queue)
         if shard is not None and not shard.owned and self._connection is not None and not self._stopping:
-            self._release(queue)
+            del self.shards[queue]
+            shard.close()
+            self._apply_layout()
 
     def _on_cancel(self, shard: Shard) -> None:
         """Forget a shard whose consumer the broker has ended; the next tick consumes it again, if it still exists."""

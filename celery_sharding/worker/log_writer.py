@@ -10,7 +10,8 @@ through `post`, which runs the callback where lanes may be moved.
       └──────────┘ connection lost, nacked or returned: sent again (these writes may come twice), or dropped if optional
 
 A pool that runs tasks in the main thread has no loop that another thread could wake: there `inline` publishes at once,
-in the caller, under a lock.
+in the caller, under a lock. What is optional there does not make the caller wait for each: it goes along with the next
+write that must be confirmed, or with the first a fifth of a second later, such as the vitals.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import amqp
 from amqp.exceptions import AMQPError
@@ -32,6 +34,9 @@ from celery_sharding.connecting import open_connection
 from celery_sharding.errors import LogError
 from celery_sharding.streams import encode
 
+if TYPE_CHECKING:
+    from celery_sharding.worker.runs import Record
+
 logger = logging.getLogger(__name__)
 
 # A broker that is only slow must not be sent the same again and again, so each time-out doubles the next.
@@ -39,6 +44,7 @@ _CONFIRM_FIRST_SECONDS, _CONFIRM_SECONDS = 2.0, 10.0
 _OPTIONAL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 _BATCH = 500
+_OPTIONAL_WAIT_SECONDS = 0.2
 _LOST = (OSError, AMQPError, OperationalError, LogError)
 
 
@@ -52,15 +58,24 @@ class _Write:
     is_event: bool
 
 
+def _event_write(stream: str, event: dict[str, Any], then: Callable[[], None] | None, *, optional: bool) -> _Write:
+    properties = {"delivery_mode": 2, "content_type": "application/json"}
+    return _Write(stream, encode(event), properties, then, optional, is_event=True)
+
+
 class LogWriter:
     """Publishes to queues by name, confirmed, from a thread of its own."""
 
     def __init__(
-        self, connect: Callable[[], Connection], *, post: Callable[[Callable[[], None]], None], inline: bool
+        self,
+        connect: Callable[[], Connection],
+        *,
+        post: Callable[[Callable[[], None]], None],
+        inline: AbstractContextManager[None] | None,
     ) -> None:
         self._connect = connect
         self._post = post
-        self._inline = inline
+        self._within = inline
         self._waiting: deque[_Write] = deque()
         self._wake = threading.Condition()
         self._busy = False
@@ -73,15 +88,18 @@ class LogWriter:
         self._tag = 0
         self._first_node = 0
         self._was_nacked = False
-        self._answered_at = 0.0
+        self._answered_at = self._written_at = 0.0
         self._patience_seconds = _CONFIRM_FIRST_SECONDS
 
     def append(
         self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
     ) -> None:
         """Append an event to a stream, as `put` does; it is sent again sooner, since readers do not mind it twice."""
-        properties = {"delivery_mode": 2, "content_type": "application/json"}
-        self._add(_Write(stream, encode(event), properties, then, optional, is_event=True))
+        self._add([_event_write(stream, event, then, optional=optional)])
+
+    def append_all(self, records: list[Record]) -> None:
+        """Append events that are confirmed together: as (stream, event, called when it is stored)."""
+        self._add([_event_write(stream, event, then, optional=False) for stream, event, then in records])
 
     def put(
         self,
@@ -98,13 +116,13 @@ class LogWriter:
             optional: Dropped instead of repeated when the broker can't be reached.
             properties: Of the AMQP message, as py-amqp names them.
         """
-        self._add(_Write(queue, body, {"delivery_mode": 2, **properties}, then, optional, is_event=False))
+        self._add([_Write(queue, body, {"delivery_mode": 2, **properties}, then, optional, is_event=False)])
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is confirmed; False if it took too long."""
         deadline = time.monotonic() + timeout_seconds
-        if self._inline:
-            with self._wake:
+        if self._within is not None:
+            with self._within, self._wake:
                 while self._waiting and time.monotonic() < deadline:
                     self._write_batch()
             return not self._waiting
@@ -126,17 +144,23 @@ class LogWriter:
             self._thread.join(2.0)
         self._disconnect()
 
-    def _add(self, item: _Write) -> None:
+    def _add(self, items: list[_Write]) -> None:
         with self._wake:
-            self._waiting.append(item)
-            if not self._inline:
+            self._waiting.extend(items)
+            if self._within is None:
                 self._wake.notify()
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="shards-log-writer", daemon=True)
                     self._thread.start()
                 return
-        while not self.flush(_CONFIRM_SECONDS) and not item.optional:
-            logger.warning("a write to %s is not confirmed yet", item.queue)
+            if (
+                all(item.optional for item in items)
+                and time.monotonic() - self._written_at < _OPTIONAL_WAIT_SECONDS
+                and len(self._waiting) < _BATCH
+            ):
+                return
+        while not self.flush(_CONFIRM_SECONDS) and not all(item.optional for item in items):
+            logger.warning("a write to %s is not confirmed yet", items[0].queue)
 
     def _run(self) -> None:
         while True:
@@ -157,6 +181,7 @@ class LogWriter:
                     self._wake.notify_all()
 
     def _write_batch(self) -> None:
+        self._written_at = time.monotonic()
         batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
         self._unconfirmed, self._refused, self._was_nacked = {}, [], False
         sent = 0

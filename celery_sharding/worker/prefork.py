@@ -3,8 +3,10 @@
 guard_flush     Celery flushes the pool when the consumer closes or loses its connection: runs that were sent to a
                 child and not yet reported as accepted are struck off, though the child runs them. Nobody would
                 learn of their end, so they would be left unacknowledged by a warm shutdown and repeated elsewhere.
-collect_killed  The pool cannot be registered with the event loop while one of its processes is noticed as dead and
-                not collected yet: the worker would end with "file descriptor is None".
+collect_killed  Children that we have killed are replaced before the pool is registered with the event loop anew.
+listen_anew     The pool listens for the end of each child once: after an event it has no descriptor for it any more. If
+                the child is not collected yet, or lives, since the event was meant for an earlier owner of the
+                descriptor, the pool could not be registered anew: the worker would end with the same error.
 direct_writer   The pool writes a run to a child when the event loop says that the child's pipe takes data: a round
                 later, behind the messages that came in meanwhile.
 """
@@ -43,6 +45,7 @@ class PreforkPool:
         """Make the pool ready to be registered with the event loop; called at each connect."""
         self._guard_flush()
         self._collect_killed()
+        listen_anew(self._consumer.pool)
 
     def kill(self, pid: int) -> None:
         """Kill a child and the run in it."""
@@ -82,6 +85,7 @@ class PreforkPool:
             # The hub was reset with the connection. Children that died meanwhile must be replaced first: they have no
             # pipes to listen to.
             c.pool.maintain_pool()
+            listen_anew(c.pool)
             try:
                 c.pool.register_with_event_loop(c.hub)
             except (ValueError, OSError) as exc:
@@ -98,6 +102,17 @@ class PreforkPool:
             except c.connection_errors as exc:
                 logger.debug("the connection was lost while the pool was asked: %r", exc)
                 return
+
+
+def listen_anew(pool: Any) -> None:
+    """Let the pool make a descriptor, when it is registered, for each child whose end it does not listen for.
+
+    Args:
+        pool: Celery's.
+    """
+    for child in pool._pool._pool:  # there is no public way to them
+        if getattr(child, "_sentinel_poll", 0) is None:
+            del child._sentinel_poll
 
 
 def direct_writer(pool: Any, hub: Any) -> Callable[[], None]:

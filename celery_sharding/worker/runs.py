@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.journal import (
-    attempt_event,
     dead_event,
     failure_event,
     retry_event,
     settled_event,
-    withdrawn_event,
 )
 from celery_sharding.worker.acks import Acks
+from celery_sharding.worker.announcements import Announcements, begun_before
 from celery_sharding.worker.delivery import Delivery, dead_headers
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
@@ -49,6 +48,8 @@ _POLL_SECONDS = 0.01
 _LIFE_SECONDS = 0.5
 _PAUSE_SECONDS = 1.0
 
+Record = tuple[str, dict[str, Any], Callable[[], None]]
+
 
 class Log(Protocol):
     """Where runs write what must survive the worker."""
@@ -56,6 +57,8 @@ class Log(Protocol):
     def append(
         self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
     ) -> None: ...
+
+    def append_all(self, records: list[Record]) -> None: ...
 
     def put(
         self,
@@ -96,6 +99,7 @@ class Runs:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
         self.turn = Turn(call_soon, self._pump)
         self._acks = None if call_soon is None else Acks(call_after)
+        self.announcements = Announcements(log, self.lanes)
         self._suspects = Suspects()
         self._on_idle: Callable[[Shard], None] | None = None
         self._submit = submit
@@ -128,6 +132,8 @@ class Runs:
         delivery: Delivery = request.delivery
         # The entry must be known to the delivery before the lane can start it.
         delivery.entry = entry = Entry(delivery.lane, delivery.shard, request)
+        if delivery.redelivered:
+            self.announcements.expect(entry)
         self.lanes.admit_entry(entry)
 
     def finish(self, request: Any) -> None:
@@ -175,7 +181,7 @@ class Runs:
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
         logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
         if self._hold(delivery, again):
-            self._record_attempt(delivery, partial(self._due, delivery))
+            self.announcements.record(delivery, delivery.attempts, partial(self._due, delivery))
         return True
 
     def abandon(self, request: Any) -> None:
@@ -255,6 +261,7 @@ class Runs:
 
     def forget(self, shard: Shard) -> None:
         """Forget what a shard was delivered and does not run: it is the broker's again, and no request of Celery's."""
+        self.announcements.forget(shard)
         for entry in self.lanes.close(shard):
             task_ready(entry.item)
 
@@ -282,6 +289,7 @@ class Runs:
         for entry in self._suspects.take_ready():
             self.lanes.due(entry)
         self.lanes.pump()
+        self.announcements.announce_next()
         if self._acks is not None and not self.lanes.is_full():
             self._acks.tell_all()
 
@@ -290,11 +298,13 @@ class Runs:
             self._acks.tell(entry.lane)
         request = entry.item
         delivery: Delivery = request.delivery
-        if delivery.redelivered and delivery.attempts is None:
-            # It keeps its slot meanwhile: only what is about to begin is recorded.
-            delivery.shard.attempts.when_loaded(lambda: self._judge(delivery, entry))
-        else:
+        if not delivery.redelivered or delivery.is_judged:
             self._begin(entry)
+        elif delivery.shard.knows_attempts():
+            self._judge(delivery, entry)
+        else:
+            # It keeps its slot meanwhile, and until its attempt is recorded: only what is about to begin is.
+            delivery.shard.attempts.when_complete(lambda: self._judge(delivery, entry))
 
     def _begin(self, entry: Entry) -> None:
         """Hand a run to the pool, unless something speaks against it for the moment."""
@@ -305,8 +315,9 @@ class Runs:
         elif bucket is not None and not bucket.can_consume(1):
             self._hold_for(entry, bucket.expected_time(1))
         else:
-            # Before, since a solo pool runs the task in it.
-            was_announced, request.delivery.is_announced = request.delivery.is_announced, False
+            was_announced = request.delivery.is_announced
+            if was_announced:
+                self.announcements.begun(request.delivery)  # before, since a solo pool runs the task in it
             try:
                 self._submit(request)
             except Exception:
@@ -329,13 +340,10 @@ class Runs:
             # A retry that waited when its shard changed hands; it is judged when it is due.
             self._hold_for(entry, left_seconds)
             return
-        # One that nobody recorded may have begun once or only waited in its last owner's lanes; only recorded attempts
-        # can make it a dead letter.
-        most = delivery.shard.group.max_attempts
-        attempts = known.attempts if known else min(1, most - 1)
-        if attempts < most and not self._may_begin(entry, is_last_chance=attempts == most - 1 and attempts >= 2):
+        begun, most = begun_before(known, delivery), delivery.shard.group.max_attempts
+        if begun < most and not self._may_begin(entry, is_last_chance=begun == most - 1 and begun >= 2):
             return
-        delivery.attempts = attempts
+        delivery.is_judged = True
         request = entry.item
         if known is not None and known.retries > request.request_dict.get("retries", 0):
             entry.item = request = request.rebuild(
@@ -343,12 +351,13 @@ class Runs:
                 body=None if known.body is None else decode_call(request, known),
                 time_limits=known.time_limits,
             )
-        if delivery.attempts >= most:
-            reason = f"begun {delivery.attempts} times and never finished"
+        if begun >= most:
+            delivery.attempts = begun
+            reason = f"begun {begun} times and never finished"
             self.bury(request, reason)
             request.store_failure(reason)
         else:
-            self._record_attempt(delivery, partial(self._begin_judged, entry))
+            self.announcements.record(delivery, begun, partial(self._begin_judged, entry))
 
     def _may_begin(self, entry: Entry, *, is_last_chance: bool) -> bool:
         """Say whether a suspect may begin; if not, it waits for others to end, and is judged again then."""
@@ -367,11 +376,6 @@ class Runs:
         else:
             self._begin(entry)
 
-    def _record_attempt(self, delivery: Delivery, then: Callable[[], None]) -> None:
-        delivery.attempts = (delivery.attempts or 0) + 1
-        delivery.is_recorded = delivery.is_announced = True
-        self._log.append(delivery.shard.names.attempts, attempt_event(delivery.task_id or "", delivery.attempts), then)
-
     def _hold(self, delivery: Delivery, again: Any) -> bool:
         entry = delivery.entry
         if entry is None or not self.lanes.hold(entry):
@@ -380,14 +384,6 @@ class Runs:
         task_reserved(again)
         self._note_end(delivery.shard)
         return True
-
-    def withdraw(self, delivery: Delivery) -> None:
-        """Take the announcement of a run back that has not begun: it says nothing against the message."""
-        if delivery.is_announced and delivery.attempts:
-            delivery.is_announced = False
-            delivery.attempts -= 1
-            event = withdrawn_event(delivery.task_id or "", delivery.attempts)
-            self._log.append(delivery.shard.names.attempts, event, optional=True)
 
     def _due(self, delivery: Delivery) -> None:
         if delivery.entry is not None:

@@ -92,6 +92,7 @@ class Shard:
         self._deliveries: dict[Any, Delivery] = {}
         self._done: list[Any] = []
         self._prefetch = 0
+        self._caught_up = False
         self.gate: Gate | None = None
         self.ending = Ending(self, log=log, node=node, call_soon=call_soon)
 
@@ -118,6 +119,13 @@ class Shard:
             on_cancel=lambda tag: self._on_cancel(self),
         )
 
+    def knows_attempts(self) -> bool:
+        """Say whether everything is known that earlier owners have written of attempts; ask only as the owner."""
+        if not self._caught_up:
+            self._caught_up = True
+            self.attempts.catch_up()
+        return self.attempts.is_complete
+
     def probe(self) -> None:
         """Let the owner, who may be this worker, notice that it is."""
         self._log.put(self.queue, b"", optional=True, application_headers={CONTROL_HEADER: "probe", "by": self._node})
@@ -133,7 +141,7 @@ class Shard:
     def withdraw(self) -> None:
         """Before it is given up: take back what was announced and has not begun."""
         for delivery in self._deliveries.values():
-            self._runs.withdraw(delivery)
+            self._runs.announcements.withdraw(delivery)
 
     def close(self) -> None:
         """Give the shard up: what is not settled goes back to the broker, in order."""

@@ -33,6 +33,48 @@ def once_again(self, key, number, event):
 
 
 @app.task(**sharded)
+@deduplicate(key="event", lease_seconds=10, on_running="skip")
+def skipping(key, number, event, seconds=0.005):
+    with trace.run(key, number):
+        time.sleep(seconds)
+    return f"{event} by {number}"
+
+
+@app.task(name="plain.after")
+def after(value):
+    return f"after {value}"
+
+
+@app.task(name="plain.after_all")
+def after_all(values):
+    return f"after {' and '.join(values)}"
+
+
+@app.task(name="plain.early", acks_late=False)
+@deduplicate(key="event", lease_seconds=2)
+def early(event, number):
+    with trace.run(event, number):
+        pass
+    return f"{event} by {number}"
+
+
+@app.task(name="plain.ignored", acks_late=False, ignore_result=True)
+@deduplicate(key="event", lease_seconds=2)
+def ignored(event, number):
+    with trace.run(event, number):
+        pass
+    return f"{event} by {number}"
+
+
+@app.task(name="plain.late", acks_late=True)
+@deduplicate(key="event", lease_seconds=2)
+def late(event, number, seconds=0.005):
+    with trace.run(event, number):
+        time.sleep(seconds)
+    return f"{event} by {number}"
+
+
+@app.task(**sharded)
 @deduplicate(key="event", lease_seconds=10)
 def pay(key, number, event, seconds=0.01):
     """Writes one row for each event, in one transaction with its claim; `Shop.make_ledger` has made the tables."""

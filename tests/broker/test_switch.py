@@ -14,7 +14,7 @@ from kombu import Connection
 
 from celery_sharding import topology
 from celery_sharding.admin.endings import CONTROL_HEADER, end_marker
-from celery_sharding.admin.steps import STEPS, begin_recovery, begin_reshard, carry_on
+from celery_sharding.admin.steps import FLIPS, RECOVER, RESHARD, STEPS, begin_recovery, begin_reshard, carry_on
 from celery_sharding.admin.switch import ensure_fixed, ensure_group, find_fault
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
@@ -522,6 +522,11 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
 # --- another number of shards -----------------------------------------------------------------------------------------
 
 
+def reshard(connect, group, names, *, shards):
+    with TopologyLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+        carry_on(mine, group, begin_reshard(mine, group, load(mine, names), shards=shards, by="op"), by="op")
+
+
 @pytest.mark.parametrize("last_step", RESHARD_STEPS)
 @pytest.mark.parametrize(
     ("done", "lost"),
@@ -555,6 +560,64 @@ def test_a_reshard_that_stops_at_any_step_is_carried_on_by_the_next(
     assert_kept(read_chain(connection, names, layout), first)
 
 
+def test_a_reshard_of_a_ring_that_is_gone_leaves_what_waits_in_limbo_its_place(
+    connect, connection, group, names, publisher
+):
+    # Given a group that was resharded before, so that an older ring is still there, and has lost its live ring
+    ensure_group(connect, group, owner="w")
+    first = publisher()
+    first.publish(3)
+    reshard(connect, group, names, shards=7)
+    first.publish(3)
+    delete_exchange(connection, names.ring(2))
+    first.publish(3)
+    # When it is resharded before a worker looks
+    reshard(connect, group, names, shards=5)
+    first.publish(3)
+    layout = ensure_group(connect, group, owner="w")
+    first.publish(3)
+    # Then every message is in the chain once, in order
+    assert layout.shards == 5
+    assert find_fault(connection, names, layout) is None
+    assert_kept(read_chain(connection, names, layout), first)
+
+
+@pytest.mark.parametrize("dies_again", [False, True])
+def test_a_ring_lost_in_the_middle_of_a_reshard_puts_what_went_to_limbo_before_the_new_ring(
+    connect, connection, group, names, publisher, dies_again
+):
+    # Given a reshard whose ring was lost before the new one stood behind it, and which then died
+    ensure_group(connect, group, owner="w1")
+    first = publisher()
+    first.publish(20)
+    with TopologyLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+        layout = begin_reshard(mine, group, load(mine, names), shards=7, by="op")
+        layout = carry_on(mine, group, layout, by="op", last_step=1)
+        delete_exchange(connection, names.ring(1))
+        first.publish(20)
+        layout = write(mine, names, layout, {"event": "step", "generation": 2, "step": 2}, by="op")
+        with brief_channel(mine) as channel:
+            STEPS[RESHARD][1](channel, group, layout, layout.switch)
+    first.publish(20)
+    if dies_again:
+        with TopologyLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+            carry_on(mine, group, load(mine, names), by="w1", last_step=FLIPS[RECOVER])
+        first.publish(20)
+    # When a worker comes
+    layout = ensure_group(connect, group, owner="w2")
+    first.publish(20)
+    # Then what waits in limbo is consumed before what the new ring took
+    assert segment_names(layout) == ["limbo001", "g001", "limbo002", "g002"]
+    assert (layout.shards, layout.limbo) == (7, 3)
+    assert find_fault(connection, names, layout) is None
+    assert_kept(read_chain(connection, names, layout), first)
+    # And limbo is the way out, once more
+    delete_exchange(connection, names.ring(2))
+    first.publish(3)
+    layout = ensure_group(connect, group, owner="w2")
+    assert segment_names(layout)[-2:] == ["limbo003", "g003"]
+
+
 def test_a_group_is_resharded_up_and_down_under_publishers(connect, connection, group, names, publisher):
     # Given three publishers that never stop
     ensure_group(connect, group, owner="w")
@@ -565,8 +628,7 @@ def test_a_group_is_resharded_up_and_down_under_publishers(connect, connection, 
     for shards in (8, 3, 1, 5):
         for each in publishers:
             each.wait_for(20)
-        with TopologyLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
-            carry_on(mine, group, begin_reshard(mine, group, load(mine, names), shards=shards, by="op"), by="op")
+        reshard(connect, group, names, shards=shards)
         layout = ensure_group(connect, group, owner="w")
     for each in publishers:
         each.wait_for(20)

@@ -240,6 +240,23 @@ def test_a_group_that_prefetches_one_message_gets_through_the_end_of_a_segment(s
     assert shop.verdict().is_clean, shop.verdict()
 
 
+def test_owners_with_pools_of_all_sizes_keep_the_order_of_what_each_gives_back(shop: Shop) -> None:
+    # Given a shard with more messages than an owner holds
+    env = {"SHOP_SHARDS": "1"}
+    owner = shop.worker("-c", "16", **env)
+    for number in range(500):
+        shop.send("step", f"k{number % 20}", number, seconds=0.02)
+    # When its owner is replaced by one with a smaller pool, and that one by another, both before they are through
+    for _ in range(2):
+        assert shop.trace.wait_for(shop.trace.count() + 10), shop.verdict()
+        owner.kill()
+        owner = shop.worker("-c", "2", **env)
+    # Then all of it runs in order
+    assert shop.trace.wait_for(500), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
+
+
 def test_a_dead_letter_queue_that_was_deleted_is_declared_again(shop: Shop) -> None:
     # Given a worker, and an operator who deletes the dead-letter queue and the attempts
     shop.worker()
@@ -269,17 +286,23 @@ def test_a_key_goes_on_after_a_run_that_survived_its_termination(shop: Shop) -> 
     assert shop.trace.read()[-1].number == 2
 
 
-def test_a_solo_worker_is_not_cut_off_from_a_long_task(shop: Shop) -> None:
-    # Given a solo worker whose heartbeat would be short
-    shop.worker("-P", "solo", SHOP_HEARTBEAT="2")
-    # When a task takes longer than the broker would wait for a sign of life
-    shop.send("step", "a", 1, seconds=8)
-    shop.send("step", "a", 2)
-    # Then it runs once, and its successor follows
-    assert shop.trace.wait_for(2), shop.verdict()
-    assert [(mark.kind, mark.number) for mark in shop.trace.read()] == [
-        ("start", 1),
-        ("end", 1),
-        ("start", 2),
-        ("end", 2),
-    ]
+def test_a_solo_worker_is_not_cut_off_from_a_long_task(shop: Shop, rabbitmqctl: Callable[..., str]) -> None:
+    # Given a solo worker with a short heartbeat on its connections
+    def connections() -> list[str]:
+        lines = rabbitmqctl("list_connections", "-q", "--no-table-headers", "pid", "timeout").splitlines()
+        return sorted(pid for pid, timeout in (line.split("\t") for line in lines) if timeout == "2")
+
+    worker = shop.worker("-P", "solo", SHOP_HEARTBEAT="2")
+    before = connections()
+    assert before
+    # When tasks take longer than the broker would wait for a sign of life, with more behind them than a socket holds
+    for number in range(1, 3):
+        shop.send("step", "a", number, seconds=9)
+    for number in range(3, 203):
+        key = f"k{number % 8}"
+        shop.app.send_task("shop.step", kwargs={"key": key, "number": number}, headers={"padding": 40_000 * "x"})
+        shop.published.append((key, number))
+    assert shop.trace.wait_for(202), shop.verdict()
+    # Then all run once, over the same connections
+    assert shop.verdict().is_clean, shop.verdict()
+    assert connections() == before, worker.output

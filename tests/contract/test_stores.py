@@ -243,7 +243,52 @@ def test_show_tells_the_state_and_changes_nothing(place: Place, key: str) -> Non
     shown = store.show(key)
     assert shown is not None
     assert (shown.state, shown.owner, shown.attempts, shown.result_bytes) == (DONE, None, 2, 5)
+    assert shown.task_id == "task-1"
     assert TTL - 60 < shown.expires_in_seconds <= TTL
+
+
+def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: Store, key: str) -> None:
+    # Given a finished run
+    first = claimed(store, key)
+    store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
+    # When it is forgotten, then the work may be done again, under a higher fencing token
+    assert store.forget(key, force=False)
+    assert getattr(store.show(key), "state", None) == RELEASED
+    assert claimed(store, key).fencing > first.fencing
+    # And where nothing is known, there is nothing to forget
+    assert store.forget(f"{key}.other", force=False)
+    assert store.show(f"{key}.other") is None
+
+
+@pytest.mark.parametrize("state", [RUNNING, PARKED])
+def test_what_is_held_is_forgotten_by_force_only_and_its_commit_refused(store: Store, key: str, state: str) -> None:
+    # Given a run, or one that waits for its retry
+    first = claimed(store, key)
+    if state == PARKED:
+        store.park(key, first.token, lease_seconds=LEASE)
+    # When it is to be forgotten, then it stays,
+    assert not store.forget(key, force=False)
+    assert getattr(store.show(key), "state", None) == state
+    # and by force it does not
+    assert store.forget(key, force=True)
+    assert not store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
+    assert claimed(store, key).fencing > first.fencing
+
+
+def test_a_lapsed_claim_may_be_forgotten(place: Place, key: str) -> None:
+    first = claimed(place.store, key)
+    place.pass_time(key, LEASE + 1)
+    assert place.store.forget(key, force=False)
+    assert not place.store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
+
+
+def test_a_record_that_cannot_be_read_is_deleted_by_force_only(shared: Place, key: str) -> None:
+    claimed(shared.store, key)
+    shared.set_version(key, 2)
+    with pytest.raises(DamagedRecord):
+        shared.store.forget(key, force=False)
+    assert shared.store.forget(key, force=True)
+    assert shared.store.show(key) is None
 
 
 def test_one_of_eight_threads_gets_the_claim(store: Store, key: str) -> None:

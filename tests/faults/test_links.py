@@ -57,6 +57,25 @@ def test_a_worker_behind_a_half_open_link_is_replaced_and_comes_back(shop: Shop,
     expect_work_of(shop, cut_off.name, start=100)
 
 
+def test_a_solo_worker_behind_a_half_open_link_is_replaced_in_the_middle_of_a_task(
+    shop: Shop, proxy: FaultProxy
+) -> None:
+    # Given a solo worker behind a proxy in a long task, and a standby
+    shop.worker("-P", "solo", SHOP_BROKER=proxy.url, SHOP_HEARTBEAT="2")
+    shop.send("step", "long", 1, seconds=60)
+    assert shop.trace.wait_for(1, kind="start")
+    for number in range(2, 42):
+        shop.send("step", f"k{number % 8}", number)
+    shop.worker("-c", "2", SHOP_HEARTBEAT="2")
+    # When its link swallows everything, both ways, and nobody is told
+    proxy.blackhole()
+    # Then the standby runs the others, in order, before the task at the zombie has ended
+    assert shop.trace.wait_for(40, timeout_seconds=45), shop.verdict()
+    assert not any(mark.kind == "end" and mark.key == "long" for mark in shop.trace.read())
+    shop.published.remove(("long", 1))
+    assert shop.verdict().out_of_order == 0, shop.verdict()
+
+
 def test_no_effect_happens_twice_when_a_zombie_overlaps_its_replacement(
     group_name: str, broker_url: str, redis_url: str, tmp_path, proxy: FaultProxy
 ) -> None:
@@ -95,6 +114,26 @@ def test_a_link_that_flaps_costs_only_repeats(shop: Shop, proxy: FaultProxy) -> 
     assert shop.trace.wait_for(160, timeout_seconds=60), shop.verdict()
     verdict = shop.verdict()
     assert (verdict.lost, verdict.overlapping, verdict.out_of_order) == (0, 0, 0), verdict
+
+
+def test_a_cut_connection_of_greenlets_loses_and_reorders_nothing(shop: Shop, proxy: FaultProxy) -> None:
+    # Given an owner with a gevent pool behind a proxy, at work, and a standby
+    pool = ("-c", "8", "-P", "gevent")
+    cut_off = shop.worker(*pool, SHOP_BROKER=proxy.url)
+    for number in range(200):
+        shop.send("step", f"k{number % 16}", number, seconds=0.05)
+    assert shop.trace.wait_for(20)
+    shop.worker(*pool)
+    # When its connections are cut
+    proxy.cut(reset=True)
+    # Then all runs, in order; what ran goes on, and may overlap its repeat at the other worker
+    assert shop.trace.wait_for(200), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order) == (0, 0), verdict
+    assert verdict.overlapping <= 8, verdict
+    assert verdict.repeated <= 2 * 8, verdict
+    # And it takes part again
+    expect_work_of(shop, cut_off.name, start=1000)
 
 
 def test_a_broker_that_cannot_be_reached_for_a_while_is_found_again(shop: Shop, proxy: FaultProxy) -> None:

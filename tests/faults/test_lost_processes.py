@@ -60,6 +60,23 @@ def test_the_pool_dies_with_its_killed_parent_and_a_standby_goes_on_in_order(sho
     assert verdict.repeated <= REPEATED_AT_A_KILL, verdict
 
 
+def test_a_killed_owner_of_greenlets_is_replaced_in_order(shop: Shop) -> None:
+    # Given an owner at work, and a standby, both with a gevent pool
+    pool = ("-c", "8", "-P", "gevent")
+    owner = shop.worker(*pool)
+    shop.worker(*pool)
+    with Load(shop, seconds=TASK_SECONDS) as load:
+        load.wait_for_more(20)
+        # When the owner is killed
+        owner.kill()
+        load.wait_for_more(60)
+    # Then the standby runs what is left; what was in flight may be repeated, and never beside its first run
+    assert shop.trace.wait_for(load.number), shop.verdict()
+    verdict = shop.verdict()
+    assert (verdict.lost, verdict.out_of_order, verdict.overlapping) == (0, 0, 0), verdict
+    assert verdict.repeated <= 2 * 8, verdict
+
+
 @pytest.mark.parametrize("victims", [1, POOL_SIZE], ids=["one of them", "all of them"])
 def test_pool_processes_killed_again_and_again_cost_no_order(shop: Shop, victims: int) -> None:
     # Given a worker under load, in a group where a message may be unlucky often

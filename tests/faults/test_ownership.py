@@ -57,6 +57,23 @@ def test_workers_that_join_and_leave_take_their_part_and_nothing_else_moves(shop
     assert shop.verdict().is_clean, shop.verdict()
 
 
+@pytest.mark.slow
+def test_eight_workers_share_64_shards_and_only_what_must_moves(shop: Shop) -> None:
+    # Given seven workers that share 64 shards
+    env = {"SHOP_SHARDS": "64"}
+    for _ in range(7):
+        shop.worker("-c", "1", "-P", "threads", **env)
+    assert wait_until(lambda: is_even(shop, 7), timeout_seconds=100), shop.owners()
+    taken = count_taken(shop)
+    # When an eighth joins, then it gets eight of them, and nothing else moves
+    shop.worker("-c", "1", "-P", "threads", **env)
+    assert wait_until(lambda: is_even(shop, 8), timeout_seconds=60), shop.owners()
+    assert count_taken(shop) == taken + 8
+    # When one is killed, then the others share its eight
+    shop.workers[3].kill()
+    assert wait_until(lambda: is_even(shop, 7), timeout_seconds=60), shop.owners()
+
+
 def test_a_task_that_runs_for_long_keeps_its_shard_and_holds_no_neighbour(shop: Shop) -> None:
     # Given a worker with a long task in each of its four shards, which a second worker would like to share
     keys = [f"long{number}" for number in range(16)]
@@ -96,3 +113,24 @@ def test_an_owner_that_hangs_is_shown_as_stuck(shop: Shop) -> None:
     assert shop.trace.wait_for(40), shop.verdict()
     assert wait_until(lambda: states(shop) == {"no standby": 4}, timeout_seconds=30), states(shop)
     assert shop.verdict().is_clean, shop.verdict()
+
+
+def test_a_run_that_was_announced_and_did_not_begin_costs_no_message_its_only_attempt(shop: Shop) -> None:
+    # Given a group of one attempt, and a worker that was killed in the middle of tasks that may start at some rate only
+    env = {"SHOP_MAX_ATTEMPTS": "1", "SHOP_SHARDS": "8"}
+    killed = shop.worker("-c", "16", **env)
+    for number in range(64):
+        shop.send("limited", f"k{number}", number)
+    assert shop.trace.wait_for(2)
+    killed.kill()
+    # When their next owner, which has announced what it may not start yet, hands shards over to one that joins
+    owner = shop.worker("-c", "16", **env)
+    assert wait_until(lambda: set(shop.owners()) == {owner.name}, timeout_seconds=30), shop.owners()
+    taken = count_taken(shop)
+    shop.worker("-c", "16", **env)
+    assert wait_until(lambda: count_taken(shop) > taken, timeout_seconds=60)
+    assert is_even(shop, 2) or wait_until(lambda: is_even(shop, 2), timeout_seconds=60), shop.owners()
+    # Then all run, once, and none is a dead letter
+    assert shop.trace.wait_for(64, timeout_seconds=90), (shop.verdict(), shop.dead_letters(0))
+    assert shop.dead_letters(0) == []
+    assert shop.verdict().lost == 0, shop.verdict()

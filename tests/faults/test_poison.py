@@ -16,12 +16,14 @@ from amqp import Message
 from shops import Shop
 
 from celery_sharding.testing import WorkerNode
+from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
 ATTEMPTS = 4
 # How long Celery waits for a result of a process that is gone; 10 s unless told otherwise.
 ENV = {"SHOP_MAX_ATTEMPTS": str(ATTEMPTS), "SHOP_SETTINGS": json.dumps({"worker_lost_wait": 1})}
+CGROUPS = Path("/sys/fs/cgroup/memory")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -90,6 +92,48 @@ def test_a_poison_of_its_process_dies_after_max_attempts_and_harms_no_neighbour(
     assert "signal 9" in letter.headers["shard_dead_error"]
     assert letter.headers["id"] == poison.id
     check_neighbours(shop, 10)
+
+
+@contextmanager
+def memory_limit(worker: WorkerNode, *, limit_bytes: int) -> Iterator[None]:
+    """Let the kernel kill in a worker that takes more than `limit_bytes`, all of its processes counted.
+
+    Who may not make a memory cgroup (v1) here gets `memory_killer` with half the limit for one process instead.
+    """
+    folder = CGROUPS / f"celery-sharding-{worker.pid}"
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
+    except OSError:
+        with memory_killer([worker], limit_bytes=limit_bytes // 2):
+            yield
+        return
+    try:
+        for pid in (worker.pid, *worker.children()):
+            (folder / "cgroup.procs").write_text(str(pid))
+        yield
+        assert "oom_kill 0" not in (folder / "memory.oom_control").read_text().splitlines()
+    finally:
+        worker.kill()
+        assert wait_until(lambda: not (folder / "cgroup.procs").read_text(), timeout_seconds=10)
+        folder.rmdir()
+
+
+def test_a_task_that_the_kernel_kills_for_its_memory_dies_after_max_attempts(shop: Shop) -> None:
+    # Given a worker that may not take more memory, and a task that does
+    worker = shop.worker("-c", "2", **ENV)
+    sent_at = time.time()
+    with memory_limit(worker, limit_bytes=500 << 20):
+        # When the kernel has killed its process each time, with tasks of its key behind it and others beside it
+        shop.send("gorge", "poison", 1)
+        send_neighbours(shop, 10)
+        [letter] = shop.dead_letters(1)
+        # Then it is a dead letter, the worker lives, and the others ran in order
+        assert [mark.kind for mark in shop.trace.read()].count("begin") == ATTEMPTS
+        check_letter(letter, sent_at=sent_at, reason=f"lost {ATTEMPTS} times")
+        assert "signal 9" in letter.headers["shard_dead_error"]
+        check_neighbours(shop, 10)
+        assert worker.is_running
 
 
 def test_a_task_killed_for_its_memory_each_time_dies_after_max_attempts(shop: Shop) -> None:

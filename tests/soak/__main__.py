@@ -7,16 +7,20 @@ import shutil
 import signal
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from soak.field import Servers
-from soak.plan import Kind, plan_faults
+from celery_sharding.testing import RabbitCluster
+from soak.plan import NET_TICK_SECONDS, NODE_KINDS, Kind, plan_faults
 from soak.run import run_soak
+from soak.servers import Servers
 from soak.verdict import is_clean
 
 _PUBLISHERS = 2
+_CLUSTER = "cluster"
+_NEEDED = {True: "BROKER=cluster", False: "a single broker of our own"}
 
 
 @click.command(help="Run workers and publishers under random faults, and judge what ran. Exits with 1 on a violation.")
@@ -26,7 +30,7 @@ _PUBLISHERS = 2
 @click.option("--rate", type=click.FloatRange(min=1), default=110.0, show_default=True, help="Messages a second.")
 @click.option("--faults", default="", help=f"Kinds, with commas between; default: all of {', '.join(Kind)}.")
 @click.option("--keep", is_flag=True, help="Keep the folder with traces and logs in any case.")
-@click.option("--broker", envvar="SHARDING_TEST_BROKER_URL", required=True, help="URL of RabbitMQ.")
+@click.option("--broker", envvar="SHARDING_TEST_BROKER_URL", required=True, help="URL of RabbitMQ, or `cluster`.")
 @click.option("--restart", envvar="SHARDING_TEST_BROKER_RESTART", default=None, help="Command that restarts it.")
 @click.option("--node", envvar="SHARDING_TEST_BROKER_FOLDER", default=None, help="Folder of the node, if it is ours.")
 @click.option("--redis", envvar="SHARDING_TEST_REDIS_URL", required=True, help="URL of Redis, for the claims.")
@@ -44,26 +48,33 @@ def main(
 ) -> None:
     # So that a SIGTERM too removes workers and queues.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    servers = Servers(broker, redis, restart, Path(node) if node else None)
-    kinds = choose_kinds(faults, servers)
     seed = random.randrange(1_000_000) if seed is None else seed
-    chosen = "" if set(kinds) == set(Kind) else f" FAULTS={','.join(kinds)}"
-    say(f"seed {seed}; to replay: make soak SEED={seed} MINUTES={minutes:g} WORKERS={workers}{chosen}")
     folder = Path(tempfile.mkdtemp(prefix="sharding-soak-"))
     clean = False
     try:
-        clean = is_clean(
-            run_soak(
-                servers,
-                plan_faults(seed, minutes, workers=workers, publishers=_PUBLISHERS, kinds=kinds),
-                minutes=minutes,
-                workers=workers,
-                publishers=_PUBLISHERS,
-                rate=rate,
-                folder=folder,
-                say=say,
+        with ExitStack() as started:
+            if broker == _CLUSTER:
+                say("starting a cluster of three nodes")
+                cluster = started.enter_context(RabbitCluster(net_tick_seconds=NET_TICK_SECONDS))
+                servers = Servers(cluster.url, redis, cluster=cluster)
+            else:
+                servers = Servers(broker, redis, restart, Path(node) if node else None)
+            kinds = choose_kinds(faults, servers)
+            where = "" if node else f" BROKER={broker}"
+            chosen = "" if kinds == servers.kinds else f" FAULTS={','.join(kinds)}"
+            say(f"seed {seed}; to replay: make soak SEED={seed} MINUTES={minutes:g} WORKERS={workers}{where}{chosen}")
+            clean = is_clean(
+                run_soak(
+                    servers,
+                    plan_faults(seed, minutes, workers=workers, publishers=_PUBLISHERS, kinds=kinds),
+                    minutes=minutes,
+                    workers=workers,
+                    publishers=_PUBLISHERS,
+                    rate=rate,
+                    folder=folder,
+                    say=say,
+                )
             )
-        )
     finally:
         if clean and not keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +91,7 @@ def choose_kinds(faults: str, servers: Servers) -> tuple[Kind, ...]:
         if name not in list(Kind):
             raise click.BadParameter(f"{name!r} is none of {', '.join(Kind)}", param_hint="--faults")
         if Kind(name) not in servers.kinds:
-            raise click.BadParameter(f"{name!r} needs a broker of our own", param_hint="--faults")
+            raise click.BadParameter(f"{name!r} needs {_NEEDED[Kind(name) in NODE_KINDS]}", param_hint="--faults")
     return tuple(kind for kind in servers.kinds if not names or kind in names)
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 from amqp.exceptions import AMQPError
-from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import ShardingError
@@ -23,6 +22,7 @@ from soak.verdict import Incident
 
 STOP_SECONDS = 60.0
 _READY_SECONDS = 60.0
+_REJOIN_SECONDS = 90.0
 _BOTH, _TO_SERVER, _TO_CLIENT = (), (Direction.TO_SERVER,), (Direction.TO_CLIENT,)
 
 
@@ -142,16 +142,16 @@ def _pause(field: Field, fault: Fault, over: threading.Event) -> Incident:
 
 def _cut(field: Field, fault: Fault, over: threading.Event) -> Incident:
     began = time.time()
-    field.workers[fault.target].proxy.cut(reset=fault.draw < 0.5)
+    field.workers[fault.target].link.cut(reset=fault.draw < 0.5)
     return _incident(fault, began)
 
 
 def _stall(field: Field, fault: Fault, over: threading.Event) -> Incident:
-    return _break_link(field, fault, over, field.workers[fault.target].proxy.stall)
+    return _break_link(field, fault, over, field.workers[fault.target].link.stall)
 
 
 def _blackhole(field: Field, fault: Fault, over: threading.Event) -> Incident:
-    return _break_link(field, fault, over, field.workers[fault.target].proxy.blackhole)
+    return _break_link(field, fault, over, field.workers[fault.target].link.blackhole)
 
 
 def _break_link(field: Field, fault: Fault, over: threading.Event, breaking: Callable[..., None]) -> Incident:
@@ -161,13 +161,13 @@ def _break_link(field: Field, fault: Fault, over: threading.Event, breaking: Cal
     try:
         over.wait(fault.seconds)
     finally:
-        field.workers[fault.target].proxy.heal()
+        field.workers[fault.target].link.heal()
     return _incident(fault, began)
 
 
 def _cut_publisher(field: Field, fault: Fault, over: threading.Event) -> Incident:
     began = time.time()
-    field.publisher_proxies[fault.target].cut(reset=fault.draw < 0.5)
+    field.publisher_links[fault.target].cut(reset=fault.draw < 0.5)
     return _incident(fault, began)
 
 
@@ -175,7 +175,7 @@ def _delete_ring(field: Field, fault: Fault, over: threading.Event) -> Incident:
     began = time.time()
     names = field.names(fault.target)
     try:
-        with Connection(field.servers.broker_url) as connection:
+        with field.servers.connected() as connection:
             connection.channel().exchange_delete(names.ring(load(connection, names).generation))
     except (OSError, AMQPError, OperationalError, ShardingError):
         pass  # the broker is down, and its ring with it
@@ -196,6 +196,53 @@ def _kill_broker(field: Field, fault: Fault, over: threading.Event) -> Incident:
     return _incident(fault, began)
 
 
+def _reshard(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    began = time.time()
+    failure = field.reshard(fault.target, fault.shards, dies_after=fault.dies_after)
+    if failure:
+        raise FaultFailed(failure)
+    return _incident(fault, began)
+
+
+def _kill_node(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    node = field.servers.node(fault.target)
+    began = time.time()
+    node.kill()
+    incident = _incident_of_node(fault, began)
+    over.wait(fault.seconds)
+    node.start()
+    return incident
+
+
+def _restart_node(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    node = field.servers.node(fault.target)
+    began = time.time()
+    node.stop()
+    incident = _incident_of_node(fault, began)
+    node.start()
+    return incident
+
+
+def _pause_node(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    node = field.servers.node(fault.target)
+    began = time.time()
+    node.pause()
+    try:
+        over.wait(fault.seconds)
+    finally:
+        node.resume()
+    incident = _incident_of_node(fault, began)
+    # One that was given up finds itself in the minority, stops serving, and joins again.
+    if not wait_until(lambda: field.servers.is_whole(), timeout_seconds=_REJOIN_SECONDS):
+        raise FaultFailed(f"{fault.target} did not join its cluster again after it was paused")
+    return incident
+
+
+def _incident_of_node(fault: Fault, began: float) -> Incident:
+    # Whose queues and connections were there is not known here, so it counts as everybody's.
+    return Incident(fault.kind, "broker", began, time.time())
+
+
 _INJECTORS: dict[Kind, Callable[[Field, Fault, threading.Event], Incident]] = {
     Kind.STOP: _stop,
     Kind.LEAVE: _stop,
@@ -209,6 +256,10 @@ _INJECTORS: dict[Kind, Callable[[Field, Fault, threading.Event], Incident]] = {
     Kind.BLACKHOLE: _blackhole,
     Kind.CUT_PUBLISHER: _cut_publisher,
     Kind.DELETE_RING: _delete_ring,
+    Kind.RESHARD: _reshard,
     Kind.RESTART_BROKER: _restart_broker,
     Kind.KILL_BROKER: _kill_broker,
+    Kind.KILL_NODE: _kill_node,
+    Kind.RESTART_NODE: _restart_node,
+    Kind.PAUSE_NODE: _pause_node,
 }

@@ -1,4 +1,4 @@
-"""The field of one soak: its groups, and behind a proxy each, its workers and publishers. They are ended with it.
+"""The field of one soak: its groups, and behind a link each, its workers and publishers. They are ended with it.
 
 A field is used from several threads: each worker and publisher by one fault at a time, which the plan sees to.
 """
@@ -7,78 +7,41 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from kombu import Connection
+from amqp.exceptions import AMQPError
+from kombu.exceptions import OperationalError
 
 from celery_sharding.admin.removal import delete_group
-from celery_sharding.testing import FaultProxy, RabbitNode, Trace, WorkerNode
-from celery_sharding.testing.processes import wait_until
+from celery_sharding.admin.switch import find_fault
+from celery_sharding.errors import ShardingError
+from celery_sharding.manifest import load
+from celery_sharding.testing import Trace, WorkerNode
 from celery_sharding.topology import Names
-from soak.plan import GROUPS, Kind
+from soak.plan import GROUPS
+from soak.servers import Link, Servers
 from soak.verdict import Note
 
 TESTS = Path(__file__).resolve().parents[1]
 POOL_PROCESSES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Servers:
-    """What a soak runs on.
-
-    Args:
-        restart_command: Restarts the broker and returns when it answers again; None if nobody may.
-        broker_folder: Of a node of our own, which may be killed.
-    """
-
-    broker_url: str
-    redis_url: str
-    restart_command: str | None = None
-    broker_folder: Path | None = None
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """The faults that can be injected here."""
-        missing = set()
-        if self.restart_command is None:
-            missing.add(Kind.RESTART_BROKER)
-        if self.broker_folder is None:
-            missing.add(Kind.KILL_BROKER)
-        return tuple(kind for kind in Kind if kind not in missing)
-
-    def restart_broker(self) -> None:
-        subprocess.run(self.restart_command or "false", shell=True, check=True, stdout=subprocess.DEVNULL)
-
-    def kill_broker(self) -> RabbitNode:
-        """Kill the broker, which has written down what it knows; return the node, to be started."""
-        node = RabbitNode.open(self.broker_folder or Path())
-        # What was declared lately is with a broker of 3.10 not on disk for minutes, so a queue, with what it was
-        # confirmed, would be gone for good. That is not what is tested here.
-        program = (
-            "spawn(fun() -> timer:sleep(20), [dets:sync(Table) || Table <- dets:all()], catch mnesia:sync_log(), "
-            'os:cmd("kill -9 " ++ os:getpid()) end).'
-        )
-        node.ctl("eval", program)
-        wait_until(lambda: not node.answers(), timeout_seconds=10)
-        node.kill()
-        return node
+_RESHARD_SECONDS = 90.0
 
 
 class Party:
-    """A worker, and the proxy that it has its broker behind."""
+    """A worker, and its link to the broker."""
 
-    def __init__(self, name: str, proxy: FaultProxy, node: WorkerNode) -> None:
+    def __init__(self, name: str, link: Link, node: WorkerNode) -> None:
         self.name = name
-        self.proxy = proxy
+        self.link = link
         self.node = node
         self.should_run = True
 
@@ -95,8 +58,9 @@ class Field:
         self.name = f"soak{uuid.uuid4().hex[:8]}"
         self.traces = {group: Trace(folder / f"{group}.trace") for group in GROUPS}
         self.workers: dict[str, Party] = {}
-        self.publisher_proxies: dict[str, FaultProxy] = {}
+        self.publisher_links: dict[str, Link] = {}
         self.publishers: list[subprocess.Popen[bytes]] = []
+        self._shards: dict[str, int] = {}
         self._lock = threading.Lock()
         self._noted: Counter[Path] = Counter()
         self._confirmed = 0
@@ -109,16 +73,16 @@ class Field:
 
     def add_worker(self, name: str) -> Party:
         """Start a worker, without waiting for it."""
-        proxy = FaultProxy(self.servers.broker_url).__enter__()
+        link = Link(self.servers.broker_url, first=int(name[1:]))
         groups = ",".join(self.group(group) for group in GROUPS)
         node = WorkerNode(
             "soak.shop",
             f"{name}@{self.name}",
             ["-c", str(POOL_PROCESSES), "-Q", groups, "--without-mingle"],
-            env=self._env(proxy) | {"SOAK_WORKER": name},
+            env=self._env(link) | {"SOAK_WORKER": name},
             folder=self.folder,
         )
-        party = Party(name, proxy, node)
+        party = Party(name, link, node)
         with self._lock:
             self.workers[name] = party
         node.start(wait_seconds=0)
@@ -126,7 +90,7 @@ class Field:
 
     def start_publishers(self, count: int, *, rate: float, until: float) -> None:
         for number in range(1, count + 1):
-            proxy = self.publisher_proxies[f"p{number}"] = FaultProxy(self.servers.broker_url).__enter__()
+            link = self.publisher_links[f"p{number}"] = Link(self.servers.broker_url, first=number)
             command = [
                 sys.executable, "-m", "soak.publisher", "--number", str(number), "--publishers", str(count),
                 "--rate", str(rate), "--until", str(until), "--notes", str(self.folder / f"p{number}.notes"),
@@ -134,9 +98,38 @@ class Field:
             with (self.folder / f"p{number}.log").open("ab") as log:
                 self.publishers.append(
                     subprocess.Popen(
-                        command, env=os.environ | self._env(proxy), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                        command, env=os.environ | self._env(link), stdin=subprocess.DEVNULL, stdout=log, stderr=log
                     )
                 )
+
+    def reshard(self, group: str, shards: int, *, dies_after: int | None) -> str | None:
+        """Give a group that many shards, or another number if it has as many; return what was wrong."""
+        command = [
+            sys.executable, "-m", "soak.resharder", "--broker", self.servers.broker_url, "--group", self.group(group),
+            "--shards", str(shards), "--seconds", str(_RESHARD_SECONDS),
+        ]  # fmt: skip
+        if dies_after is not None:
+            command += ["--dies-after", str(dies_after)]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": _python_path()}, capture_output=True, text=True)
+        if done.returncode == (0 if dies_after is None else -signal.SIGKILL):
+            self._shards[group] = int(done.stdout)
+            return None
+        return f"{group} could not be resharded: status {done.returncode}, {done.stderr.strip()[-1000:]}"
+
+    def find_trouble(self, group: str) -> str | None:
+        """Return what keeps a group from being live, with its shards, in its last segment only; None if nothing."""
+        names = self.names(group)
+        try:
+            with self.servers.connected() as connection:
+                layout = load(connection, names)
+                fault = find_fault(connection, names, layout)
+        except (OSError, AMQPError, OperationalError, ShardingError) as error:
+            return f"{type(error).__name__}: {error}"
+        if fault is None and layout.shards != self._shards.get(group, layout.shards):
+            fault = f"it has {layout.shards} shards, and was given {self._shards[group]}"
+        if fault is None and len(layout.open_segments) > 1:
+            fault = f"{', '.join(segment.name for segment in layout.open_segments[:-1])} are not drained"
+        return fault
 
     def read_notes(self) -> Iterator[Note]:
         """Return what the publishers have noted so far."""
@@ -160,7 +153,7 @@ class Field:
     def take_dead_letters(self) -> list[str]:
         """Take the dead letters of all groups out of their queues, and return them in words."""
         found = []
-        with Connection(self.servers.broker_url) as connection:
+        with self.servers.connected() as connection:
             for group in GROUPS:
                 channel = connection.channel()
                 while (message := channel.basic_get(self.names(group).dead, no_ack=True)) is not None:
@@ -168,13 +161,13 @@ class Field:
                 channel.close()
         return found
 
-    def _env(self, proxy: FaultProxy) -> dict[str, str]:
+    def _env(self, link: Link) -> dict[str, str]:
         return {
             "SOAK_NAME": self.name,
             "SOAK_FOLDER": str(self.folder),
-            "SOAK_BROKER": proxy.url,
+            "SOAK_BROKER": link.url,
             "SOAK_BACKEND": self.servers.redis_url,
-            "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": _python_path(),
         }
 
     def __enter__(self) -> Self:
@@ -190,8 +183,12 @@ class Field:
             parties = list(self.workers.values())
         for party in parties:
             party.node.kill()
-        for proxy in [*self.publisher_proxies.values(), *(party.proxy for party in parties)]:
-            proxy.close()
-        with Connection(self.servers.broker_url) as connection:
+        for link in [*self.publisher_links.values(), *(party.link for party in parties)]:
+            link.close()
+        with self.servers.connected() as connection:
             for group in GROUPS:
                 delete_group(connection, self.group(group))
+
+
+def _python_path() -> str:
+    return os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])

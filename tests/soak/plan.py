@@ -1,7 +1,8 @@
 """Which fault happens when, and to whom: a pure function of the seed, so that a seed that failed fails again.
 
 Faults come in bursts of one to four. Who was hit is left alone until it has recovered, so that each fault is one fault
-and not the tail of another; a fault of the broker, which hits everybody, may fall upon any other.
+and not the tail of another; a fault of the broker, which hits everybody, may fall upon any other, and so may a reshard,
+which hits nobody. Of a cluster's nodes one at a time is missing: without most of them there is no broker.
 """
 
 from __future__ import annotations
@@ -14,9 +15,17 @@ from dataclasses import dataclass
 # What the workers of a soak ask for; a pause stays below it, so that nobody may count a paused worker as gone.
 HEARTBEAT_SECONDS = 5.0
 GROUPS = ("keys", "serial", "ledger")
+# Of a cluster's nodes: after how much silence the others give one up, about.
+NET_TICK_SECONDS = 12
+NODES = ("n1", "n2", "n3")
+SHARDS_MAX = 9
+_RESHARD_STEPS = 5
 _QUIET_SECONDS = 3.0
 _GAP_SECONDS = (6.0, 20.0)
 _BURST_MAX = 4
+# Within a burst; so long after it was begun, a reshard is in the middle.
+_NEXT_SECONDS_MAX = 1.0
+_GUEST = "a guest"
 
 
 class Kind(enum.StrEnum):
@@ -46,8 +55,26 @@ class Kind(enum.StrEnum):
     """The connections of a publisher are cut."""
     DELETE_RING = "delete-ring"
     """An operator deletes the exchange of a group's ring."""
+    RESHARD = "reshard"
+    """A group gets another number of shards; in half of the cases the caller is killed in the middle."""
     RESTART_BROKER = "restart-broker"
     KILL_BROKER = "kill-broker"
+    KILL_NODE = "kill-node"
+    """A node of a cluster is killed, and comes back later."""
+    RESTART_NODE = "restart-node"
+    """A node of a cluster is stopped in order, and comes back at once."""
+    PAUSE_NODE = "pause-node"
+    """A node of a cluster hangs; if for long, it is given up, finds itself in the minority, and joins again."""
+
+
+NODE_KINDS = frozenset({Kind.KILL_NODE, Kind.RESTART_NODE, Kind.PAUSE_NODE})
+
+
+def victim_of(kind: Kind, target: str) -> str:
+    """Return what suffers one fault at a time."""
+    if kind in NODE_KINDS:
+        return "a node"
+    return f"{kind} {target}" if kind is Kind.RESHARD else target
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +84,9 @@ class Fault:
     Args:
         at_seconds: Since the beginning.
         kind: What happens.
-        target: "w1", "p1", a group, "broker", or for `JOIN` the name of the worker that comes.
+        target: "w1", "p1", a group, "broker", "n1", or for `JOIN` the name of the worker that comes.
         seconds: Until it is over: healed, started again, gone.
-        draw: From 0 to below 1, for what else there is to choose: a child, a direction.
+        draw: From 0 to below 1, for what else there is to choose: a child, a direction, a number of shards.
     """
 
     at_seconds: float
@@ -68,8 +95,25 @@ class Fault:
     seconds: float
     draw: float
 
+    @property
+    def victim(self) -> str:
+        return victim_of(self.kind, self.target)
+
+    @property
+    def shards(self) -> int:
+        """How many shards a reshard asks for."""
+        return 1 + int(self.draw * SHARDS_MAX)
+
+    @property
+    def dies_after(self) -> int | None:
+        """The step of a reshard after which its caller is killed; None if it is not."""
+        step = 1 + int(self.draw * SHARDS_MAX % 1 * 2 * _RESHARD_STEPS)
+        return step if step <= _RESHARD_STEPS else None
+
     def __str__(self) -> str:
         lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
+        if self.kind is Kind.RESHARD:
+            lasting = f" to {self.shards}" + (f", killed after step {self.dies_after}" if self.dies_after else "")
         return f"{self.kind} {self.target}{lasting}"
 
 
@@ -95,8 +139,12 @@ _HABITS = {
     Kind.BLACKHOLE: _Habit(2, (1, 3 * HEARTBEAT_SECONDS), 6),
     Kind.CUT_PUBLISHER: _Habit(3, (0, 0), 1),
     Kind.DELETE_RING: _Habit(1.5, (0, 0), 15),
+    Kind.RESHARD: _Habit(2, (0, 0), 6),
     Kind.RESTART_BROKER: _Habit(1, (0, 0), 25),
     Kind.KILL_BROKER: _Habit(1, (0, 2), 25),
+    Kind.KILL_NODE: _Habit(1.5, (0, 8), 20),
+    Kind.RESTART_NODE: _Habit(1, (0, 0), 25),
+    Kind.PAUSE_NODE: _Habit(1.5, (2, 2.5 * NET_TICK_SECONDS), 20),
 }
 
 
@@ -113,10 +161,13 @@ def plan_faults(
     rng = random.Random(seed)
     chosen = [kind for kind in Kind if kind in kinds]
     names = {
+        Kind.JOIN: [_GUEST],
         Kind.CUT_PUBLISHER: [f"p{number}" for number in range(1, publishers + 1)],
         Kind.DELETE_RING: sorted(groups),
+        Kind.RESHARD: sorted(groups),
         Kind.RESTART_BROKER: ["broker"],
         Kind.KILL_BROKER: ["broker"],
+        **{kind: list(NODES) for kind in NODE_KINDS},
     }
     stable = [f"w{number}" for number in range(1, workers + 1)]
     left_alone_until: dict[str, float] = {}
@@ -128,25 +179,26 @@ def plan_faults(
         burst = moment
         for _ in range(rng.randint(1, _BURST_MAX)):
             targets = {
-                kind: ["a guest"]
-                if kind is Kind.JOIN
-                else [name for name in names.get(kind, stable) if left_alone_until.get(name, 0.0) <= burst]
+                kind: [
+                    name
+                    for name in names.get(kind, stable)
+                    if left_alone_until.get(victim_of(kind, name), 0.0) <= burst
+                ]
                 for kind in chosen
             }
-            targets = {
-                kind: free for kind, free in targets.items() if free and left_alone_until.get(kind, 0.0) <= burst
-            }
+            targets = {kind: free for kind, free in targets.items() if free}
             if not targets:
                 break
             kind = rng.choices(list(targets), [_HABITS[kind].weight for kind in targets])[0]
             target = rng.choice(targets[kind])
+            victim = victim_of(kind, target)
             if kind is Kind.JOIN:
                 joined += 1
                 target = f"w{workers + joined}"
             habit = _HABITS[kind]
             seconds = min(rng.uniform(*habit.seconds), end_seconds - burst)
             faults.append(Fault(round(burst, 2), kind, target, round(seconds, 2), round(rng.random(), 4)))
-            left_alone_until[kind if kind is Kind.JOIN else target] = burst + seconds + habit.rest_seconds
-            burst += rng.uniform(0.0, 0.5)
+            left_alone_until[victim] = burst + seconds + habit.rest_seconds
+            burst += rng.uniform(0.0, _NEXT_SECONDS_MAX)
         moment += rng.uniform(*_GAP_SECONDS)
     return tuple(sorted(faults, key=lambda fault: fault.at_seconds))

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from celery_sharding.testing.processes import tail
 from soak.faults import STOP_SECONDS, FaultFailed, inject
-from soak.field import Field, Servers
+from soak.field import Field
 from soak.ledger import create_ledger, read_entries
-from soak.plan import Fault
+from soak.plan import GROUPS, Fault
+from soak.servers import Servers
 from soak.verdict import EXPLAINED, TOLD, VIOLATIONS, Findings, Incident, Pace, judge, measure_pace
 
 _LOOK_SECONDS = 0.2
@@ -28,6 +29,8 @@ _PROGRESS_SECONDS = 10.0
 # Longer than a drained queue is kept, since what came to it too late runs when it is removed.
 _STALL_SECONDS = 120.0
 _FAULT_SECONDS = 180.0
+# Longer than workers take to look at their groups, and to carry on what they find.
+_WHOLE_SECONDS = 60.0
 
 
 def run_soak(
@@ -129,6 +132,8 @@ class _Soak:
 
     def end(self) -> Findings:
         """Stop the workers and return what was found in all."""
+        for group in GROUPS:
+            self._expect_whole(group)
         for party in self._field.workers.values():
             if not party.should_run:
                 continue
@@ -146,9 +151,18 @@ class _Soak:
         judged.examples.update(self._findings.examples)
         return judged
 
+    def _expect_whole(self, group: str) -> None:
+        """Note it if the workers do not bring a group to where it is live in its last segment only."""
+        deadline = time.time() + _WHOLE_SECONDS
+        while trouble := self._field.find_trouble(group):
+            if time.time() >= deadline:
+                self._note("groups not whole", f"{group}: {trouble}")
+                return
+            self._look()
+
     def _start(self, fault: Fault) -> None:
         self._tell(str(fault))
-        turn = self._turns[fault.target]
+        turn = self._turns[fault.victim]
         thread = threading.Thread(target=self._inject, args=(fault, turn), name=str(fault), daemon=True)
         self._threads.append(thread)
         thread.start()

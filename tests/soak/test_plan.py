@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from soak.plan import GROUPS, HEARTBEAT_SECONDS, Kind, plan_faults
+from celery_sharding.admin.steps import RESHARD, STEPS
+from soak.plan import GROUPS, HEARTBEAT_SECONDS, NODE_KINDS, NODES, SHARDS_MAX, Kind, plan_faults
 
 SEEDS = range(200)
 
@@ -36,8 +39,8 @@ def test_nobody_is_hit_while_an_earlier_fault_is_upon_them() -> None:
     for seed in SEEDS:
         over: dict[str, float] = {}
         for fault in plan_faults(seed, 5, workers=2, publishers=1):
-            assert fault.at_seconds >= over.get(fault.target, 0.0) - 0.01, (seed, fault)
-            over[fault.target] = fault.at_seconds + fault.seconds
+            assert fault.at_seconds >= over.get(fault.victim, 0.0) - 0.01, (seed, fault)
+            over[fault.victim] = fault.at_seconds + fault.seconds
 
 
 def test_targets_are_those_that_the_soak_has() -> None:
@@ -47,10 +50,12 @@ def test_targets_are_those_that_the_soak_has() -> None:
                 assert int(fault.target[1:]) > 2
             elif fault.kind is Kind.CUT_PUBLISHER:
                 assert fault.target == "p1"
-            elif fault.kind is Kind.DELETE_RING:
+            elif fault.kind in (Kind.DELETE_RING, Kind.RESHARD):
                 assert fault.target in GROUPS
             elif fault.kind in (Kind.RESTART_BROKER, Kind.KILL_BROKER):
                 assert fault.target == "broker"
+            elif fault.kind in NODE_KINDS:
+                assert fault.target in NODES
             else:
                 assert fault.target in ("w1", "w2")
 
@@ -61,14 +66,34 @@ def test_a_pause_is_shorter_than_what_makes_a_worker_count_as_gone() -> None:
     assert all(fault.seconds < HEARTBEAT_SECONDS for fault in pauses)
 
 
+def test_only_one_node_of_a_cluster_is_missing_at_a_time() -> None:
+    plan = plan_faults(7, 60, kinds=NODE_KINDS)
+    assert {fault.target for fault in plan} == set(NODES)
+    assert all(later.at_seconds >= fault.at_seconds + fault.seconds for fault, later in pairwise(plan))
+
+
+def test_reshards_ask_for_every_number_of_shards_and_die_at_every_step_or_none() -> None:
+    plan = plan_faults(7, 120, kinds=[Kind.RESHARD])
+    assert {fault.shards for fault in plan} == set(range(1, SHARDS_MAX + 1))
+    assert {fault.dies_after for fault in plan} == {None, *range(1, len(STEPS[RESHARD]) + 1)}
+    alive = sum(fault.dies_after is None for fault in plan)
+    assert 0.4 < alive / len(plan) < 0.6
+
+
+def test_workers_are_killed_while_a_group_is_resharded() -> None:
+    plan = plan_faults(7, 10, kinds=[Kind.RESHARD, Kind.KILL])
+    pairs = [(fault, later) for fault, later in pairwise(plan) if later.at_seconds - fault.at_seconds < 1.0]
+    assert any((fault.kind, later.kind) == (Kind.RESHARD, Kind.KILL) for fault, later in pairs)
+
+
 def test_a_burst_has_one_to_four_faults() -> None:
     # Given faults that are never in each other's way
     plan = plan_faults(7, 10, workers=50, kinds=[Kind.CUT])
-    # When they are counted by burst, which takes less than two seconds
+    # When they are counted by burst, which takes three seconds at most
     sizes = []
     begun = -10.0
     for fault in plan:
-        if fault.at_seconds - begun > 2.0:
+        if fault.at_seconds - begun > 3.1:
             begun = fault.at_seconds
             sizes.append(0)
         sizes[-1] += 1

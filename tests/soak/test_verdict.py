@@ -86,6 +86,7 @@ def test_a_repetition_is_explained_by_a_hard_fault_of_its_worker_at_its_time(jud
         Incident(Kind.STOP, "w1", 100.0, 101.0),
         Incident(Kind.PAUSE, "w1", 100.0, 103.0),
         Incident(Kind.DELETE_RING, "keys", 100.0, 101.0),
+        Incident(Kind.RESHARD, "keys", 100.0, 101.0),
     ):
         assert counted(judged(twice, incident)) == {"repeated": 1}, incident
 
@@ -121,6 +122,23 @@ def test_a_cut_explains_the_overlap_of_a_moment(judged: Judge) -> None:
     beside = [("start", 1, "w1/1", 100.0), ("start", 1, "w2/1", 100.02), ("end", 1, "w1/1", 100.03)]
     assert counted(judged(beside, Incident(Kind.CUT, "w1", 100.01, 100.01))) == {"overlapping, moment of a cut": 1}
     assert counted(judged(beside, Incident(Kind.CUT, "w1", 90.0, 90.0))) == {"overlapping": 1}
+
+
+def test_a_node_that_is_lost_explains_what_ran_then_whoever_ran_it(judged: Judge) -> None:
+    beside = [
+        *run(1, "w1/1", 100.0, 100.2),
+        ("start", 2, "w2/1", 110.0),
+        ("start", 2, "w3/1", 110.1),
+        ("end", 2, "w2/1", 110.2),
+        *run(1, "w3/2", 110.3, 110.4),
+    ]
+    for kind in (Kind.KILL_NODE, Kind.RESTART_NODE):
+        lost = Incident(kind, "broker", 100.1, 100.3), Incident(kind, "broker", 110.0, 110.1)
+        assert counted(judged(beside, *lost)) == {
+            "repeated, in flight at a hard fault": 1,
+            "overlapping, moment of a cut": 1,
+        }
+    assert counted(judged(beside)) == {"repeated": 1, "overlapping": 1}
 
 
 def test_the_ledger_is_entered_once_and_in_order_whatever_happened(judged: Judge) -> None:

@@ -19,15 +19,18 @@ from soak.plan import HEARTBEAT_SECONDS, Kind
 # How late an acknowledgement may reach the broker, and how late a worker that is short of time notices a fault.
 LATE_SECONDS = 2.0
 HALF_OPEN_SECONDS = 3 * HEARTBEAT_SECONDS
-HARD = frozenset({Kind.KILL, Kind.KILL_PARENT, Kind.KILL_CHILD, Kind.CUT, Kind.RESTART_BROKER, Kind.KILL_BROKER})
-HALF_OPEN = frozenset({Kind.STALL, Kind.BLACKHOLE})
+LOST_NODE = frozenset({Kind.KILL_NODE, Kind.RESTART_NODE})
+HARD = LOST_NODE | {
+    Kind.KILL, Kind.KILL_PARENT, Kind.KILL_CHILD, Kind.CUT, Kind.RESTART_BROKER, Kind.KILL_BROKER,
+}  # fmt: skip
+HALF_OPEN = frozenset({Kind.STALL, Kind.BLACKHOLE, Kind.PAUSE_NODE})
 # A cut is noticed by both sides, but by neither before the other: a short run may end beside its repetition.
-MOMENTARY = frozenset({Kind.CUT})
+MOMENTARY = LOST_NODE | {Kind.CUT}
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A fault as it happened; `began` and `ended` in seconds since the epoch."""
+    """A fault as it happened; `began` and `ended` in seconds since the epoch. A node's target is "broker", too."""
 
     kind: Kind
     target: str
@@ -74,6 +77,7 @@ VIOLATIONS = (
     "entered twice",
     "entered out of order",
     "dead letters",
+    "groups not whole",
     "workers that ended by themselves",
     "workers that did not stop",
     "faults that failed",

@@ -15,7 +15,7 @@ from celery import Celery, Task, _state, chain, shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_sharding.dedup import current_claim, deduplicate
-from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, Claimed
+from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import check_tasks, is_deduplicated, store_for
 from celery_sharding.dedup.stores.memory import MemoryStore
@@ -374,6 +374,34 @@ def test_a_taken_over_run_is_no_success(app: Celery, caplog: pytest.LogCaptureFi
     assert result.state == "FAILURE"
     assert isinstance(result.result, ClaimLost)
     assert "commit was refused" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_another_one_of_the_same_task_took_over_stores_no_state(app: Celery, fails: bool) -> None:
+    # Given a task that another run of the same message takes over while it runs
+    @app.task(shared=False)
+    @deduplicate(key="number")
+    def slow(number: int) -> str:
+        holder = store.show(f"{slow.name}:1")
+        assert holder is not None
+        assert holder.owner is not None
+        store.claim(
+            f"{slow.name}:1",
+            owner=new_owner(holder.owner.task_id),
+            lease_seconds=60,
+            ttl_seconds=60,
+            evict=holder.owner.run_id,
+        )
+        if fails:
+            raise ValueError("broken, and too late")
+        return "stale"
+
+    store = store_for(app)
+    # When it ends, then it is ignored: the state is that of the other run
+    assert slow.delay(1).state == "IGNORED"
+    shown = store.show(f"{slow.name}:1")
+    assert shown is not None
+    assert shown.state == RUNNING
 
 
 class Unreliable(MemoryStore):

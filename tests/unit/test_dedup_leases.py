@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -127,6 +128,19 @@ def test_a_running_process_renews_from_a_thread_of_its_own() -> None:
     renewal.remove(lease)
     renewal.remove(slow)
     assert set(names) == {"sharding-leases"}
+
+
+def test_a_task_that_holds_the_interpreter_for_seconds_keeps_its_lease() -> None:
+    # Given a lease of four seconds, and a C library that does not let go of the interpreter while it sleeps
+    library, store, renewal = ctypes.PyDLL(None), MemoryStore(), Renewal()
+    lease = claim(store, "a", 4)
+    renewal.add(lease)
+    # When it is called again and again, for longer than the lease together
+    for _ in range(5):
+        library.usleep(1_200_000)
+        # Then the claim is held at the end of each call
+        assert not is_free(store, "a")
+    renewal.remove(lease)
 
 
 def test_a_forked_child_renews_its_own_leases_only() -> None:

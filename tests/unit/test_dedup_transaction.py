@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +12,8 @@ import pytest
 from celery import Celery, _state
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, insert, select, update
 from sqlalchemy.orm import Session
+from unit.dedup_killed_process import run_program
 
-import celery_sharding
 from celery_sharding.dedup import current_claim, deduplicate
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
@@ -272,17 +269,4 @@ def test_the_table_may_have_another_name_and_the_session_a_block_of_its_own(app:
 
 
 def test_a_process_killed_at_any_statement_leaves_one_effect(tmp_path: Path) -> None:
-    """The program kills a child at its first, second, … statement or commit, and runs the task again after each."""
-    root = str(Path(celery_sharding.__file__).parent.parent)
-    program = Path(__file__).with_name("dedup_killed_process.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": root},
-        text=True,
-        capture_output=True,
-        timeout=170,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    killed = int(done.stdout.split()[-1])
-    assert killed > 10
+    assert run_program(tmp_path, "sqlalchemy") > 10

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+import pytest
 from celery.concurrency.asynpool import AsynPool
 from kombu.asynchronous import Hub
 
-from celery_sharding.worker.prefork import direct_writer
+from celery_sharding.testing.processes import is_alive
+from celery_sharding.worker.prefork import direct_writer, listen_anew
 
 
 class CeleryPool:
@@ -40,6 +45,35 @@ def test_runs_in_the_buffer_of_the_pool_reach_a_child_without_the_event_loop():
         assert not pool.outbound_buffer
         await_results(2)
         assert results == [1, 2]
+    finally:
+        pool.terminate()
+        pool.join()
+
+
+def test_a_pool_that_took_a_child_for_dead_is_registered_anew_and_hears_of_its_end():
+    hub = Hub()
+    pool = AsynPool(processes=2, threads=False)
+    try:
+        # Given a pool that was told of the end of a child which lives: an event of an earlier owner of its descriptor
+        pool.register_with_event_loop(hub)
+        child = pool._pool[0]
+        pool._event_process_exit(hub, child)
+        assert is_alive(child.pid)
+        hub.reset()
+        with pytest.raises(ValueError, match="file descriptor is None"):
+            pool.register_with_event_loop(hub)
+        hub.reset()
+        # When it is registered with the event loop after the next connect
+        listen_anew(CeleryPool(pool))
+        pool.register_with_event_loop(hub)
+        # Then it hears of the end of the child, and replaces it
+        os.kill(child.pid, signal.SIGKILL)
+        loop = hub.create_loop()
+        for _ in range(1_000):
+            if child not in pool._pool and len(pool._pool) == 2:
+                return
+            next(loop)
+        pytest.fail("the child was not replaced")
     finally:
         pool.terminate()
         pool.join()

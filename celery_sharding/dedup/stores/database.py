@@ -43,7 +43,7 @@ from celery_sharding.dedup.stores.schema import (
     row_id,
     row_key,
 )
-from celery_sharding.errors import NoUsableStore, StoreUnavailable
+from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
 
 __all__ = ["DatabaseStore", "claim_metadata", "claims_table", "open_engine"]
 
@@ -140,6 +140,26 @@ class DatabaseStore:
         if row is None or row["expires_at"] <= now:
             return None
         return claims.shown(key, from_fields(key, row), now=now)
+
+    def forget(self, key: str, *, force: bool) -> bool:
+        def step(connection: Connection) -> bool:
+            row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+            if row is None:
+                return True
+            try:
+                record = from_fields(key, row)
+            except DamagedRecord:
+                if not force:
+                    raise
+                connection.execute(delete(_records).where(_records.c.id == row_id(key)))
+                return True
+            if not force and claims.is_held(record, now=read_clock(connection)):
+                return False
+            changes = to_fields(claims.forgotten(record))
+            connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
+            return True
+
+        return self._serve(key, step)
 
     def purge(self) -> int:
         """Delete the records whose time to live is over and return how many they were. Batches, short transactions."""

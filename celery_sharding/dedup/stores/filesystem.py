@@ -48,6 +48,14 @@ class FilesystemStore(SteppingStore):
         except OSError as exc:
             raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
 
+    def discard(self, key: str) -> None:
+        path = self.path_of(key)
+        try:
+            with _locked(path.parent):
+                path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
+
     def purge(self) -> int:
         """Delete the records whose time to live is over and return how many they were."""
         deleted = 0

@@ -71,6 +71,14 @@ class MemcachedStore(SteppingStore):
         except (MemcacheError, OSError) as exc:
             raise _unavailable(key, exc) from exc
 
+    def discard(self, key: str) -> None:
+        name = self.name_of(key)
+        server = self.servers[self._ring.get_node(name)]
+        try:
+            server.call(lambda: server.client.delete(name, noreply=False))
+        except (MemcacheError, OSError) as exc:
+            raise _unavailable(key, exc) from exc
+
     def name_of(self, key: str) -> str:
         """Return the name of the item that keeps the record of `key`."""
         return "celery-sharding:dedup:" + sha256(f"{self._namespace}{key}".encode()).hexdigest()

@@ -33,6 +33,10 @@ class MemoryStore(SteppingStore):
                 self._records[key] = record
             return answer
 
+    def discard(self, key: str) -> None:
+        with self._lock:
+            self._records.pop(key, None)
+
     def _sweep(self, now: float) -> None:
         self._steps_since_sweep += 1
         if self._steps_since_sweep >= _SWEEP_EVERY:

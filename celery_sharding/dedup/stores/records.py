@@ -51,7 +51,7 @@ def from_fields(key: str, fields: Mapping[Any, Any]) -> Record:
             state=fields["state"],
             token=fields["token"],
             fencing=int(fields["fencing"]),
-            owner=Owner.from_text(fields["owner"]) if held else None,
+            owner=Owner.from_text(fields["owner"]) if fields["owner"] else None,
             lease_until=float(fields["lease_until"]),
             expires_at=float(fields["expires_at"]),
             attempts=int(fields["attempts"]),
@@ -92,6 +92,6 @@ def damaged(key: str, why: str) -> DamagedRecord:
     """Return the error for a record that cannot be used."""
     return DamagedRecord(
         f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
-        "wrote it, else look at it and delete it",
+        "wrote it, else let it be deleted by `celery shards dedup forget … --force`",
         key=key,
     )

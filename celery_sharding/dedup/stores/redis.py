@@ -5,8 +5,9 @@ repeated with the same token: the client may send a script again when a connecti
 round trip each.
 
 The main thread, which runs the tasks of a prefork or solo worker, keeps one connection out of the client's pool for
-itself: taking one and giving it back would cost as much as the rest of a call. Whatever goes wrong on it, it is closed,
-so that no late answer is ever read as the answer of the next call.
+itself, and sends and reads on it directly: all that redis-py does around a call (take a connection and give it back,
+hooks, retries) costs as much as the call. Whatever goes wrong on it, it is closed, so that no late answer is ever read
+as the answer of the next call.
 
 A failover that loses what the old primary had not replicated yet loses those claims: Redis gives no stronger promise.
 """
@@ -33,14 +34,15 @@ local now = clock[1] * 1000000 + clock[2]
 local function text(number) return string.format('%.0f', number) end
 """
 
-# ARGV: token, task id, owner, lease (microseconds), time to live (milliseconds), token to evict or ''.
+# ARGV: token, task id, owner, lease (microseconds), time to live (milliseconds), token to evict or ''. Returns the
+# fencing token of a claim that was given, as the number that costs least to read; else what stands in its way.
 _CLAIM = (
     _NOW
     + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'token', 'fencing', 'until', 'task', 'owner')
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'token', 'fencing', 'until', 'task', 'owner', 'attempts')
 local state, fencing = r[2], 0
 if not r[1] then
-    if redis.call('EXISTS', KEYS[1]) == 1 then return {'damaged', 'it has no version'} end
+    if state or r[3] or r[4] or r[8] then return {'damaged', 'it has no version'} end
 else
     if r[1] ~= '1' then return {'damaged', 'its version is ' .. r[1]} end
     fencing = tonumber(r[4])
@@ -53,7 +55,7 @@ else
     if state == 'running' or state == 'parked' then
         local lapses = tonumber(r[5])
         if not (lapses and r[3] and r[6] and r[7]) then return {'damaged', 'it has no holder'} end
-        if state == 'running' and r[3] == ARGV[1] then return {'claimed', r[4]} end
+        if state == 'running' and r[3] == ARGV[1] then return fencing end
         if lapses > now and r[3] ~= ARGV[6] and not (state == 'parked' and r[6] == ARGV[2]) then
             return {'running', r[3], r[7], text(lapses - now), state}
         end
@@ -63,10 +65,9 @@ else
 end
 if now > fencing then fencing = now else fencing = fencing + 1 end
 redis.call('HSET', KEYS[1], 'version', '1', 'state', 'running', 'token', ARGV[1], 'task', ARGV[2], 'owner', ARGV[3],
-    'until', text(now + ARGV[4]), 'ttl', ARGV[5], 'fencing', text(fencing))
-redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+    'until', text(now + ARGV[4]), 'ttl', ARGV[5], 'fencing', text(fencing), 'attempts', text((r[8] or 0) + 1))
 redis.call('PEXPIRE', KEYS[1], text(math.ceil(ARGV[4] / 1000) + ARGV[5]))
-return {'claimed', text(fencing)}
+return fencing
 """
 )
 
@@ -108,10 +109,35 @@ return 1
 _SHOW = (
     _NOW
     + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner')
+local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner', 'task')
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 return {text(now), r[1] or '', r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6] or '',
-    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1])}
+    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1]), r[7] or ''}
+"""
+)
+
+# ARGV: '1' to forget what is held or damaged, too; or ''.
+_FORGET = (
+    _NOW
+    + """
+local kind = redis.call('TYPE', KEYS[1])['ok']
+if kind == 'none' then return {'forgotten'} end
+local r = {}
+if kind == 'hash' then r = redis.call('HMGET', KEYS[1], 'version', 'state', 'until', 'fencing') end
+local held = r[2] == 'running' or r[2] == 'parked'
+local lapses = tonumber(r[3] or nil)
+local sound = r[1] == '1' and r[4] and (held and lapses or r[2] == 'done' or r[2] == 'released')
+if ARGV[1] == '' then
+    if not sound then return {'damaged', 'its version is ' .. tostring(r[1]) .. ', its state ' .. tostring(r[2])} end
+    if held and lapses > now then return {'held'} end
+end
+if sound then
+    redis.call('HSET', KEYS[1], 'state', 'released')
+    redis.call('HDEL', KEYS[1], 'token', 'task', 'owner', 'until', 'result')
+else
+    redis.call('DEL', KEYS[1])
+end
+return {'forgotten'}
 """
 )
 
@@ -143,9 +169,9 @@ class RedisStore:
             _millis(ttl_seconds),
             evict or "",
         )
+        if isinstance(reply, int):
+            return Claimed(owner.run_id, reply)
         kind = reply[0]
-        if kind == b"claimed":
-            return Claimed(owner.run_id, int(reply[1]))
         if kind == b"done":
             return Done(reply[1])
         if kind == b"running":
@@ -177,12 +203,19 @@ class RedisStore:
             key=key,
             state=state,
             owner=self._owner(key, owner.encode()) if waiting else None,
+            task_id=reply[9].decode() or None,
             fencing=int(fencing),
             attempts=int(attempts),
             lease_left_seconds=(int(lapses) - int(now)) / 1_000_000 if waiting else None,
             expires_in_seconds=reply[8] / 1_000,
             result_bytes=reply[7] if state == claims.DONE else None,
         )
+
+    def forget(self, key: str, *, force: bool) -> bool:
+        reply = self._run(_FORGET, key, "1" if force else "")
+        if reply[0] == b"damaged":
+            raise _damaged(key, reply[1].decode(errors="replace"))
+        return bool(reply[0] == b"forgotten")
 
     def _run(self, script: str, key: str, *arguments: str | bytes | int) -> Any:
         command: Sequence[Any] = (1, self._prefix + key, *arguments)
@@ -204,7 +237,7 @@ class RedisStore:
             self._drop_kept()
             self._kept, self._kept_of = client.client(), client
         try:
-            return _call(self._kept, script, command)
+            return _exchange(self._kept.connection, script, command)
         except RedisConnectionError:
             # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
             self._drop_kept()
@@ -232,6 +265,24 @@ def _call(client: Any, script: str, command: Sequence[Any]) -> Any:
         return client.execute_command("EVALSHA", _digest(script), *command, **{NEVER_DECODE: True})
     except NoScriptError:
         return client.execute_command("EVAL", script, *command, **{NEVER_DECODE: True})
+
+
+def _exchange(connection: Any, script: str, command: Sequence[Any]) -> Any:
+    try:
+        connection.send_packed_command([_packed("EVALSHA", _digest(script), *command)])
+        return connection.read_response(disable_decoding=True)
+    except NoScriptError:
+        connection.send_packed_command([_packed("EVAL", script, *command)])
+        return connection.read_response(disable_decoding=True)
+
+
+def _packed(*words: str | bytes | int) -> bytes:
+    """Return a command as it goes over the wire (RESP, an array of bulk strings)."""
+    parts = [b"*%d\r\n" % len(words)]
+    for word in words:
+        data = word if isinstance(word, bytes) else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
 
 
 def _may_keep_connection(client: Any) -> bool:
@@ -263,6 +314,6 @@ def _millis(seconds: float) -> int:
 def _damaged(key: str, why: str) -> DamagedRecord:
     return DamagedRecord(
         f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
-        "wrote it, else look at it and delete it",
+        "wrote it, else let it be deleted by `celery shards dedup forget … --force`",
         key=key,
     )

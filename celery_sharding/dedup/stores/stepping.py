@@ -12,6 +12,7 @@ from typing import TypeVar
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown
 from celery_sharding.dedup.owners import Owner
+from celery_sharding.errors import DamagedRecord
 
 T = TypeVar("T")
 Step = Callable[[Record | None, float], tuple[Record | None, T]]
@@ -27,6 +28,10 @@ class SteppingStore(ABC):
 
         No other change of the key comes between its read and its write. `step` is pure and may be called repeatedly.
         """
+
+    @abstractmethod
+    def discard(self, key: str) -> None:
+        """Delete the record of `key`, whatever it is."""
 
     def claim(
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
@@ -70,6 +75,22 @@ class SteppingStore(ABC):
             return None, claims.shown(key, record, now=now) if found and record is not None else None
 
         return self.change(key, step)
+
+    def forget(self, key: str, *, force: bool) -> bool:
+        def step(record: Record | None, now: float) -> tuple[Record | None, bool]:
+            if record is None:
+                return None, True
+            if not force and claims.is_held(record, now=now):
+                return None, False
+            return claims.forgotten(record), True
+
+        try:
+            return self.change(key, step)
+        except DamagedRecord:
+            if not force:
+                raise
+            self.discard(key)
+            return True
 
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
         def step(record: Record | None, now: float) -> tuple[Record | None, bool]:

@@ -1,0 +1,173 @@
+"""`celery -A app shards dedup …`: look at a claim, forget it, delete what has expired.
+
+A key is named as in logs and errors: behind the name of its task, or its scope, as in `shop.pay:evt-1`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from celery_sharding.cli_exits import Unhealthy, WrongUsage, explained
+from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, Shown, Store
+from celery_sharding.dedup.owners import is_provably_gone
+from celery_sharding.dedup.purging import purge_expired
+from celery_sharding.dedup.stores import store_for
+from celery_sharding.errors import DamagedRecord
+
+
+@click.group()
+def dedup() -> None:
+    """Look at the claims of deduplicated tasks, and forget them."""
+
+
+@dedup.command()
+@click.argument("key")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.pass_context
+def show(ctx: click.Context, key: str, as_json: bool) -> None:
+    """Show the claim of KEY: its state, who holds it, how long, and what it keeps. Changes nothing.
+
+    \b
+    Examples:
+      celery -A shop shards dedup show shop.pay:evt-1
+      celery -A shop shards dedup show shop.pay:evt-1 --json | jq .state
+    """
+    with explained():
+        shown = _find(ctx, _open_store(ctx), key)
+    if as_json:
+        ctx.obj.echo(json.dumps(_to_json(shown)))
+    else:
+        for line in _describe(shown):
+            ctx.obj.echo(line)
+
+
+@dedup.command()
+@click.argument("key")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also while it is held, whose commit is refused then, or if it is damaged.")
+@click.pass_context
+def forget(ctx: click.Context, key: str, yes: bool, force: bool) -> None:
+    """Forget the claim of KEY, so that the next call with it runs again.
+
+    A row that `claim.transaction` wrote into your own database stays, and goes on ending every run of KEY until it
+    expires; delete it there, too, if the effects shall be written again.
+
+    \b
+    Examples:
+      celery -A shop shards dedup forget shop.pay:evt-1
+      celery -A shop shards dedup forget shop.pay:evt-1 --force --yes
+    """
+    if not yes and not sys.stdin.isatty():
+        raise WrongUsage("there is no terminal to ask at; say --yes to forget it without being asked")
+    with explained():
+        store = _open_store(ctx)
+        try:
+            shown = _find(ctx, store, key)
+            lines = _describe(shown)
+            if not force:
+                _refuse_held(shown)
+        except DamagedRecord as exc:
+            if not force:
+                raise
+            lines = [str(exc)]
+        for line in lines:
+            click.echo(line, err=True)
+        if not yes:
+            click.confirm(f"Forget {key}?", abort=True, err=True)
+        if not store.forget(key, force=force):
+            _refuse_held(_find(ctx, store, key))
+    ctx.obj.echo(f"{key}: forgotten; the next call with it runs")
+
+
+@dedup.command()
+@click.pass_context
+def purge(ctx: click.Context) -> None:
+    """Delete the claims that have expired, where the store does not do so by itself: in databases and files.
+
+    \b
+    Example:
+      celery -A shop shards dedup purge
+    """
+    with explained():
+        _open_store(ctx)
+        count = purge_expired(ctx.obj.app)
+    ctx.obj.echo(f"{count} expired claims deleted")
+
+
+def _open_store(ctx: click.Context) -> Store:
+    store = store_for(ctx.obj.app)
+    if type(store).__name__ == "MemoryStore":
+        raise WrongUsage("this app keeps its claims in the memory of its processes, where no command can see them")
+    return store
+
+
+def _find(ctx: click.Context, store: Store, key: str) -> Shown:
+    shown = store.show(key)
+    if shown is not None:
+        return shown
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    scopes = sorted(_scopes(app))
+    advice = ""
+    if scopes and key.rpartition(":")[0] not in scopes:
+        advice = f". A key stands behind its task or scope: {', '.join(f'{scope}:{key}' for scope in scopes)}"
+    raise Unhealthy(f"nothing is known of {key}{advice}")
+
+
+def _scopes(app: Any) -> set[str]:
+    found = {name: getattr(task.run, "__deduplicate__", None) for name, task in app.tasks.items()}
+    return {options.scope or name for name, options in found.items() if options is not None}
+
+
+def _refuse_held(shown: Shown) -> None:
+    if shown.lease_left_seconds is not None and shown.lease_left_seconds > 0:
+        raise Unhealthy(
+            f"{shown.key} is {shown.state}, for {_duration(shown.lease_left_seconds)} more at least; with --force "
+            "it is forgotten nevertheless, and the commit of its run refused"
+        )
+
+
+def _describe(shown: Shown) -> list[str]:
+    """Return the lines that show a claim."""
+    facts: list[tuple[str, str]] = []
+    if shown.owner is not None:
+        facts.append(("holder", f"task {shown.owner.task_id}, process {shown.owner.pid} on {shown.owner.host}"))
+        if shown.state == RUNNING and is_provably_gone(shown.owner):
+            facts.append(("", "that process is gone; the next call takes over"))
+        if shown.state == PARKED:
+            facts.append(("", "it waits for its retry"))
+    elif shown.state == DONE and shown.task_id:
+        facts.append(("done by", f"task {shown.task_id}"))
+    if shown.lease_left_seconds is not None:
+        left = shown.lease_left_seconds
+        facts.append(("lease", f"{_duration(left)} left" if left > 0 else f"lapsed {_duration(-left)} ago"))
+    facts.append(("attempts", str(shown.attempts)))
+    if shown.result_bytes is not None:
+        facts.append(("result", f"{shown.result_bytes} bytes"))
+    facts.append(("fencing", str(shown.fencing)))
+    facts.append(("kept for", _duration(shown.expires_in_seconds)))
+    return [f"{shown.key}: {shown.state}", *(f"  {name:<10}{text}" for name, text in facts)]
+
+
+def _to_json(shown: Shown) -> dict[str, Any]:
+    owner = shown.owner
+    return {
+        "key": shown.key,
+        "state": shown.state,
+        "task_id": shown.task_id,
+        "holder": None if owner is None else {"host": owner.host, "pid": owner.pid, "task_id": owner.task_id},
+        "lease_left_seconds": shown.lease_left_seconds,
+        "attempts": shown.attempts,
+        "result_bytes": shown.result_bytes,
+        "fencing": shown.fencing,
+        "expires_in_seconds": shown.expires_in_seconds,
+    }
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,81 @@
+"""What a run tells its worker: that it was a duplicate, or that its commit was refused.
+
+The worker's main process makes `Notices` before its pool starts. A run in that process hands its notice over directly;
+one in a forked child writes it to a pipe, one line each, small enough to be written in one piece. Where there is no
+worker (eager tasks), nobody listens, and nothing happens.
+
+Best effort: a notice is lost if its process dies, if the pipe is full because nobody reads it, or if the names in it
+are longer than what can be written at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+DEDUPLICATED, COMMIT_REFUSED = "deduplicated", "commit-refused"
+_READ_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """`what` happened to the run of a task; `shard` is `GROUP/INDEX`, None if it is not sharded."""
+
+    what: str
+    task_id: str
+    task: str
+    shard: str | None
+
+
+class Notices:
+    """Takes the notices of all runs of this worker, from now on, to `handle`.
+
+    `handle` is called in the thread of the run if that is in this process, else in the one that calls `read`.
+    """
+
+    def __init__(self, handle: Callable[[Notice], None]) -> None:
+        global _listener
+        self._handle = handle
+        self._pid = os.getpid()
+        self._rest = b""
+        self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self._writer, False)
+        _listener = self
+
+    def take(self, notice: Notice) -> None:
+        """Take a notice in any process and thread."""
+        if os.getpid() == self._pid:
+            self._handle(notice)
+            return
+        line = json.dumps([notice.what, notice.task_id, notice.task, notice.shard]).encode() + b"\n"
+        if len(line) > select.PIPE_BUF:
+            return  # It could be torn apart by that of another child.
+        with contextlib.suppress(OSError):
+            os.write(self._writer, line)
+
+    def read(self) -> None:
+        """Handle what children have written."""
+        while True:
+            try:
+                data = os.read(self.reader, _READ_BYTES)
+            except BlockingIOError:
+                return
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._handle(Notice(*json.loads(line)))
+
+
+def tell(task: Any, what: str) -> None:
+    """Tell the worker, if there is one, what happened to the run of `task` that is just going on."""
+    if _listener is not None and not task.request.is_eager:
+        # The shard is what `worker.request` puts into the headers of a sharded run.
+        _listener.take(Notice(what, task.request.id, task.name, task.request.get("shard")))
+
+
+_listener: Notices | None = None

@@ -1,0 +1,46 @@
+"""Deleting what has expired: the records of the claim store, and the rows of claims tables.
+
+Redis and Memcached do it by themselves. In databases and files expired records do no harm but take room.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery_sharding.dedup.django_transaction import purge_rows
+from celery_sharding.dedup.stores import purge
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+    from sqlalchemy.orm import Session
+
+
+def purge_expired(app: Any) -> int:
+    """Delete the expired records of the claim store of `app`, and of Django's claims tables if it has the Django app.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        NoUsableStore: The result backend keeps no claims.
+        StoreUnavailable: The store did not answer.
+    """
+    return purge(app) + purge_rows()
+
+
+def purge_claims(session: Session, *, table: Table | None = None) -> int:
+    """Delete the expired rows of a SQLAlchemy claims table, commit, and return how many there were.
+
+    Args:
+        session: Of the database that `claim.transaction(session)` writes to.
+        table: As in `claim.transaction`.
+    """
+    from sqlalchemy import delete
+
+    from celery_sharding.dedup.stores.schema import default_claims_table, read_clock
+
+    rows = default_claims_table if table is None else table
+    connection = session.connection()
+    found = connection.execute(delete(rows).where(rows.c.expires_at <= read_clock(connection)))
+    session.commit()
+    return found.rowcount
