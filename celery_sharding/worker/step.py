@@ -1,7 +1,7 @@
 """The bootstep that makes a Celery worker consume its groups.
 
-It stands behind those of Celery's own steps that consume, so that it stops before them. It lives as long as the consumer;
-`start`, `stop` come again with every connection, `shutdown` once.
+It stands behind those of Celery's own steps that consume, so that it stops before them. It lives as long as the
+consumer; `start`, `stop` come again with every connection, `shutdown` once.
 
     start                      every (re)connect: look at each group on the broker, recover it if its ring is lost
     register_with_event_loop   consume; before it, a prefork pool cannot take work. Pools without a loop do it in start
