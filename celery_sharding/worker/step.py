@@ -1,7 +1,7 @@
 """The bootstep that makes a Celery worker consume its groups.
 
-It stands behind Celery's own `Tasks` step and lives as long as the consumer; `start`, `stop` come again with every
-connection, `shutdown` once.
+It stands behind those of Celery's own steps that consume, so that it stops before them. It lives as long as the
+consumer; `start`, `stop` come again with every connection, `shutdown` once.
 
     start                      every (re)connect: look at each group on the broker, recover it if its ring is lost
     register_with_event_loop   consume; before it, a prefork pool cannot take work. Pools without a loop do it in start
@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
 from celery import bootsteps
+from celery.worker.consumer.control import Control
+from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.tasks import Tasks
 
 from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
@@ -63,7 +65,10 @@ class ShardsStep(bootsteps.StartStopStep):
     """Consumes the groups of `app.sharding` beside the worker's usual queues."""
 
     label = "Shards"
-    requires = (Tasks,)
+    # Those behind it stop before it, and `Control` and `Gossip` wait for the broker then: long, if it does not answer,
+    # and for ever, if a signal to end cold comes in the middle, whose handler reads the same socket. No shard may
+    # wait for that.
+    requires = (Tasks, Control, Gossip)
 
     def __init__(self, c: Any, **kwargs: Any) -> None:
         super().__init__(c, **kwargs)

@@ -150,6 +150,7 @@ def test_a_group_can_be_added_to_a_worker_that_was_started_without_it(shop: Shop
 def test_a_shard_that_the_group_does_not_have_is_an_error_and_other_names_are_ordinary_queues(shop: Shop) -> None:
     # Given a worker
     worker = shop.worker("-c", "2")
+    worker.wait_for("consuming g001, 4 queues")
     plain, other = f"{shop.group}-plain", f"{shop.group}-other"
 
     def queues() -> list[str]:
