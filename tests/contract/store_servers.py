@@ -6,9 +6,11 @@ Some of them refuse to run as root; they then run as the user whom their package
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -53,7 +55,7 @@ class Server:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=os.environ | self.env, start_new_session=True, **self._as_user(),
+                env=os.environ | self.env, start_new_session=True, preexec_fn=_end_with_parent, **self._as_user(),
             )  # fmt: skip
         wait_until(lambda: self.answers() or self._has_ended(), timeout_seconds=_START_SECONDS)
         if not self.answers():
@@ -233,6 +235,11 @@ class Sentinel(Redis):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         self.nodes.close()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill the new server when the tests are killed, as a time limit of pytest does (prctl(2))."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _program(name: str, package: str, *folders: str) -> str:
