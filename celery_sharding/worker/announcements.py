@@ -36,16 +36,11 @@ _NOT_STARTED = (State.WAITING, State.READY)
 
 
 class Announcements:
-    """What one worker has announced, and what of it has not begun.
+    """What one worker has announced, and what of it has not begun."""
 
-    Args:
-        now: A monotonic clock, in seconds.
-    """
-
-    def __init__(self, log: Log, lanes: Lanes, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, log: Log, lanes: Lanes) -> None:
         self._log = log
         self._lanes = lanes
-        self._now = now
         self._lock = threading.Lock()
         self._expected: dict[Shard, deque[Entry]] = {}  # redelivered, in the order of admission
         self._ahead: set[Delivery] = set()  # announced ahead of their slots, and not begun
@@ -77,7 +72,7 @@ class Announcements:
         if not shards:
             return
         with self._lock:
-            since = self._now() - AHEAD_SECONDS
+            since = time.monotonic() - AHEAD_SECONDS
             while self._begun_at and self._begun_at[0] < since:
                 self._begun_at.popleft()
             for queue in self._expected.values():
@@ -104,7 +99,7 @@ class Announcements:
         with self._lock:
             delivery.is_announced = False
             self._ahead.discard(delivery)
-            self._begun_at.append(self._now())
+            self._begun_at.append(time.monotonic())
 
     def withdraw(self, delivery: Delivery) -> None:
         """Take the announcement of a run back that has not begun: it says nothing against the message."""

@@ -215,8 +215,8 @@ class Lanes:
 
     def is_frozen(self, source: Hashable) -> bool:
         """Say whether nothing of `source` may start."""
-        with self._lock:
-            return source in self._frozen
+        # Without the lock: it is asked under one that is also taken where this one is held.
+        return source in self._frozen
 
     def is_idle(self, source: Hashable) -> bool:
         """Say whether nothing of `source` runs, or is held in the middle of its work."""

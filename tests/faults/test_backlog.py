@@ -122,12 +122,12 @@ def test_no_message_dies_for_runs_that_were_recorded_ahead_and_never_began(shop:
         assert shop.trace.wait_for(wanted), shop.verdict()
         worker.kill()
     begun = {mark.number for mark in shop.trace.read() if mark.kind == "start"}
-    # Then at most the one that was on its last chance is a dead letter, and the others run, in order
+    # Then a kill but the first may have cost the one that ran alone, on its last chance; the others run, in order
     shop.worker("-c", "2", SHOP_MAX_ATTEMPTS="3", **PREFETCH)
     assert wait_until(shop.has_nothing_left, timeout_seconds=60)
     letters = shop.dead_letters(0)
     assert {sent[letter.headers["id"]] for letter in letters} <= begun
-    assert len(letters) <= 1, [letter.headers for letter in letters]
+    assert len(letters) <= 2, [letter.headers for letter in letters]
     verdict = shop.verdict()
     assert (verdict.out_of_order, verdict.overlapping) == (0, 0), verdict
     assert verdict.lost <= len(letters), verdict
