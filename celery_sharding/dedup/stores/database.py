@@ -1,7 +1,7 @@
 """Claims in a database, through SQLAlchemy: SQLite, PostgreSQL, MySQL, MariaDB.
 
-One row for each key. A claim is one short transaction: insert, and only if the row exists, lock it, decide and update.
-Renew, commit and release are one conditional update each, so the compare and the set are one step. A step that fails
+One row for each key. A claim inserts it; only if it exists, a second transaction locks it, decides and updates. Renew,
+commit and release are one conditional update each, so the compare and the set are one step. A step that fails
 because the server has closed an idle connection is done again on a new one, as claims.py allows.
 
 On SQLite every transaction takes the write lock first (`BEGIN IMMEDIATE`), so processes of one host wait for each
@@ -84,34 +84,38 @@ class DatabaseStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # PostgreSQL is asked twice as often for a transaction of one statement as for the statement alone.
+        is_postgresql = engine.dialect.name == "postgresql"
+        self._alone = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgresql else engine
         self._lock = Lock()
         self._is_made = False
 
     def claim(
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
     ) -> Outcome:
-        def step(connection: Connection) -> Outcome:
-            while True:
-                now = read_clock(connection)
-                first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
-                identity = {"id": row_id(key), "key": row_key(key)}
-                if insert_if_absent(connection, _records, {**identity, **to_fields(first)}):
-                    return Claimed(owner.run_id, first.fencing)
-                row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
-                if row is None:
-                    continue  # Purged between the two statements.
-                record = from_fields(key, row)
-                now = read_clock(connection)
-                obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
-                if obstacle is not None:
-                    return obstacle
-                record = claims.claimed(
-                    record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now
-                )
-                connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**to_fields(record)))
-                return Claimed(owner.run_id, record.fencing)
+        def insert(connection: Connection) -> Claimed | None:
+            now = read_clock(connection)
+            first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
+            row = {"id": row_id(key), "key": row_key(key), **to_fields(first)}
+            return Claimed(owner.run_id, first.fencing) if insert_if_absent(connection, _records, row) else None
 
-        return self._serve(key, step)
+        def decide(connection: Connection) -> Outcome | None:
+            row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+            if row is None:
+                return None  # Purged in between.
+            record = from_fields(key, row)
+            now = read_clock(connection)
+            obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
+            if obstacle is not None:
+                return obstacle
+            record = claims.claimed(record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
+            connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**to_fields(record)))
+            return Claimed(owner.run_id, record.fencing)
+
+        outcome: Outcome | None = None
+        while outcome is None:
+            outcome = self._serve(key, insert, is_alone=True) or self._serve(key, decide)
+        return outcome
 
     def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
         return self._hold(key, token, state=claims.RUNNING, lease_seconds=lease_seconds)
@@ -125,12 +129,12 @@ class DatabaseStore:
             changes = {"state": claims.DONE, "result": result, "lease_until": now, "expires_at": now + ttl_seconds}
             return _change(connection, key, token, (claims.RUNNING, claims.DONE), changes)
 
-        return self._serve(key, step)
+        return self._serve(key, step, is_alone=True)
 
     def release(self, key: str, token: str) -> bool:
         changes = {"state": claims.RELEASED, "token": None, "owner": None}
         states = (claims.RUNNING, claims.PARKED)
-        return self._serve(key, lambda connection: _change(connection, key, token, states, changes))
+        return self._serve(key, lambda connection: _change(connection, key, token, states, changes), is_alone=True)
 
     def show(self, key: str) -> Shown | None:
         def step(connection: Connection) -> tuple[Any, float]:
@@ -187,19 +191,20 @@ class DatabaseStore:
             changes = {"expires_at": lease_until + kept_seconds, "lease_until": lease_until, "state": state}
             return _change(connection, key, token, (claims.RUNNING,), changes)
 
-        return self._serve(key, step)
+        return self._serve(key, step, is_alone=True)
 
-    def _serve(self, key: str, step: Callable[[Connection], _T]) -> _T:
-        """Do `step` in a transaction of its own."""
+    def _serve(self, key: str, step: Callable[[Connection], _T], *, is_alone: bool = False) -> _T:
+        """Do `step` in a transaction of its own; `is_alone`: it makes one change, in one statement."""
+        engine = self._alone if is_alone else self._engine
         try:
             self._make_table()
             try:
-                with self._engine.begin() as connection:
+                with engine.begin() as connection:
                     return step(connection)
             except DBAPIError as exc:
                 if not exc.connection_invalidated:
                     raise
-            with self._engine.begin() as connection:
+            with engine.begin() as connection:
                 return step(connection)
         except SQLAlchemyError as exc:
             raise StoreUnavailable(
