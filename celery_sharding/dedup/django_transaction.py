@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from typing import Any
 
+from celery_sharding.dedup.stores.records import row_id, row_key
 from celery_sharding.dedup.transaction import AlreadyDone, Effects
 from celery_sharding.errors import ClaimLost, DeduplicationError
 
@@ -63,7 +63,7 @@ def commit_with_effects(
             has_begun = True
             yield effects
             if effects.result is not None and _can_commit(connection):
-                _rows(using).filter(id=_row_id(key)).update(result=encode(effects.result))
+                _rows(using).filter(id=row_id(key)).update(result=encode(effects.result))
             if not _can_commit(connection):
                 transaction.set_rollback(True, using=using)
                 raise DeduplicationError(
@@ -134,9 +134,9 @@ def _enter_outermost(stack: ExitStack, connection: Any, using: str, key: str) ->
 
 
 def _write_row(connection: Any, using: str, *, key: str, token: str, fencing: int, ttl_seconds: float) -> None:
-    rows, identity = _rows(using), _row_id(key)
+    rows, identity = _rows(using), row_id(key)
     now = _read_clock(connection)
-    values = {"key": key, "token": token, "fencing": fencing, "expires_at": now + ttl_seconds, "result": None}
+    values = {"key": row_key(key), "token": token, "fencing": fencing, "expires_at": now + ttl_seconds, "result": None}
     while not _insert(using, {"id": identity, **values}):
         if rows.filter(id=identity, expires_at__lte=now, fencing__lt=fencing).update(**values):
             return
@@ -164,10 +164,6 @@ def _rows(using: str) -> Any:
     from celery_sharding.django.models import Claim
 
     return Claim.objects.using(using)
-
-
-def _row_id(key: str) -> str:
-    return sha256(key.encode()).hexdigest()
 
 
 def _read_clock(connection: Any) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from celery_sharding.dedup.stores.records import row_id, row_key
 from celery_sharding.errors import ClaimLost, DeduplicationError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _write_row(connection: Connection, rows: Table, *, key: str, token: str, fen
     from sqlalchemy import select, update
     from sqlalchemy.exc import OperationalError, ProgrammingError
 
-    from celery_sharding.dedup.stores.schema import DIALECTS, insert_if_absent, read_clock, row_id
+    from celery_sharding.dedup.stores.schema import DIALECTS, insert_if_absent, read_clock
 
     if connection.dialect.name not in DIALECTS:
         raise DeduplicationError(
@@ -99,7 +100,13 @@ def _write_row(connection: Connection, rows: Table, *, key: str, token: str, fen
     identity = row_id(key)
     try:
         now = read_clock(connection)
-        values = {"key": key, "token": token, "fencing": fencing, "expires_at": now + ttl_seconds, "result": None}
+        values = {
+            "key": row_key(key),
+            "token": token,
+            "fencing": fencing,
+            "expires_at": now + ttl_seconds,
+            "result": None,
+        }
         while not insert_if_absent(connection, rows, {"id": identity, **values}):
             expired = (rows.c.id == identity) & (rows.c.expires_at <= now) & (rows.c.fencing < fencing)
             if connection.execute(update(rows).where(expired).values(**values)).rowcount == 1:
@@ -122,8 +129,6 @@ def _write_row(connection: Connection, rows: Table, *, key: str, token: str, fen
 
 def _store_result(connection: Connection, rows: Table, key: str, data: bytes) -> None:
     from sqlalchemy import update
-
-    from celery_sharding.dedup.stores.schema import row_id
 
     connection.execute(update(rows).where(rows.c.id == row_id(key)).values(result=data))
 

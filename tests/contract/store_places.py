@@ -19,7 +19,8 @@ from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.filesystem import FilesystemStore
 from celery_sharding.dedup.stores.memcached import MemcachedStore
 from celery_sharding.dedup.stores.memory import MemoryStore
-from celery_sharding.dedup.stores.schema import records_table, row_id
+from celery_sharding.dedup.stores.records import row_id
+from celery_sharding.dedup.stores.schema import records_table
 
 
 @dataclass

@@ -130,8 +130,8 @@ def test_of_duplicates_that_wait_for_a_transaction_all_find_it_done(place: Place
                     first_is_in.wait(60)
                     others_began.release()
                 with commit_with_effects(
-                    session, key="k", token=f"t{number}", fencing=number + 1, ttl_seconds=60, table=rows, result=None,
-                    encode=lambda value: b"",
+                    session, key="any\0text", token=f"t{number}", fencing=number + 1, ttl_seconds=60, table=rows,
+                    result=None, encode=lambda value: b"",
                 ):  # fmt: skip
                     session.execute(insert(effects).values(n=number))
                     first_is_in.set()

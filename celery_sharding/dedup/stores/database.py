@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, Outcome, Shown
 from celery_sharding.dedup.owners import Owner
-from celery_sharding.dedup.stores.records import from_fields, to_fields
+from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
     claim_metadata,
@@ -40,8 +40,6 @@ from celery_sharding.dedup.stores.schema import (
     insert_if_absent,
     read_clock,
     records_table,
-    row_id,
-    row_key,
 )
 from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 from celery_sharding.dedup import claims
@@ -95,3 +96,13 @@ def damaged(key: str, why: str) -> DamagedRecord:
         "wrote it, else let it be deleted by `celery shards dedup forget … --force`",
         key=key,
     )
+
+
+def row_id(key: str) -> str:
+    """Return the primary key under which `key` is stored."""
+    return sha256(key.encode()).hexdigest()
+
+
+def row_key(key: str) -> str:
+    """Return `key` as it is shown in its row: PostgreSQL keeps no NUL in a text."""
+    return key.replace("\0", "\N{SYMBOL FOR NULL}")

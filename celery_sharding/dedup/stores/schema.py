@@ -11,7 +11,6 @@ it, or limit the length of an index.
 from __future__ import annotations
 
 import time
-from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import (
@@ -85,16 +84,6 @@ def records_table(metadata: MetaData) -> Table:
 claim_metadata = MetaData()
 """Metadata with the claims table alone, for `claim_metadata.create_all(engine)`."""
 default_claims_table = claims_table(claim_metadata)
-
-
-def row_id(key: str) -> str:
-    """Return the primary key under which `key` is stored."""
-    return sha256(key.encode()).hexdigest()
-
-
-def row_key(key: str) -> str:
-    """Return `key` as it is shown in its row: PostgreSQL keeps no NUL in a text."""
-    return key.replace("\0", "\N{SYMBOL FOR NULL}")
 
 
 def read_clock(connection: Connection) -> float:
