@@ -65,8 +65,8 @@ def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) 
         encode=lambda value: encode_result(app, value, key=key),
         outer=outer,
     )
-    renewal.add(lease)
     try:
+        _keep_alive(lease)
         return _run(body, task=task, claim=claim, lease=lease, options=options)
     except ClaimLost as exc:
         tell(task, COMMIT_REFUSED)
@@ -75,6 +75,14 @@ def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) 
         raise
     finally:
         renewal.remove(lease)
+
+
+def _keep_alive(lease: Lease) -> None:
+    try:
+        renewal.add(lease)
+    except BaseException:
+        _give_up(lease)
+        raise
 
 
 def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, options: Options) -> Any:

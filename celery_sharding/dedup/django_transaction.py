@@ -62,9 +62,8 @@ def commit_with_effects(
             _write_row(connection, using, key=key, token=token, fencing=fencing, ttl_seconds=ttl_seconds)
             has_begun = True
             yield effects
-            if effects.result is not None and _can_commit(connection):
-                _rows(using).filter(id=row_id(key)).update(result=encode(effects.result))
-            if not _can_commit(connection):
+            stored = None if effects.result is None else encode(effects.result)
+            if not (_can_commit(connection) and _finish_row(using, key, token, stored)):
                 transaction.set_rollback(True, using=using)
                 raise DeduplicationError(
                     f"the transaction of {key!r} was rolled back: a database error inside it was caught, or "
@@ -80,6 +79,22 @@ def commit_with_effects(
                 key=key,
             ) from exc
         raise
+
+
+def _finish_row(using: str, key: str, token: str, result: bytes | None) -> bool:
+    """Store the result, and say whether the row is still there: whether what was written with it is, too.
+
+    Django does not see that a database has rolled back by itself, or, on PostgreSQL, refuses everything after an error.
+    """
+    from django.db import InternalError
+
+    mine = _rows(using).filter(id=row_id(key), token=token)
+    try:
+        if result is not None:
+            mine.update(result=result)
+        return bool(mine.exists())
+    except InternalError:
+        return False
 
 
 def purge_rows() -> int:
@@ -100,8 +115,19 @@ def purge_rows() -> int:
         if connection.vendor not in _VENDORS:
             continue  # Also a "default" that is left empty on purpose.
         if router.allow_migrate_model(using, Claim) and not _is_missing(connection):
-            deleted += _rows(using).filter(expires_at__lte=_read_clock(connection)).delete()[0]
+            deleted += _delete_expired(connection)
     return deleted
+
+
+def _delete_expired(connection: Any) -> int:
+    # Not by the model: where somebody listens for deletions, Django reads the rows first and deletes them by their key
+    # alone, also one that a run has made its own meanwhile.
+    from celery_sharding.django.models import Claim
+
+    table = connection.ops.quote_name(Claim._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(f"DELETE FROM {table} WHERE expires_at <= %s", [_read_clock(connection)])
+        return int(cursor.rowcount)
 
 
 def _open_connection(using: str, key: str) -> Any:

@@ -91,8 +91,9 @@ class Renewal:
         with self._lock:
             self._look_every_seconds = min(seconds, self._look_every_seconds)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._look_for_ever, name="sharding-leases", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._look_for_ever, name="sharding-leases", daemon=True)
+                thread.start()  # It may fail; the next claim tries again.
+                self._thread = thread
         self._wake.set()
 
     def _look_for_ever(self) -> None:

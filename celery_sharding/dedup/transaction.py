@@ -61,7 +61,8 @@ def commit_with_effects(
     Raises:
         AlreadyDone: Another run has committed.
         ClaimLost: A later run had it, and the row has expired since.
-        DeduplicationError: The table is missing, or the session was committed or rolled back inside.
+        DeduplicationError: The table is missing; the session's transaction was ended inside, by whomever; or it is no
+            single transaction.
     """
     from celery_sharding.dedup.stores.schema import default_claims_table
 
@@ -70,17 +71,19 @@ def commit_with_effects(
     try:
         connection = session.connection()
         began = session.get_transaction()
+        _check_begins(connection, key)
         _write_row(connection, rows, key=key, token=token, fencing=fencing, ttl_seconds=ttl_seconds)
-        yield effects
+        with _one_database(session, connection, key):
+            yield effects
+            session.flush()
         if session.get_transaction() is not began or not session.is_active:
             raise DeduplicationError(
                 f"the session was committed or rolled back inside claim.transaction() of {key!r}; the transaction "
                 "commits by itself at the end of the block, or not at all if an error leaves it",
                 key=key,
             )
-        session.flush()
-        if effects.result is not None:
-            _store_result(connection, rows, key, encode(effects.result))
+        stored = None if effects.result is None else encode(effects.result)
+        _finish_row(connection, rows, key, token, stored)
         session.commit()
     except BaseException:
         session.rollback()
@@ -111,7 +114,10 @@ def _write_row(connection: Connection, rows: Table, *, key: str, token: str, fen
             expired = (rows.c.id == identity) & (rows.c.expires_at <= now) & (rows.c.fencing < fencing)
             if connection.execute(update(rows).where(expired).values(**values)).rowcount == 1:
                 return
-            row = connection.execute(select(rows).where(rows.c.id == identity)).mappings().one_or_none()
+            # Locked, so that what another run has just committed is seen at any isolation level.
+            row = (
+                connection.execute(select(rows).where(rows.c.id == identity).with_for_update()).mappings().one_or_none()
+            )
             if row is None:
                 continue  # Deleted between the statements.
             if row["expires_at"] > now:
@@ -127,10 +133,73 @@ def _write_row(connection: Connection, rows: Table, *, key: str, token: str, fen
         raise
 
 
-def _store_result(connection: Connection, rows: Table, key: str, data: bytes) -> None:
-    from sqlalchemy import update
+def _finish_row(connection: Connection, rows: Table, key: str, token: str, result: bytes | None) -> None:
+    """Store the result, and see that the row is still there: that what was written with it is, too.
 
-    connection.execute(update(rows).where(rows.c.id == row_id(key)).values(result=data))
+    A database may have rolled back by itself (a deadlock, a trigger), and PostgreSQL refuses everything after an error
+    but answers a commit as if nothing were wrong. If the task has caught the error, nobody else would notice.
+    """
+    from sqlalchemy import select, update
+    from sqlalchemy.exc import InternalError
+
+    mine = (rows.c.id == row_id(key)) & (rows.c.token == token)
+    cause: Exception | None = None
+    try:
+        if result is not None:
+            connection.execute(update(rows).where(mine).values(result=result))
+        if connection.execute(select(rows.c.token).where(mine)).one_or_none() is not None:
+            return
+    except InternalError as exc:
+        cause = exc
+    raise DeduplicationError(
+        f"the database has rolled the transaction of {key!r} back: an error of it was caught inside. Nothing of it "
+        "stands. Put what may fail into `with session.begin_nested():`, or let the error leave the block",
+        key=key,
+    ) from cause
+
+
+def _check_begins(connection: Connection, key: str) -> None:
+    """Refuse a connection that commits each statement by itself.
+
+    There is no one way to ask; these are the drivers' own, before the first statement of a transaction.
+    """
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "get_autocommit"):  # PyMySQL, mysqlclient
+        commits_each = driver.get_autocommit()
+    elif hasattr(driver, "isolation_level") and hasattr(driver, "in_transaction"):  # sqlite3
+        commits_each = driver.isolation_level is None and not driver.in_transaction
+    else:  # psycopg, psycopg2 and others
+        commits_each = getattr(driver, "autocommit", False)
+    if commits_each is True:
+        raise DeduplicationError(
+            f"claim.transaction() of {key!r} needs a transaction, but this engine has isolation_level AUTOCOMMIT; give "
+            "it a session of another one",
+            key=key,
+        )
+
+
+@contextmanager
+def _one_database(session: Session, connection: Connection, key: str) -> Iterator[None]:
+    """Refuse that the session begins on a second database meanwhile, unless it commits both in two phases."""
+    from sqlalchemy import event
+
+    others: list[str] = []
+
+    def note(_session: Session, _transaction: Any, begun: Connection) -> None:
+        if begun.engine is not connection.engine:
+            others.append(begun.engine.url.render_as_string(hide_password=True))
+
+    event.listen(session, "after_begin", note)
+    try:
+        yield
+    finally:
+        event.remove(session, "after_begin", note)
+    if others and not session.twophase:
+        raise DeduplicationError(
+            f"the session of claim.transaction() of {key!r} has written to a second database, {others[0]}, which "
+            "commits by itself; keep the effects in the database of the claims table, or use Session(twophase=True)",
+            key=key,
+        )
 
 
 def _is_missing(connection: Connection, rows: Table) -> bool:

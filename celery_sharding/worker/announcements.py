@@ -110,7 +110,8 @@ class Announcements:
             delivery.is_announced = False
             delivery.attempts -= 1
             event = withdrawn_event(delivery.task_id or "", delivery.attempts)
-        self._log.append(delivery.shard.names.attempts, event, optional=True)
+        # Not optional: the announcement itself is sent again until it is stored, also after an outage.
+        self._log.append(delivery.shard.names.attempts, event)
 
     def forget(self, shard: Shard) -> None:
         """Expect nothing more of a shard that was given up or lost."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.bootsteps import RUN
+
 _MESSAGES_MAX = 200  # in a round; between rounds heartbeats are looked at
 
 
@@ -18,6 +20,8 @@ def read_more(consumer: Any) -> None:
 
     def perform_pending_operations() -> None:
         stock()
+        if consumer.blueprint.state != RUN:
+            return  # Celery's shutdown asks once more, and an error would keep it from shutting down.
         connection = consumer.connection
         try:
             for _ in range(_MESSAGES_MAX if connection is not None else 0):

@@ -221,7 +221,9 @@ class GroupConsumer:
     def _record(self, then: Callable[[], None]) -> None:
         """Call `then` when everything written to the attempts so far is confirmed: a stream confirms in order."""
         if self._has_logs:
-            self._log.append(self.names.attempts, {"event": NONCE, "nonce": uuid.uuid4().hex}, then)
+            # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
+            nonce = {"event": NONCE, "nonce": uuid.uuid4().hex}
+            self._log.append(self.names.attempts, nonce, lambda: self._call_soon(then))
         else:
             then()
 

@@ -159,7 +159,8 @@ class LogWriter:
                 and len(self._waiting) < _BATCH
             ):
                 return
-        while not self.flush(_CONFIRM_SECONDS) and not all(item.optional for item in items):
+        is_awaited = any(item.then is not None and not item.optional for item in items)
+        while not self.flush(_CONFIRM_SECONDS) and is_awaited:
             logger.warning("a write to %s is not confirmed yet", items[0].queue)
 
     def _run(self) -> None:

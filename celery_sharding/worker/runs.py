@@ -169,6 +169,7 @@ class Runs:
             ),
             lambda: self._call_after(max(0.0, due_at - time.monotonic()), partial(self._due, delivery)),
         )
+        self._note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
     def lose(self, request: Any, error: str) -> bool:
         """The run's process died: run the message again; False if it has used up its attempts and is a dead letter."""
@@ -182,6 +183,7 @@ class Runs:
         logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
         if self._hold(delivery, again):
             self.announcements.record(delivery, delivery.attempts, partial(self._due, delivery))
+            self._note_end(delivery.shard)
         return True
 
     def abandon(self, request: Any) -> None:
@@ -382,7 +384,6 @@ class Runs:
             return False
         entry.item = again
         task_reserved(again)
-        self._note_end(delivery.shard)
         return True
 
     def _due(self, delivery: Delivery) -> None:

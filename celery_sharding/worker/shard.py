@@ -140,7 +140,8 @@ class Shard:
 
     def withdraw(self) -> None:
         """Before it is given up: take back what was announced and has not begun."""
-        for delivery in self._deliveries.values():
+        # A copy: runs of a thread pool end meanwhile.
+        for delivery in list(self._deliveries.values()):
             self._runs.announcements.withdraw(delivery)
 
     def close(self) -> None:

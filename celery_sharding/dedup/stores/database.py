@@ -65,7 +65,8 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
         raise NoUsableStore(f"@deduplicate cannot keep claims in {name}; it can in {', '.join(DIALECTS)}", backend=name)
     if name == "sqlite":
         engine = create_engine(url, **options)
-        if engine.url.database in (None, "", ":memory:"):
+        database = engine.url.database or ":memory:"
+        if ":memory:" in database or "mode=memory" in database or engine.url.query.get("mode") == "memory":
             raise NoUsableStore(
                 "@deduplicate cannot keep claims in an SQLite database in memory, which each connection has for "
                 "itself; name a file in the URL of the result backend",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 
 from celery_sharding.dedup.claims import Store
 from celery_sharding.errors import NoUsableStore, StoreUnavailable
+
+T = TypeVar("T")
 
 SERVING = (
     "@deduplicate keeps its claims in the result backend. What serves: redis://, rediss://, sentinel:// (Redis, "
@@ -30,7 +33,7 @@ def open_store(app: Any, *, eager: bool) -> Store:
     backend = _open_backend(app)
     for module, name, open_in in _STORES:
         if _is_instance(backend, module, name):
-            store = open_in(app, backend)
+            store = _guarded(partial(open_in, app, backend))
             if store is not None:
                 return store
     if eager:
@@ -104,13 +107,24 @@ _STORES: tuple[tuple[str, str, Callable[[Any, Any], Store | None]], ...] = (
 
 def _open_backend(app: Any) -> Any:
     try:
-        return app.backend
-    except ImproperlyConfigured:
+        return _guarded(lambda: app.backend)
+    except (ImproperlyConfigured, StoreUnavailable):
         raise
     except Exception as exc:
         # Some backends connect when they are made (databases create their tables), and each driver has errors of its
         # own.
         raise StoreUnavailable(f"the result backend could not be opened: {type(exc).__name__}: {exc}") from exc
+
+
+def _guarded(open_it: Callable[[], T]) -> T:
+    """Turn an error that may quote the URL, and so a part of its password, into one that does not."""
+    try:
+        return open_it()
+    except ValueError as exc:
+        raise StoreUnavailable(
+            "the URL of the result backend cannot be read; percent-encode what is special in its user and password "
+            f"('/' as %2F), and write its servers as host:port ({type(exc).__name__})"
+        ) from None
 
 
 def _is_instance(backend: Any, module: str, name: str) -> bool:
