@@ -143,6 +143,23 @@ def test_a_task_that_holds_the_interpreter_for_seconds_keeps_its_lease() -> None
     renewal.remove(lease)
 
 
+def test_a_thread_that_could_not_be_started_is_started_for_the_next_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, renewal = MemoryStore(), Renewal()
+    first, second = (Lease(store, "k", token, 60) for token in ("t1", "t2"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _cannot_start)
+        with pytest.raises(RuntimeError):
+            renewal.add(first)
+    renewal.remove(first)
+    renewal.add(second)
+    assert renewal._thread is not None
+    assert renewal._thread.is_alive()
+
+
+def _cannot_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_a_forked_child_renews_its_own_leases_only() -> None:
     program = """
 import os
