@@ -5,7 +5,6 @@ The tests of a store run in one process of a parallel run, so that its servers a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,17 +74,25 @@ def sentinel() -> Iterator[Sentinel]:
 
 
 @pytest.fixture(scope="session")
-def django_project(
+def django_variables(
     tmp_path_factory: pytest.TempPathFactory, postgresql: Postgres, mariadb: MariaDB, memcached: Memcached
-) -> Path:
-    """The Django project of `django_project.py`; returns its SQLite file."""
-    file = tmp_path_factory.mktemp("django") / "project.sqlite"
-    os.environ["DJANGO_SETTINGS_MODULE"] = "django_project"
-    os.environ["DJANGO_SQLITE"] = str(file)
-    os.environ["DJANGO_POSTGRESQL"] = postgresql.url
-    os.environ["DJANGO_MARIADB"] = mariadb.url
-    os.environ["DJANGO_MEMCACHED"] = memcached.address
-    return file
+) -> dict[str, str]:
+    """What the settings in `django_project.py` are made of; Django reads them once for each process."""
+    return {
+        "DJANGO_SETTINGS_MODULE": "django_project",
+        "DJANGO_SQLITE": str(tmp_path_factory.mktemp("django") / "project.sqlite"),
+        "DJANGO_POSTGRESQL": postgresql.url,
+        "DJANGO_MARIADB": mariadb.url,
+        "DJANGO_MEMCACHED": memcached.address,
+    }
+
+
+@pytest.fixture
+def django_project(django_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Django project of `django_project.py`; returns its SQLite file. Workers of other tests know nothing of it."""
+    for name, value in django_variables.items():
+        monkeypatch.setenv(name, value)
+    return Path(django_variables["DJANGO_SQLITE"])
 
 
 @pytest.fixture

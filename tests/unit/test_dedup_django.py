@@ -22,6 +22,9 @@ from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
 from celery_sharding.errors import ClaimLost, DeduplicationError
 
+# After the tests of Django's stores, whose settings this process then has.
+pytestmark = pytest.mark.xdist_group("django")
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Any]:

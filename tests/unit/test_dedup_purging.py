@@ -21,6 +21,10 @@ from celery_sharding.dedup.stores import store_for
 ROWS = {"old": 1.0, "new": 1e12}
 
 
+# After the tests of Django's stores, whose settings this process then has.
+pytestmark = pytest.mark.xdist_group("django")
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Celery]:
     app = Celery("shop", backend=f"db+sqlite:///{tmp_path}/results.sqlite", set_as_current=False)

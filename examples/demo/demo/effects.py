@@ -5,6 +5,7 @@ The verdict is read from the rows alone, in the order in which they were committ
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Verdict:
 @event.listens_for(Engine, "connect")
 def prepare(connection: Any, _record: Any) -> None:
     """Let commits be cheap in all SQLite databases of this process, that of the claims included."""
+    if not isinstance(connection, sqlite3.Connection):
+        return
     # Survives the kill of a process, which is what is shown here, and not a power cut.
     connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 30000;")
 
