@@ -8,6 +8,8 @@ Nothing else says how many shards are live, which limbo takes what cannot be rou
                     who lost the lock without knowing changes nothing.
     facts           reached, finished, drained
                     written by the owner of a queue, without the lock, and any number of times.
+    notes           operated
+                    what an operator did that changes no layout (dead letters replayed, a purge): for the history only.
 
 A segment is consumed until each of its queues has reported that nothing is left of it (`drained`), or nothing but a
 few keys that wait for a retry (`reached`). Then the next segment is consumed beside it, while those keys are held back
@@ -25,7 +27,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from celery_sharding.errors import LogError, ManifestConflict
 from celery_sharding.layout import Layout, fold
@@ -47,6 +49,11 @@ def reached_event(segment: str, queue: str, *, digests: Iterable[str], by: str) 
 def finished_event(segment: str, queue: str, *, digest: str, by: str) -> Event:
     """Return the fact that nothing of the key of `digest` is left to run in `queue`, which has reached its end."""
     return {"event": "finished", "segment": segment, "queue": queue, "key": digest, "by": by, "at": time.time()}
+
+
+def operated_event(verb: str, *, by: str, result: str, **facts: Any) -> Event:
+    """Return that the operator `by` did something that changes no layout, as `replay`, and how it ended, in words."""
+    return {"event": "operated", "verb": verb, "by": by, "at": time.time(), "result": result, **facts}
 
 
 def load(connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0) -> Layout:

@@ -199,16 +199,27 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
+def judge_now(connection: Opener, names: Names, layout: Layout, vitals: Vitals) -> GroupStatus:
+    """Count what waits, and return the group's status. Errors as for `read_snapshot`, but for LogError."""
+    ready, consumers = _count(connection, names.group, _queues(names, layout))
+    return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time())
+
+
 def _read_group(connection: Opener, name: str) -> GroupStatus:
     names = Names(name)
     layout = load(connection, names)
     if not layout.limbo:
         return GroupStatus(name)
-    queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
-    ready, consumers = _count(connection, name, [*queues, names.limbo(layout.limbo), names.dead])
+    ready, consumers = _count(connection, name, _queues(names, layout))
     in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
     vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
     return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time())
+
+
+def _queues(names: Names, layout: Layout) -> list[str]:
+    """Return the queues whose messages count."""
+    queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
+    return [*queues, names.limbo(layout.limbo), names.dead]
 
 
 def _count(connection: Opener, group: str, queues: Iterable[str]) -> tuple[dict[str, int | None], dict[str, int]]:

@@ -1,6 +1,7 @@
 """Who owns what, folded from the vitals that each worker writes into the journal once a second.
 
-`fold_vitals` knows no broker; `read_vitals` reads as much of the journal as it needs, from its end.
+`VitalsLog` folds event by event, and knows no broker; `read_vitals` reads as much of the journal as it needs, from its
+end.
 
 Moments are those of the workers' clocks: a host whose clock is seconds behind looks as if it were gone. A worker that
 shuts down warm says nothing any more, so what it still runs counts as unowned.
@@ -26,7 +27,8 @@ _LOOK_BACK_SECONDS, _LOOK_BACK_EVENTS = 0.5, 5_000
 class Vital:
     """What a worker last said of a queue that it owns.
 
-    `since` and `at` are seconds since the epoch. `lag_seconds` is None if nothing waited in its lanes.
+    `since` and `at` are seconds since the epoch. `lag_seconds` is None if nothing waited in its lanes. `counters` are
+    totals since `since`: done, failed, retried, lost, killed, dead and what `Shard.count` counts besides.
     """
 
     owner: str
@@ -35,6 +37,7 @@ class Vital:
     held: int
     running: int
     lag_seconds: float | None
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +49,46 @@ class Vitals:
     last: Mapping[str, Vital] = field(default_factory=dict)
 
 
-def fold_vitals(events: Iterable[Mapping[str, Any]], *, now: float) -> Vitals:
-    """Return who owns what at `now`, from events in the order of the journal.
+class VitalsLog:
+    """What the vitals said so far, noted in the order of the journal. Not safe for threads."""
 
-    The last word of each worker counts, unless it is older than `FRESH_SECONDS`. If two claim a queue, it belongs to
-    the one who took it later. Other events, and damaged ones, are passed over.
-    """
-    latest: dict[str, _Report] = {}
-    last: dict[str, Vital] = {}
-    for event in events:
+    def __init__(self) -> None:
+        self._latest: dict[str, _Report] = {}
+        self._last: dict[str, Vital] = {}
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Note one event; others than vitals, and damaged ones, are passed over."""
         report = _read_report(event)
         if report is not None:
-            latest[report.by] = report
-            last |= report.owned
-    owners: dict[str, Vital] = {}
-    standbys: dict[str, list[str]] = {}
-    for report in latest.values():
-        if now - report.at > FRESH_SECONDS:
-            continue
-        for queue, vital in report.owned.items():
-            other = owners.get(queue)
-            if other is None or (vital.since, vital.at) > (other.since, other.at):
-                owners[queue] = vital
-        for queue in report.standby:
-            standbys.setdefault(queue, []).append(report.by)
-    return Vitals(owners, {queue: tuple(sorted(workers)) for queue, workers in standbys.items()}, last)
+            self._latest[report.by] = report
+            self._last |= report.owned
+
+    def at(self, now: float) -> Vitals:
+        """Return who owns what at `now`.
+
+        The last word of each worker counts, unless it is older than `FRESH_SECONDS`. If two claim a queue, it belongs
+        to the one who took it later.
+        """
+        owners: dict[str, Vital] = {}
+        standbys: dict[str, list[str]] = {}
+        for report in self._latest.values():
+            if now - report.at > FRESH_SECONDS:
+                continue
+            for queue, vital in report.owned.items():
+                other = owners.get(queue)
+                if other is None or (vital.since, vital.at) > (other.since, other.at):
+                    owners[queue] = vital
+            for queue in report.standby:
+                standbys.setdefault(queue, []).append(report.by)
+        return Vitals(owners, {queue: tuple(sorted(workers)) for queue, workers in standbys.items()}, dict(self._last))
+
+
+def fold_vitals(events: Iterable[Mapping[str, Any]], *, now: float) -> Vitals:
+    """Return who owns what at `now`, from events in the order of the journal."""
+    log = VitalsLog()
+    for event in events:
+        log.note(event)
+    return log.at(now)
 
 
 def read_vitals(connection: Opener, names: Names, *, backlogged: Collection[str] = ()) -> Vitals:
@@ -136,4 +154,5 @@ def _read_vital(by: str, at: float, facts: Mapping[str, Any]) -> Vital:
         held=int(facts["held"]),
         running=int(facts["running"]),
         lag_seconds=None if lag is None else float(lag),
+        counters={str(name): int(count) for name, count in facts.get("counters", {}).items()},
     )

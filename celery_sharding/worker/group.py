@@ -23,6 +23,7 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event, vitals_event
 from celery_sharding.layout import Layout, Segment, fold
 from celery_sharding.streams import NONCE, decode
+from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts
 from celery_sharding.worker.delivery import Delivery
@@ -31,7 +32,6 @@ from celery_sharding.worker.gates import Gate, gate_for
 from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.runs import Log, Runs
 from celery_sharding.worker.shard import Shard
-from celery_sharding.worker.tail import Tail
 
 logger = logging.getLogger(__name__)
 

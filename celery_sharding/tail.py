@@ -1,4 +1,4 @@
-"""A stream read by the worker's event loop, from some offset on, for as long as the connection lives."""
+"""A stream read by whoever drains the connection, from some offset on, for as long as the connection lives."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from celery_sharding.cli_exits import Unhealthy, WrongUsage, explained
+from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, Shown, Store
 from celery_sharding.dedup.owners import is_provably_gone
 from celery_sharding.dedup.purging import purge_expired

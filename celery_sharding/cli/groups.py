@@ -1,0 +1,80 @@
+"""What every command asks first: the groups of the app, and a connection to its broker."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from amqp import exceptions as amqp_errors
+from kombu.exceptions import OperationalError
+
+from celery_sharding.backing import Backing
+from celery_sharding.cli.exits import WrongUsage
+from celery_sharding.config import ShardGroup
+from celery_sharding.connecting import close_connection, open_connection
+from celery_sharding.errors import BrokerUnavailable, UnsupportedBroker
+from celery_sharding.extension import Sharding
+
+NOT_DECLARED = "not declared; run `celery shards declare` or start a worker"
+_NO_SHARDING = """this app has no shard groups. Name the right app with `celery -A`, or add these two lines to it:
+
+    from celery_sharding import Sharding, ShardGroup
+    Sharding(app, groups=[ShardGroup("orders", shards=8)])"""
+
+
+def find_sharding(ctx: click.Context) -> Sharding:
+    sharding = getattr(ctx.obj.app, "sharding", None)
+    if not isinstance(sharding, Sharding):
+        raise WrongUsage(_NO_SHARDING)
+    return sharding
+
+
+def choose_groups(sharding: Sharding, name: str | None) -> list[ShardGroup]:
+    settings = sharding.settings
+    if name is not None:
+        return [settings.group(name, needed_by="the command line")]
+    if not settings.groups:
+        raise WrongUsage("no shard group is configured; give Sharding(app, groups=[…]) one")
+    return [settings.groups[each] for each in sorted(settings.groups)]
+
+
+def operator_name() -> str:
+    """Return how an operator signs what is done to a group, for its history."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def open_backing(sharding: Sharding) -> Backing:
+    try:
+        return sharding.backing()
+    except ValueError:
+        # The text of this error may hold a part of the password.
+        raise WrongUsage(
+            "the broker's URL cannot be read; percent-encode what is special in its user and password, '/' as %2F"
+        ) from None
+    except KeyError as exc:
+        raise WrongUsage(f"the broker's URL cannot be used: {exc}") from exc
+
+
+@contextlib.contextmanager
+def connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
+    """Yield an open connection of kombu's.
+
+    Raises:
+        BrokerUnavailable: There is none, or it was lost.
+        UnsupportedBroker: The broker keeps no logs.
+    """
+    if not open_backing(sharding).has_logs:
+        raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
+    connection: Any = sharding.connect()
+    try:
+        yield open_connection(connection)
+    except (OperationalError, amqp_errors.ConnectionError, amqp_errors.AccessRefused, OSError) as exc:
+        raise BrokerUnavailable(
+            f"the broker {connection.as_uri()} could not be reached ({exc}); check its URL, and that it is up"
+        ) from exc
+    finally:
+        close_connection(connection)
