@@ -11,6 +11,7 @@ States of a shard, the first that fits:
 
     waiting      an earlier segment of the chain is not drained yet: nobody consumes it, on purpose
     missing      its queue is gone, or out of reach
+    paused       an operator paused it, or the group: nothing of it starts until it is resumed
     stuck        its last owner says nothing any more, and is connected still: it hangs, is stopped, or runs a long task
                  in a solo pool
     unowned      no worker reports to own it
@@ -25,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -55,6 +56,11 @@ class ShardStatus:
         lag_seconds: Age of the oldest waiting message; None if it is not known.
         lag_estimated: It is the last known age and the time since, because there is no owner to ask.
         since: When the owner took it, or, without one, when the last was heard; seconds since the epoch.
+        in_rate: Messages a second that came, over the last seconds; None: not known.
+        out_rate: Messages a second that were settled, over the last seconds; None: not known, or nobody owns it.
+        rates_estimated: `in_rate` is the mean since the oldest waiting message was published.
+        clear_seconds: Until nothing waits, at these rates; None: not known, or it does not shrink.
+        counters: What the owner counted since it took it: delivered, done, failed, retried, …
     """
 
     kind: Kind
@@ -69,6 +75,16 @@ class ShardStatus:
     lag_seconds: float | None
     lag_estimated: bool
     since: float | None
+    in_rate: float | None = None
+    out_rate: float | None = None
+    rates_estimated: bool = False
+    clear_seconds: float | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that are not settled: ready, or held by the owner."""
+        return (self.ready or 0) + (self.held or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,7 @@ class GroupStatus:
         switch: The one that is under way.
         limbo_ready: Messages that came since the ring was lost, or before the first worker.
         dead_letters: Messages in the dead-letter queue.
+        paused: The whole group is paused; single shards have the state "paused".
     """
 
     name: str
@@ -105,6 +122,7 @@ class GroupStatus:
     switch: OpenSwitch | None = None
     limbo_ready: int = 0
     dead_letters: int = 0
+    paused: bool = False
 
     @property
     def rows(self) -> tuple[ShardStatus, ...]:
@@ -115,6 +133,20 @@ class GroupStatus:
     def ready(self) -> int:
         """Messages that wait anywhere in the group."""
         return sum(row.ready or 0 for row in self.rows) + self.limbo_ready
+
+    @property
+    def unowned(self) -> int:
+        """How many of its queues nobody owns, though they are to be consumed."""
+        return sum(row.state == "unowned" for row in self.rows)
+
+    @property
+    def skew(self) -> float | None:
+        """The load of the busiest shard over an even share of all; 1 is even. None: there is next to no load.
+
+        The load of a shard is what waits in it and what comes in a second.
+        """
+        loads = [row.waiting + (row.in_rate or 0.0) for row in self.shards]
+        return max(loads) * len(loads) / sum(loads) if sum(loads) >= max(1, len(loads)) else None
 
     @property
     def worst_lag(self) -> ShardStatus | None:
@@ -175,7 +207,8 @@ def judge_group(
             if is_live or queue not in segment.drained:
                 count = (ready.get(queue), consumers.get(queue, 0))
                 in_turn = segment in layout.open_segments
-                row = _judge_queue(kind, index, queue, count, vitals, now, in_turn=in_turn)
+                paused = None in layout.paused or (is_live and layout.is_paused(index))
+                row = _judge_queue(kind, index, queue, count, vitals, now, in_turn=in_turn, paused=paused)
                 (live if is_live else earlier).append(row)
     return GroupStatus(
         names.group,
@@ -187,6 +220,7 @@ def judge_group(
         switch=layout.switch,
         limbo_ready=ready.get(names.limbo(layout.limbo)) or 0,
         dead_letters=ready.get(names.dead) or 0,
+        paused=None in layout.paused,
     )
 
 
@@ -248,6 +282,7 @@ def _judge_queue(
     now: float,
     *,
     in_turn: bool,
+    paused: bool,
 ) -> ShardStatus:
     ready, consumers = count
     owner, last = vitals.owners.get(queue), vitals.last.get(queue)
@@ -256,6 +291,8 @@ def _judge_queue(
         state = "waiting"
     elif ready is None:
         state = "missing"
+    elif paused:
+        state = "paused"
     elif owner is None and last is not None and consumers > len(standbys):
         state = "stuck"
     elif owner is None:
@@ -280,6 +317,7 @@ def _judge_queue(
         lag_seconds=lag_seconds,
         lag_estimated=lag_estimated,
         since=owner.since if owner is not None else None if last is None else last.at,
+        counters={} if owner is None else owner.counters,
     )
 
 
@@ -306,6 +344,8 @@ def _group_to_json(group: GroupStatus) -> dict[str, Any]:
         "ready": group.ready,
         "limbo_ready": group.limbo_ready,
         "dead_letters": group.dead_letters,
+        "paused": group.paused,
+        "skew": _round(group.skew),
         "switch": None if switch is None else {k: getattr(switch, k) for k in ("kind", "generation", "shards", "step")},
         "segments": [dataclasses.asdict(segment) for segment in group.segments],
         "shards": [_row_to_json(row) for row in group.shards],
@@ -314,12 +354,15 @@ def _group_to_json(group: GroupStatus) -> dict[str, Any]:
 
 
 def _row_to_json(row: ShardStatus) -> dict[str, Any]:
-    lag = row.lag_seconds
     return dataclasses.asdict(row) | {
         "standbys": list(row.standbys),
-        "lag_seconds": None if lag is None else round(lag, 3),
+        **{name: _round(getattr(row, name)) for name in ("lag_seconds", "in_rate", "out_rate", "clear_seconds")},
         "since": None if row.since is None else _moment(row.since),
     }
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _moment(at: float) -> str:

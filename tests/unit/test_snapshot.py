@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -25,7 +26,7 @@ EMPTY = {Q0: 0, Q1: 0, NEXT_LIMBO: 0, NAMES.dead: 0}
 
 
 def owning(*, since: float = NOW - 60, held: int = 0, running: int = 0, lag: float | None = None) -> dict[str, Any]:
-    return {"index": 0, "since": since, "held": held, "running": running, "lag_seconds": lag, "counters": {}}
+    return {"index": 0, "since": since, "held": held, "running": running, "lag_seconds": lag, "counters": {"done": 7}}
 
 
 def vitals(by: str, *, ago: float = 0.5, owned: dict[str, Any] | None = None, standby: tuple[str, ...] = ()):
@@ -117,6 +118,19 @@ def test_the_state_of_a_shard(events, ready, state):
 
 
 @pytest.mark.parametrize(("consumers", "state"), [(2, "stuck"), (1, "unowned")])
+def test_a_paused_shard_is_paused_whoever_owns_it():
+    one, whole = (dataclasses.replace(LAYOUT, paused=frozenset({shard})) for shard in (1, None))
+
+    assert [row.state for row in judge(layout=one, ready={Q1: 4}).shards] == ["unowned", "paused"]
+    assert [row.state for row in judge(vitals("a", owned={Q0: owning()}), layout=whole).shards] == ["paused"] * 2
+    assert (judge(layout=one).paused, judge(layout=whole).paused) == (False, True)
+
+
+def test_the_skew_is_the_busiest_shard_over_an_even_share():
+    assert judge(ready={Q0: 30, Q1: 10}).skew == 1.5
+    assert judge(ready={Q0: 1}).skew is None  # one message is no skew
+
+
 def test_an_owner_that_is_silent_and_still_connected_is_stuck(consumers, state):
     # Given an owner that says nothing any more, and a standby; the broker sees both of them, or only the standby
     silent, standby = vitals("a", ago=9, owned={Q0: owning()}), vitals("b", standby=(Q0,))
@@ -236,6 +250,11 @@ def test_the_json_keeps_its_schema():
         "lag_seconds": 1.5,
         "lag_estimated": False,
         "since": "1970-01-12T13:45:40.000Z",
+        "in_rate": None,
+        "out_rate": None,
+        "rates_estimated": False,
+        "clear_seconds": None,
+        "counters": {"done": 7},
     }
     assert shown == {
         "name": "orders",
@@ -244,6 +263,8 @@ def test_the_json_keeps_its_schema():
         "ready": 0,
         "limbo_ready": 0,
         "dead_letters": 0,
+        "paused": False,
+        "skew": 2.0,
         "switch": None,
         "earlier": [],
     }
