@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery_sharding.errors import ConfigurationError, UnknownGroup, UnknownShard
 
@@ -83,6 +84,7 @@ class Settings:
 
     `publish_timeout_seconds` bounds the wait for a confirm, `heartbeat_seconds` is what the shard connection asks for,
     and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an acknowledgement.
+    `management_url` is that of the broker's management API, None if it is not used; it may hold a password.
     """
 
     groups: Mapping[str, ShardGroup] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class Settings:
     publish_timeout_seconds: float = 10.0
     heartbeat_seconds: float = 15.0
     consumer_timeout_seconds: float = 1_800.0
+    management_url: str | None = field(default=None, repr=False)
 
     def group(self, name: str, *, needed_by: str) -> ShardGroup:
         """Return the group called `name`.
@@ -153,7 +156,7 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
             ("consumer_timeout_seconds", 1_800.0),
         )
     }
-    return Settings(groups=found, routes=routes, **limits)
+    return Settings(groups=found, routes=routes, **limits, management_url=_read_management_url(conf))
 
 
 def parse_shard(text: str, settings: Settings) -> tuple[ShardGroup, int | None] | None:
@@ -250,6 +253,24 @@ def _read_seconds(conf: Mapping[str, Any], name: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         raise ConfigurationError(f"{name} is a number of seconds above 0, not {value!r}")
     return float(value)
+
+
+def _read_management_url(conf: Mapping[str, Any]) -> str | None:
+    url = conf.get("sharding_management_url")
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (ValueError, TypeError, AttributeError):
+        fits = False
+    if not fits or parts.query or parts.fragment:
+        # Not shown as it is: it may hold a password.
+        raise ConfigurationError(
+            "sharding_management_url is a URL such as 'http://host:15672' or 'https://user:password@host'; "
+            "percent-encode what is special in its user and password, '/' as %2F"
+        )
+    return str(url)
 
 
 def _check_number(where: str, name: str, value: Any, least: int, most: int) -> None:

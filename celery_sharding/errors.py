@@ -123,6 +123,10 @@ class ManifestConflict(LogError):
     """The manifest moved on since it was read; nothing was written. Read it again and decide anew."""
 
 
+class ManagementUnavailable(ShardingError):
+    """The broker's management API could not be asked; nothing depends on it but what is shown. `url`."""
+
+
 # --- deduplication ---------------------------------------------------------------------------------------------------
 
 

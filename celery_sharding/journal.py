@@ -33,8 +33,8 @@ def vitals_event(
     Args:
         generation: The live one, as this worker knows it.
         owned: By queue: `index`, `since` (when it became the owner), `held` (messages delivered and not settled),
-            `running`, `lag_seconds` (age of the oldest that waits in a lane; None: none waits), and `counters` (totals
-            since then).
+            `running`, `lag_seconds` (age of the oldest that waits in a lane; None: none waits), `prefetch` (how many it
+            may hold), `behind_seconds` (age of the newest that it was delivered), and `counters` (totals since then).
         standby: The queues it consumes and does not own.
         at: Seconds since the epoch, by this worker's clock, as `since`.
     """

@@ -76,7 +76,8 @@ class Segment:
 class OpenSwitch:
     """A switch that was begun and is not over. `step` is the last whose intent is recorded, 0 for none.
 
-    `limbo` is the one that ends with it, `next_limbo` the one that takes its place; None where there is none.
+    `limbo` is the one that ends with it, `next_limbo` the one that takes its place; None where there is none. `at` is
+    when that step was recorded, in seconds since the epoch by its writer's clock, None if it does not say.
     """
 
     kind: str
@@ -85,6 +86,7 @@ class OpenSwitch:
     limbo: int | None
     next_limbo: int | None
     step: int = 0
+    at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,7 @@ def _fold_switch(layout: Layout, event: Mapping[str, Any]) -> Layout:
         limbo=_optional_int(event.get("limbo")),
         next_limbo=_optional_int(event.get("next_limbo")),
         step=int(event.get("step", 0)),
+        at=_optional_moment(event.get("at")),
     )
     # A reshard may turn into a recovery of the same generation, with a limbo before it.
     chain = tuple(s for s in layout.segments if (s.kind, s.number) != ("ring", switch.generation))
@@ -226,7 +229,7 @@ def _fold_switch(layout: Layout, event: Mapping[str, Any]) -> Layout:
 def _fold_step(layout: Layout, event: Mapping[str, Any]) -> Layout:
     if layout.switch is None or layout.switch.generation != event.get("generation"):
         return layout
-    switch = dataclasses.replace(layout.switch, step=int(event["step"]))
+    switch = dataclasses.replace(layout.switch, step=int(event["step"]), at=_optional_moment(event.get("at")))
     return _move_limbo(dataclasses.replace(layout, switch=switch))
 
 
@@ -281,6 +284,10 @@ def _replace_segment(layout: Layout, old: Segment, new: Segment) -> Layout:
     return dataclasses.replace(
         layout, segments=tuple(new if segment is old else segment for segment in layout.segments)
     )
+
+
+def _optional_moment(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _optional_int(value: Any) -> int | None:

@@ -3,44 +3,33 @@
     manifest         what there is: generation, chain of segments, a switch that is under way
     passive counts   what waits in the queues; consumers' messages are not in it, markers and probes are
     journal          who owns what, and how it fares, from the vitals that each worker writes once a second
+    management API   if the settings name it: the broker's word on what is unacknowledged, and on replicas
 
-`read_snapshot` reads the three; `judge_group` makes of them what is shown, and knows no broker. Nothing is changed on
-the broker but for the nonces by which the ends of the logs are found.
-
-States of a shard, the first that fits:
-
-    waiting      an earlier segment of the chain is not drained yet: nobody consumes it, on purpose
-    missing      its queue is gone, or out of reach
-    paused       an operator paused it, or the group: nothing of it starts until it is resumed
-    stuck        its last owner says nothing any more, and is connected still: it hangs, is stopped, or runs a long task
-                 in a solo pool
-    unowned      no worker reports to own it
-    draining     a queue of an earlier segment, on its way out
-    no standby   its owner is the only one who consumes it
-    idle         nothing to do
-    ok
+`read_snapshot` reads them; `judge_group` makes of them what is shown, and knows no broker; `judging` has the states.
+Nothing is changed on the broker but for the nonces by which the ends of the logs are found.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from amqp import exceptions as amqp_errors
 
-from celery_sharding.admin.vitals import Vital, Vitals, read_vitals
-from celery_sharding.errors import BrokerUnavailable
+from celery_sharding.admin.counting import count_queues
+from celery_sharding.admin.judging import Known, judge_flow, judge_lag, judge_state
+from celery_sharding.admin.management import Management, QueueFacts
+from celery_sharding.admin.vitals import Vitals, read_vitals
+from celery_sharding.errors import BrokerUnavailable, ManagementUnavailable
 from celery_sharding.layout import Layout, OpenSwitch
 from celery_sharding.manifest import load
-from celery_sharding.topology import Names, Opener, brief_channel, explained
+from celery_sharding.topology import Names, Opener
 
 SCHEMA = 1
-# By then a broker has noticed that a lost owner is gone, and what it held is counted as ready again.
-_RETURNED_SECONDS = 90.0
 
 Kind = Literal["live", "old", "limbo"]
 
@@ -56,11 +45,12 @@ class ShardStatus:
         lag_seconds: Age of the oldest waiting message; None if it is not known.
         lag_estimated: It is the last known age and the time since, because there is no owner to ask.
         since: When the owner took it, or, without one, when the last was heard; seconds since the epoch.
-        in_rate: Messages a second that came, over the last seconds; None: not known.
+        in_rate: Messages a second that came, over the last seconds; None: not known. Under a backlog, who looks but
+            once is told the mean since the newest message that the owner was delivered was published.
         out_rate: Messages a second that were settled, over the last seconds; None: not known, or nobody owns it.
-        rates_estimated: `in_rate` is the mean since the oldest waiting message was published.
         clear_seconds: Until nothing waits, at these rates; None: not known, or it does not shrink.
         counters: What the owner counted since it took it: delivered, done, failed, retried, …
+        broker: What the management API says of the queue; None if it was not asked, or does not know it.
     """
 
     kind: Kind
@@ -77,9 +67,15 @@ class ShardStatus:
     since: float | None
     in_rate: float | None = None
     out_rate: float | None = None
-    rates_estimated: bool = False
     clear_seconds: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
+    broker: QueueFacts | None = None
+
+    @property
+    def unacknowledged(self) -> int | None:
+        """Messages delivered and not settled: by the broker's word, else by the owner's; None if nobody says."""
+        counted = None if self.broker is None else self.broker.unacknowledged
+        return self.held if counted is None else counted
 
     @property
     def waiting(self) -> int:
@@ -157,28 +153,48 @@ class GroupStatus:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The groups as they were at `taken_at`, in seconds since the epoch."""
+    """The groups as they were at `taken_at`, in seconds since the epoch.
+
+    `management_error` says why the management API, if it is configured, told nothing.
+    """
 
     taken_at: float
     groups: tuple[GroupStatus, ...]
+    management_error: str = ""
 
 
-def read_snapshot(connection: Opener, groups: Iterable[str]) -> Snapshot:
+def read_snapshot(connection: Opener, groups: Iterable[str], *, management: Management | None = None) -> Snapshot:
     """Read how `groups`, given by name, are doing. Only reads; a group that the broker does not know is no error.
 
     Args:
         connection: Connected, and not read by an event loop.
+        management: Asked, too; that it does not answer is no error.
 
     Raises:
         BrokerUnavailable: The connection was lost.
         LogError: A log could not be read.
         TopologyError: The broker's user may not read the group's queues.
     """
+    names = tuple(groups)
+    broker, management_error = ask_management(management, names)
     try:
-        found = tuple(_read_group(connection, name) for name in groups)
+        found = tuple(_read_group(connection, name, broker) for name in names)
     except (amqp_errors.ConnectionError, OSError) as exc:
         raise BrokerUnavailable(f"the broker was lost ({exc}); try again when it is back") from exc
-    return Snapshot(time.time(), found)
+    return Snapshot(time.time(), found, management_error)
+
+
+def ask_management(management: Management | None, groups: Iterable[str]) -> tuple[dict[str, QueueFacts], str]:
+    """Return what the management API says of the groups' queues, or why it says nothing ("": it is not configured)."""
+    found: dict[str, QueueFacts] = {}
+    if management is None:
+        return found, ""
+    try:
+        for group in groups:
+            found |= management.read_queues(Names(group))
+    except ManagementUnavailable as exc:
+        return {}, str(exc)
+    return found, ""
 
 
 def judge_group(
@@ -189,15 +205,20 @@ def judge_group(
     consumers: Mapping[str, int],
     vitals: Vitals,
     now: float,
+    counted: Sequence[tuple[float, Mapping[str, int | None]]] = (),
+    broker: Mapping[str, QueueFacts] | None = None,
 ) -> GroupStatus:
     """Return the status of a group.
 
     Args:
         ready: Waiting messages by queue; a queue that is missing here or None does not exist.
         consumers: How many consumers each queue has, its owner and the standbys, by the broker's word.
+        counted: What `ready` was earlier, as (seconds ago, messages by queue), the oldest first.
+        broker: What the management API says of each queue; None if it was not asked.
     """
     if not layout.limbo:
         return GroupStatus(names.group)
+    broker = broker or {}
     live: list[ShardStatus] = []
     earlier: list[ShardStatus] = []
     for segment in layout.segments:
@@ -205,10 +226,19 @@ def judge_group(
         kind: Kind = "live" if is_live else "limbo" if segment.kind == "limbo" else "old"
         for index, queue in enumerate(segment.queues(names)):
             if is_live or queue not in segment.drained:
-                count = (ready.get(queue), consumers.get(queue, 0))
+                known = Known(
+                    ready=ready.get(queue),
+                    consumers=consumers.get(queue, 0),
+                    owner=vitals.owners.get(queue),
+                    before=vitals.before.get(queue),
+                    last=vitals.last.get(queue),
+                    standbys=vitals.standbys.get(queue, ()),
+                    counted=[(ago, count) for ago, counts in counted if (count := counts.get(queue)) is not None],
+                )
                 in_turn = segment in layout.open_segments
                 paused = None in layout.paused or (is_live and layout.is_paused(index))
-                row = _judge_queue(kind, index, queue, count, vitals, now, in_turn=in_turn, paused=paused)
+                facts = broker.get(queue)
+                row = _judge_queue(kind, index, queue, known, facts, now, in_turn=in_turn, paused=paused)
                 (live if is_live else earlier).append(row)
     return GroupStatus(
         names.group,
@@ -233,106 +263,57 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def judge_now(connection: Opener, names: Names, layout: Layout, vitals: Vitals) -> GroupStatus:
-    """Count what waits, and return the group's status. Errors as for `read_snapshot`, but for LogError."""
-    ready, consumers = _count(connection, names.group, _queues(names, layout))
-    return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time())
-
-
-def _read_group(connection: Opener, name: str) -> GroupStatus:
+def _read_group(connection: Opener, name: str, broker: Mapping[str, QueueFacts]) -> GroupStatus:
     names = Names(name)
     layout = load(connection, names)
     if not layout.limbo:
         return GroupStatus(name)
-    ready, consumers = _count(connection, name, _queues(names, layout))
+    ready, consumers = count_queues(connection, name, counted_queues(names, layout))
     in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
     vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
-    return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time())
+    return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time(), broker=broker)
 
 
-def _queues(names: Names, layout: Layout) -> list[str]:
+def counted_queues(names: Names, layout: Layout) -> list[str]:
     """Return the queues whose messages count."""
     queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
     return [*queues, names.limbo(layout.limbo), names.dead]
-
-
-def _count(connection: Opener, group: str, queues: Iterable[str]) -> tuple[dict[str, int | None], dict[str, int]]:
-    """Return the waiting messages of each queue (None: it is gone, or out of reach), and its consumers."""
-    ready: dict[str, int | None] = {}
-    consumers: dict[str, int] = {}
-    with brief_channel(connection) as channel:  # one for all, to be fast
-        for queue in queues:
-            with explained(group, queue):
-                try:
-                    found = channel.queue_declare(queue, passive=True)
-                except amqp_errors.NotFound:
-                    # The broker has closed the channel; py-amqp has opened it again before it raised this.
-                    ready[queue] = None
-                else:
-                    ready[queue], consumers[queue] = int(found.message_count), int(found.consumer_count)
-    return ready, consumers
 
 
 def _judge_queue(
     kind: Kind,
     index: int,
     queue: str,
-    count: tuple[int | None, int],
-    vitals: Vitals,
+    known: Known,
+    facts: QueueFacts | None,
     now: float,
     *,
     in_turn: bool,
     paused: bool,
 ) -> ShardStatus:
-    ready, consumers = count
-    owner, last = vitals.owners.get(queue), vitals.last.get(queue)
-    standbys = vitals.standbys.get(queue, ())
-    if not in_turn:
-        state = "waiting"
-    elif ready is None:
-        state = "missing"
-    elif paused:
-        state = "paused"
-    elif owner is None and last is not None and consumers > len(standbys):
-        state = "stuck"
-    elif owner is None:
-        state = "unowned"
-    elif kind != "live":
-        state = "draining"
-    elif not standbys:
-        state = "no standby"
-    else:
-        state = "ok" if ready or owner.held else "idle"
-    lag_seconds, lag_estimated = _judge_lag(ready, owner, last, now)
+    owner, last = known.owner, known.last
+    lag_seconds, lag_estimated = judge_lag(known, now)
+    flow = judge_flow(known)
+    held = None if owner is None else owner.held
     return ShardStatus(
         kind=kind,
         index=index,
         queue=queue,
-        state=state,
-        ready=ready,
-        held=None if owner is None else owner.held,
+        state=judge_state(known, live=kind == "live", in_turn=in_turn, paused=paused),
+        ready=known.ready,
+        held=held,
         running=None if owner is None else owner.running,
         owner=None if owner is None else owner.owner,
-        standbys=standbys,
+        standbys=known.standbys,
         lag_seconds=lag_seconds,
         lag_estimated=lag_estimated,
         since=owner.since if owner is not None else None if last is None else last.at,
+        in_rate=flow.in_rate,
+        out_rate=flow.out_rate,
+        clear_seconds=flow.clear_seconds((known.ready or 0) + (held or 0)),
         counters={} if owner is None else owner.counters,
+        broker=facts,
     )
-
-
-def _judge_lag(ready: int | None, owner: Vital | None, last: Vital | None, now: float) -> tuple[float | None, bool]:
-    """Return the age of the oldest waiting message, None if unknown, and whether it is an estimate."""
-    if ready is None:
-        return None, False
-    if owner is not None:
-        if owner.lag_seconds is not None or not ready:
-            return owner.lag_seconds or 0.0, False
-        # What the owner was not delivered yet: it has just come, unless the owner holds all that it may.
-        return (None, False) if owner.held else (0.0, True)
-    if last is not None and (ready or (last.held and now - last.at < _RETURNED_SECONDS)):
-        return (last.lag_seconds or 0.0) + max(0.0, now - last.at), True
-    return (None, False) if ready else (0.0, False)
 
 
 def _group_to_json(group: GroupStatus) -> dict[str, Any]:
@@ -346,16 +327,22 @@ def _group_to_json(group: GroupStatus) -> dict[str, Any]:
         "dead_letters": group.dead_letters,
         "paused": group.paused,
         "skew": _round(group.skew),
-        "switch": None if switch is None else {k: getattr(switch, k) for k in ("kind", "generation", "shards", "step")},
+        "switch": None if switch is None else _switch_to_json(switch),
         "segments": [dataclasses.asdict(segment) for segment in group.segments],
         "shards": [_row_to_json(row) for row in group.shards],
         "earlier": [_row_to_json(row) for row in group.earlier],
     }
 
 
+def _switch_to_json(switch: OpenSwitch) -> dict[str, Any]:
+    found = {name: getattr(switch, name) for name in ("kind", "generation", "shards", "step")}
+    return found | {"at": None if switch.at is None else _moment(switch.at)}
+
+
 def _row_to_json(row: ShardStatus) -> dict[str, Any]:
     return dataclasses.asdict(row) | {
         "standbys": list(row.standbys),
+        "unacknowledged": row.unacknowledged,
         **{name: _round(getattr(row, name)) for name in ("lag_seconds", "in_rate", "out_rate", "clear_seconds")},
         "since": None if row.since is None else _moment(row.since),
     }

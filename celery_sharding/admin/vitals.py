@@ -1,6 +1,6 @@
 """Who owns what, folded from the vitals that each worker writes into the journal once a second.
 
-`VitalsLog` folds event by event, and knows no broker; `read_vitals` reads as much of the journal as it needs, from its
+`VitalsLog` folds event by event, and knows no broker; `read_recent` reads as much of the journal as it needs, from its
 end.
 
 Moments are those of the workers' clocks: a host whose clock is seconds behind looks as if it were gone. A worker that
@@ -10,6 +10,7 @@ shuts down warm says nothing any more, so what it still runs counts as unowned.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,12 @@ from celery_sharding.streams import Event, read_backwards
 from celery_sharding.topology import Names, Opener
 
 FRESH_SECONDS = 5.0
+# Over how long rates are measured.
+WINDOW_SECONDS = 10.0
+# An owner that has just taken a shard is still being delivered what waited there.
+_TAKING_SECONDS = 1.0
+# Workers that were not heard for this long are forgotten: names of containers never come again.
+_FORGET_SECONDS = 60.0
 # How long, and how far, to look for the last owner of a queue that has none.
 _LOOK_BACK_SECONDS, _LOOK_BACK_EVENTS = 0.5, 5_000
 
@@ -28,7 +35,8 @@ class Vital:
     """What a worker last said of a queue that it owns.
 
     `since` and `at` are seconds since the epoch. `lag_seconds` is None if nothing waited in its lanes. `counters` are
-    totals since `since`: done, failed, retried, lost, killed, dead and what `Shard.count` counts besides.
+    totals since `since`: delivered, done, failed, retried, lost, killed, dead and what `Shard.count` counts besides.
+    `prefetch` is how many messages it may hold, `behind_seconds` the age of the newest that it was delivered.
     """
 
     owner: str
@@ -38,15 +46,35 @@ class Vital:
     running: int
     lag_seconds: float | None
     counters: Mapping[str, int] = field(default_factory=dict)
+    prefetch: int | None = None
+    behind_seconds: float | None = None
+
+    @property
+    def delivered(self) -> int | None:
+        return self.counters.get("delivered")
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it holds so little that nothing can have waited for it on the broker."""
+        return self.prefetch is not None and 2 * self.held < self.prefetch
+
+    def follows(self, other: Vital) -> bool:
+        """Tell whether `other` is an earlier word of the same worker on the same time of ownership."""
+        same = (self.owner, self.since) == (other.owner, other.since)
+        return same and self.at > other.at and (self.delivered or 0) >= (other.delivered or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """By queue: its owner, who stands by, and the last known owner, however long ago."""
+    """By queue: its owner, who stands by, and the last known owner, however long ago.
+
+    `before` has an earlier word of the owner, at most `WINDOW_SECONDS` old, to measure rates with.
+    """
 
     owners: Mapping[str, Vital] = field(default_factory=dict)
     standbys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     last: Mapping[str, Vital] = field(default_factory=dict)
+    before: Mapping[str, Vital] = field(default_factory=dict)
 
 
 class VitalsLog:
@@ -55,13 +83,25 @@ class VitalsLog:
     def __init__(self) -> None:
         self._latest: dict[str, _Report] = {}
         self._last: dict[str, Vital] = {}
+        self._recent: dict[str, deque[Vital]] = {}
 
     def note(self, event: Mapping[str, Any]) -> None:
         """Note one event; others than vitals, and damaged ones, are passed over."""
         report = _read_report(event)
         if report is not None:
             self._latest[report.by] = report
-            self._last |= report.owned
+            for queue, vital in report.owned.items():
+                self._last[queue] = vital
+                self._note_recent(queue, vital)
+
+    def _note_recent(self, queue: str, vital: Vital) -> None:
+        recent = self._recent.setdefault(queue, deque())
+        if recent and not vital.follows(recent[-1]):
+            recent.clear()
+        if vital.at - vital.since >= _TAKING_SECONDS:
+            recent.append(vital)
+        while recent and vital.at - recent[0].at > WINDOW_SECONDS:
+            recent.popleft()
 
     def at(self, now: float) -> Vitals:
         """Return who owns what at `now`.
@@ -71,6 +111,7 @@ class VitalsLog:
         """
         owners: dict[str, Vital] = {}
         standbys: dict[str, list[str]] = {}
+        self._latest = {by: report for by, report in self._latest.items() if now - report.at < _FORGET_SECONDS}
         for report in self._latest.values():
             if now - report.at > FRESH_SECONDS:
                 continue
@@ -80,7 +121,13 @@ class VitalsLog:
                     owners[queue] = vital
             for queue in report.standby:
                 standbys.setdefault(queue, []).append(report.by)
-        return Vitals(owners, {queue: tuple(sorted(workers)) for queue, workers in standbys.items()}, dict(self._last))
+        first = {queue: recent[0] for queue, recent in self._recent.items() if recent}
+        return Vitals(
+            owners,
+            {queue: tuple(sorted(workers)) for queue, workers in standbys.items()},
+            dict(self._last),
+            {queue: vital for queue, vital in first.items() if queue in owners and owners[queue].follows(vital)},
+        )
 
 
 def fold_vitals(events: Iterable[Mapping[str, Any]], *, now: float) -> Vitals:
@@ -92,32 +139,47 @@ def fold_vitals(events: Iterable[Mapping[str, Any]], *, now: float) -> Vitals:
 
 
 def read_vitals(connection: Opener, names: Names, *, backlogged: Collection[str] = ()) -> Vitals:
-    """Read who owns what now.
+    """Read who owns what now; a journal that does not exist is empty.
 
     Args:
         backlogged: Queues with waiting messages, whose last owner is looked for further back, within limits.
 
     Raises:
-        LogError: The journal could not be read. One that does not exist is empty.
+        LogError: The journal could not be read.
     """
-    events: list[Event] = []
-    gives_up_at = time.monotonic() + _LOOK_BACK_SECONDS
-    vitals = Vitals()
     try:
-        for batch in read_backwards(connection, names.journal):
-            events = [event for _, event in batch] + events
-            now = time.time()
-            vitals = fold_vitals(events, now=now)
-            if not any(_is_stale(event, now) for event in events):
-                continue
-            if all(queue in vitals.last for queue in backlogged):
-                break
-            if time.monotonic() > gives_up_at or len(events) > _LOOK_BACK_EVENTS:
-                break
+        events = read_recent(connection, names, backlogged=backlogged)
     except LogError as exc:
         if not exc.facts.get("missing"):
             raise
-    return vitals
+        events = []
+    return fold_vitals((event for _, event in events), now=time.time())
+
+
+def read_recent(
+    connection: Opener, names: Names, *, back_seconds: float = FRESH_SECONDS, backlogged: Collection[str] = ()
+) -> list[tuple[int, Event]]:
+    """Return the last events of the journal with their offsets: those of `back_seconds` at least, if there are so many.
+
+    Args:
+        backlogged: As for `read_vitals`.
+
+    Raises:
+        LogError: The journal could not be read, or there is none (`missing`).
+    """
+    events: list[tuple[int, Event]] = []
+    gives_up_at = time.monotonic() + _LOOK_BACK_SECONDS
+    for batch in read_backwards(connection, names.journal):
+        events = [*batch, *events]
+        since = time.time() - back_seconds
+        if not any(_is_before(event, since) for _, event in events):
+            continue
+        owned = {queue for _, event in events if (report := _read_report(event)) is not None for queue in report.owned}
+        if owned.issuperset(backlogged):
+            break
+        if time.monotonic() > gives_up_at or len(events) > _LOOK_BACK_EVENTS:
+            break
+    return events
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +190,9 @@ class _Report:
     standby: tuple[str, ...]
 
 
-def _is_stale(event: Event, now: float) -> bool:
+def _is_before(event: Event, moment: float) -> bool:
     at = event.get("at")
-    return isinstance(at, int | float) and now - at > FRESH_SECONDS
+    return isinstance(at, int | float) and at < moment
 
 
 def _read_report(event: Mapping[str, Any]) -> _Report | None:
@@ -155,4 +217,6 @@ def _read_vital(by: str, at: float, facts: Mapping[str, Any]) -> Vital:
         running=int(facts["running"]),
         lag_seconds=None if lag is None else float(lag),
         counters={str(name): int(count) for name, count in facts.get("counters", {}).items()},
+        prefetch=None if facts.get("prefetch") is None else int(facts["prefetch"]),
+        behind_seconds=None if facts.get("behind_seconds") is None else float(facts["behind_seconds"]),
     )

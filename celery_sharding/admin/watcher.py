@@ -2,18 +2,22 @@
 
 `read_snapshot` appends a nonce to two logs at each call, so who looks once a second must not call it. A `Watcher` reads
 the logs to their ends once, then tails them on a connection of its own, in a thread of its own, and only counts
-messages anew. What it shows is what `read_snapshot` would.
+messages anew. What it shows is what `read_snapshot` would, and rates from its own counts besides.
 
     connecting ──▶ following ──the connection or a log is lost──▶ waiting ──a second or more──▶ connecting
 
-While it is not following, the last snapshot stays, with its age, and `error` says why.
+While it is not following, the last snapshot stays, with its age, and `error` says why. A log that is deleted, as when a
+group is removed, counts as lost: the broker ends the consumer, and all is read anew. No error ends the thread. A forked
+child has no such thread: its watcher shows what was known at the fork, and says so.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +25,15 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 from kombu.exceptions import OperationalError
 
-from celery_sharding.admin.snapshot import GroupStatus, Snapshot, judge_now
-from celery_sharding.admin.vitals import VitalsLog
+from celery_sharding.admin.counting import count_queues
+from celery_sharding.admin.management import Management, QueueFacts
+from celery_sharding.admin.snapshot import GroupStatus, Snapshot, ask_management, counted_queues, judge_group
+from celery_sharding.admin.vitals import FRESH_SECONDS, WINDOW_SECONDS, VitalsLog, read_recent
 from celery_sharding.connecting import Connect, close_connection, open_connection
-from celery_sharding.errors import LogError, ShardingError
+from celery_sharding.errors import ShardingError
 from celery_sharding.layout import fold
 from celery_sharding.manifest import load
-from celery_sharding.streams import NONCE, decode, read_backwards
+from celery_sharding.streams import NONCE, decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
 
@@ -35,11 +41,15 @@ logger = logging.getLogger(__name__)
 
 # How often a group that is not declared yet is looked for.
 _UNDECLARED_SECONDS = 5.0
+# How often the management API is asked, whose counts are seconds old; and after it did not answer.
+_MANAGEMENT_SECONDS, _MANAGEMENT_PAUSE_SECONDS = 5.0, 30.0
 _PAUSE_FIRST_SECONDS, _PAUSE_MAX_SECONDS = 1.0, 10.0
-_LAST_EVENTS = 200
+_COUNTS_SECONDS = 1.0
+_DRAIN_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]
+_EXPECTED = (OperationalError, amqp_errors.AMQPError, ShardingError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class Watcher:
         history_seconds: How far back the journal is read at first, if it reaches as far.
         on_event: Called with a group's name and each event of its journal, in its order, in the watcher's thread;
             after a lost connection some come again.
+        management: Asked, too, now and then.
     """
 
     def __init__(
@@ -69,36 +80,47 @@ class Watcher:
         every_seconds: float = 1.0,
         history_seconds: float = 0.0,
         on_event: OnEvent | None = None,
+        management: Management | None = None,
     ) -> None:
         self._connect = connect
         self._groups = tuple(groups)
         self._every_seconds = every_seconds
         self._history_seconds = history_seconds
         self._on_event = on_event
+        self._management = management
+        self._broker: dict[str, QueueFacts] = {}
+        self._management_error = ""
+        self._ask_management_at = 0.0
         self._view = View(error="not connected yet")
         self._changed = threading.Condition()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shards-watcher", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
 
     @property
     def view(self) -> View:
         """The latest; from any thread, at once."""
+        if os.getpid() != self._pid:
+            return View(self._view.snapshot, error="the process was forked; start a watcher of its own in the child")
         return self._view
 
     def start(self) -> None:
         """Begin to follow, in the background; once."""
+        self._thread = threading.Thread(target=self._run, name="shards-watcher", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for that."""
+        """End, and wait for that; without effect if it was not started."""
         self._stopped.set()
-        self._thread.join(_STOP_SECONDS)
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
 
     def wait_newer(self, than: View, *, timeout_seconds: float) -> View:
         """Return the view as soon as it is another than `than`, or when the time is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._view is not than, timeout_seconds)
-        return self._view
+        if os.getpid() == self._pid:
+            with self._changed:
+                self._changed.wait_for(lambda: self._view is not than, timeout_seconds)
+        return self.view
 
     def _show(self, view: View) -> None:
         with self._changed:
@@ -109,49 +131,94 @@ class Watcher:
         pause = _PAUSE_FIRST_SECONDS
         while not self._stopped.is_set():
             before = self._view.snapshot
-            connection: Any = self._connect()
             try:
-                self._follow(open_connection(connection))
-            except (OperationalError, amqp_errors.AMQPError, ShardingError, OSError) as exc:
-                if not self._view.error:
-                    logger.warning("the groups cannot be followed: %s", exc)
-                self._show(View(self._view.snapshot, error=_one_line(exc)))
-            finally:
-                close_connection(connection)
+                self._connect_and_follow()
+            except _EXPECTED as exc:
+                self._fail(exc)
+            except Exception as exc:
+                # A thread that ended would leave a picture that looks alive.
+                logger.exception("the groups cannot be followed")
+                self._fail(exc)
             pause = _PAUSE_FIRST_SECONDS if self._view.snapshot is not before else min(pause * 2, _PAUSE_MAX_SECONDS)
             self._stopped.wait(pause)
 
+    def _fail(self, exc: Exception) -> None:
+        error = " ".join(str(exc).split()) or type(exc).__name__
+        if error != self._view.error:
+            logger.warning("the groups cannot be followed: %s", error)
+        self._show(View(self._view.snapshot, error=error))
+
+    def _connect_and_follow(self) -> None:
+        connection: Any = self._connect()
+        try:
+            self._follow(open_connection(connection))
+        finally:
+            close_connection(connection)
+
     def _follow(self, connection: Any) -> None:
-        followed = [_Followed(connection, name, self._history_seconds, self._on_event) for name in self._groups]
+        followed = [_Followed(connection, name, self._history_seconds, self._note) for name in self._groups]
         while not self._stopped.is_set():
-            statuses = tuple(group.status() for group in followed)
-            self._show(View(Snapshot(time.time(), statuses)))
+            self._look_at_management()
+            statuses = tuple(group.status(self._broker) for group in followed)
+            self._show(View(Snapshot(time.time(), statuses, self._management_error)))
             deadline = time.monotonic() + self._every_seconds
             while (left := deadline - time.monotonic()) > 0 and not self._stopped.is_set():
+                connection.heartbeat_check()
                 try:
-                    connection.drain_events(timeout=left)
+                    connection.drain_events(timeout=min(left, _DRAIN_SECONDS))
                 except TimeoutError:
-                    break
+                    pass  # nothing came
+
+    def _look_at_management(self) -> None:
+        if self._management is not None and time.monotonic() >= self._ask_management_at:
+            self._broker, self._management_error = ask_management(self._management, self._groups)
+            pause = _MANAGEMENT_PAUSE_SECONDS if self._management_error else _MANAGEMENT_SECONDS
+            self._ask_management_at = time.monotonic() + pause
+
+    def _note(self, group: str, event: Mapping[str, Any]) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(group, event)
+        except Exception:
+            logger.exception("%s: a receiver of journal events failed", group)  # the others, and the picture, go on
 
 
 class _Followed:
     """One group on a watcher's connection."""
 
-    def __init__(self, connection: Any, name: str, history_seconds: float, on_event: OnEvent | None) -> None:
+    def __init__(self, connection: Any, name: str, history_seconds: float, on_event: OnEvent) -> None:
         self._connection = connection
         self._names = Names(name)
         self._history_seconds = history_seconds
         self._on_event = on_event
         self._vitals = VitalsLog()
-        self._looked_at = 0.0
+        self._counts: deque[tuple[float, Mapping[str, int | None]]] = deque()
         self._begin()
 
-    def status(self) -> GroupStatus:
+    def status(self, broker: Mapping[str, QueueFacts]) -> GroupStatus:
         if not self._layout.limbo and time.monotonic() - self._looked_at > _UNDECLARED_SECONDS:
             self._begin()
         if not self._layout.limbo:
             return GroupStatus(self._names.group)
-        return judge_now(self._connection, self._names, self._layout, self._vitals.at(time.time()))
+        queues = counted_queues(self._names, self._layout)
+        ready, consumers = count_queues(self._connection, self._names.group, queues)
+        now = time.monotonic()
+        while self._counts and now - self._counts[0][0] > WINDOW_SECONDS:
+            self._counts.popleft()
+        group = judge_group(
+            self._names,
+            self._layout,
+            ready=ready,
+            consumers=consumers,
+            vitals=self._vitals.at(time.time()),
+            now=time.time(),
+            counted=[(now - at, counts) for at, counts in self._counts],
+            broker=broker,
+        )
+        if not self._counts or now - self._counts[-1][0] >= _COUNTS_SECONDS:
+            self._counts.append((now, ready))
+        return group
 
     def _begin(self) -> None:
         """Read what there is, then tail it."""
@@ -167,25 +234,17 @@ class _Followed:
 
     def _read_journal(self) -> int | str:
         """Note the last events, and return the offset of the next."""
-        events: list[tuple[int, Mapping[str, Any]]] = []
-        since = time.time() - self._history_seconds
-        try:
-            for batch in read_backwards(self._connection, self._names.journal):
-                events = [*batch, *events]
-                if len(events) >= _LAST_EVENTS and _moment(events[0][1]) < since:
-                    break
-        except LogError as exc:
-            if not exc.facts.get("missing"):
-                raise
-            return "next"
+        queues = [queue for segment in self._layout.open_segments for queue in segment.queues(self._names)]
+        back_seconds = max(FRESH_SECONDS, self._history_seconds)
+        # The last owner of each queue is looked for, since a backlog without an owner may come at any time.
+        events = read_recent(self._connection, self._names, back_seconds=back_seconds, backlogged=queues)
         for _, event in events:
             self._note(event)
         return events[-1][0] + 1 if events else "next"
 
     def _note(self, event: Mapping[str, Any]) -> None:
         self._vitals.note(event)
-        if self._on_event is not None:
-            self._on_event(self._names.group, event)
+        self._on_event(self._names.group, event)
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self._names.manifest, offset=offset)
@@ -196,12 +255,3 @@ class _Followed:
         event = decode(body, stream=self._names.journal, offset=offset)
         if event is not None and event["event"] != NONCE:
             self._note(event)
-
-
-def _moment(event: Mapping[str, Any]) -> float:
-    at = event.get("at")
-    return float(at) if isinstance(at, int | float) else 0.0
-
-
-def _one_line(exc: Exception) -> str:
-    return " ".join(str(exc).split()) or type(exc).__name__

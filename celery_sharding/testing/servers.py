@@ -38,7 +38,8 @@ from celery_sharding.testing.processes import (
 )
 
 _AMQP_HELLO = b"AMQP\x00\x00\x09\x01"
-_PLUGINS = "[rabbitmq_consistent_hash_exchange]."
+_PLUGINS = ("rabbitmq_consistent_hash_exchange",)
+_MANAGEMENT = "rabbitmq_management"
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
 
@@ -54,6 +55,7 @@ class RabbitNode:
         config: Further lines of rabbitmq.conf.
         net_tick_seconds: After how much silence another node counts as gone, about; equal on joined nodes.
         boots_max: How often `start` starts it if it ends while it boots.
+        management: Serve the management API.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class RabbitNode:
         config: Sequence[str] = (),
         net_tick_seconds: int = 60,
         boots_max: int = 1,
+        management: bool = False,
     ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="sharding-rabbit-"))
         facts: dict[str, Any] = {
@@ -73,6 +76,7 @@ class RabbitNode:
             "owns_epmd": mapper is None,
             "net_tick_seconds": net_tick_seconds,
             "boots_max": boots_max,
+            "management": find_free_port() if management else None,
         }
         self._set(folder, facts)
         (folder / "node.json").write_text(json.dumps(facts))
@@ -82,8 +86,11 @@ class RabbitNode:
         cookie_file.touch(mode=0o600)
         cookie_file.write_text(cookie or make_cookie())
         cookie_file.chmod(0o400)
-        (folder / "enabled_plugins").write_text(_PLUGINS + "\n")
+        plugins = [*_PLUGINS, *([_MANAGEMENT] if management else [])]
+        (folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         lines = [f"listeners.tcp.default = 127.0.0.1:{facts['amqp']}", *config]
+        if management:
+            lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {facts['management']}"]
         (folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
 
     @classmethod
@@ -99,6 +106,8 @@ class RabbitNode:
         self._mapper = PortMapper(folder, facts["epmd"]) if facts["owns_epmd"] else None
         self.name = f"sharding{facts['amqp']}@localhost"
         self.url = f"amqp://guest:guest@127.0.0.1:{facts['amqp']}//"
+        management = facts.get("management")
+        self.management_url = None if management is None else f"http://127.0.0.1:{management}"
 
     def start(self) -> None:
         """Start the node and return when it answers. A running node is left alone.

@@ -242,12 +242,15 @@ class GroupConsumer:
             if shard.owned:
                 running = self._runs.lanes.running(shard)
                 waiting = next((e.item.delivery.sent_at for e in self._runs.lanes.waiting(shard)), None)
+                newest = shard.newest_sent_at
                 owned[queue] = {
                     "index": shard.index,
                     "since": self._owned_since.setdefault(shard, now),
                     "held": len(shard.held),
                     "running": running,
                     "lag_seconds": None if waiting is None else max(0.0, round(now - waiting, 3)),
+                    "prefetch": self._prefetch,
+                    "behind_seconds": None if newest is None else max(0.0, round(now - newest, 3)),
                     "counters": dict(shard.counters),
                 }
         standby = [queue for queue, shard in list(self.shards.items()) if not shard.owned]

@@ -56,6 +56,7 @@ class Shard:
         node: The worker's name, used as consumer tag.
 
     Attributes:
+        newest_sent_at: When the newest message that it was delivered was published, in seconds since the epoch.
         gate: Says whether a message may start; None: all may.
         ending: How far the end of its segment is.
     """
@@ -83,6 +84,7 @@ class Shard:
         self.attempts = attempts
         self.owned = False
         self.counters: Counter[str] = Counter()
+        self.newest_sent_at: float | None = None
         self._runs = runs
         self._log = log
         self._receive = receive
@@ -249,4 +251,6 @@ class Shard:
             return
         delivery = Delivery(message, self, self._runs)
         self._deliveries[delivery.tag] = delivery
+        self.newest_sent_at = delivery.sent_at
+        self.count("delivered")
         self._receive(delivery)
