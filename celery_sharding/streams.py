@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 EVENT_VERSION = 1
 NONCE = "nonce"
 _PREFETCH = 500
-_BATCH_FIRST, _BATCH_GROWTH = 20, 4
+# Vitals of many shards are long, and a batch is in memory as a whole.
+_BATCH_FIRST, _BATCH_GROWTH, _BATCH_MAX = 20, 4, 1_000
 _PERSISTENT = 2
 
 Event = dict[str, Any]
@@ -163,7 +164,7 @@ def read_backwards(
         yield [(number, event) for number, event in _without_nonces(found) if number < stop]
         # What is older than the stream's maximum age is gone; the broker starts at the first there is.
         stop = start if found[0][0] == start else 0
-        size *= _BATCH_GROWTH
+        size = min(size * _BATCH_GROWTH, _BATCH_MAX)
 
 
 def _consume_until(

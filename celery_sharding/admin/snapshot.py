@@ -144,6 +144,10 @@ class GroupStatus:
         loads = [row.waiting + (row.in_rate or 0.0) for row in self.shards]
         return max(loads) * len(loads) / sum(loads) if sum(loads) >= max(1, len(loads)) else None
 
+    def label(self, row: ShardStatus) -> str:
+        """Return how `row` is called in the group: its index, or of an earlier segment `limbo001`, `g001.003`."""
+        return str(row.index) if row.kind == "live" else row.queue.removeprefix(f"{Names(self.name).publish}.")
+
     @property
     def worst_lag(self) -> ShardStatus | None:
         """The row with the largest lag; None if no lag is known."""

@@ -1,101 +1,158 @@
-"""`shards status`: what `admin.snapshot` knows of the groups, as a table or as JSON."""
+"""`shards status`: what `admin.snapshot` knows of the groups, once or for as long as one looks."""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
+import shutil
+import sys
+import time
 
 import click
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, read_snapshot, to_json
-from celery_sharding.cli.exits import Unhealthy, explained
+from celery_sharding.admin.health import check_health
+from celery_sharding.admin.management import open_management
+from celery_sharding.admin.snapshot import Snapshot, read_snapshot, to_json
+from celery_sharding.admin.watcher import View, Watcher
+from celery_sharding.cli.durations import format_duration, parse_duration
+from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
-from celery_sharding.cli.tables import align
-from celery_sharding.topology import Names
+from celery_sharding.cli.rows import describe_group, read_columns
 
-_HEADINGS = ("SHARD", "STATE", "READY", "HELD", "RUNNING", "LAG S", "OWNER", "STANDBYS", "SINCE", "QUEUE")
+_EVERY_SECONDS = 1.0
+_FIRST_SECONDS = 10.0
+_CLEAR_SCREEN = "\033[H\033[2J\033[3J"
 
 
 @click.command()
 @click.argument("group", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--watch", is_flag=True, help="Look once a second, until Ctrl-C.")
+@click.option("--check", is_flag=True, help="Exit with 1, and say why on stderr, if anything is wrong.")
+@click.option("--max-lag", metavar="DURATION", help="With --check: a larger lag is wrong, too. 90, 5m, 1h.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, for programs.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="Print a line of JSON for each shard.")
+@click.option("--columns", metavar="A,B,…", help="The columns of the table, by the names of the JSON.")
 @click.pass_context
-def status(ctx: click.Context, group: str | None, as_json: bool) -> None:
+def status(
+    ctx: click.Context,
+    group: str | None,
+    watch: bool,
+    check: bool,
+    max_lag: str | None,
+    as_json: bool,
+    as_jsonl: bool,
+    columns: str | None,
+) -> None:
     """Show every shard of GROUP, or of all groups: who owns it, what waits, and for how long.
 
-    A lag with "~" is estimated from the last that was known, because the shard has no owner; "?" is not known. Exits
-    with 1 if a group was never declared.
+    A lag with "~" is estimated, because the shard has no owner, or its owner has not seen the messages yet; "?" is not
+    known. CLEAR is how long it takes until nothing waits, at the present rates; "-" if it does not get less. SINCE is
+    for how long the owner has it, or, without one, has not been heard. Exits with 1 if a group was never declared.
+
+    With --check it exits with 1, too, if a shard is unowned and has work, or no worker is there at all, if a shard is
+    stuck or missing, if its lag is above --max-lag, or if a switch stands still. A paused shard is never wrong.
 
     \b
     Examples:
       celery -A shop shards status
-      celery -A shop shards status orders
+      celery -A shop shards status orders --watch
+      celery -A shop shards status --check --max-lag 90s
+      celery -A shop shards status --columns index,state,lag_seconds,queue
       celery -A shop shards status --json | jq '.groups[].shards[] | select(.state == "unowned")'
+      celery -A shop shards status --jsonl | jq 'select(.lag_seconds > 60)'
     """
     with explained():
+        if watch and (check or max_lag is not None):
+            raise WrongUsage("--check looks once; leave out --watch")
+        if as_json and as_jsonl:
+            raise WrongUsage("--json and --jsonl exclude each other")
+        if max_lag is not None and not check:
+            raise WrongUsage("--max-lag says what --check takes for wrong; add --check")
+        max_lag_seconds = None if max_lag is None else parse_duration(max_lag)
+        printer = _Printer(ctx, "json" if as_json else "jsonl" if as_jsonl else "text", read_columns(columns))
         sharding = find_sharding(ctx)
-        chosen = choose_groups(sharding, group)
+        chosen = [each.name for each in choose_groups(sharding, group)]
         with connected(sharding, needed_by="status") as connection:
-            snapshot = read_snapshot(connection, [each.name for each in chosen])
-    if as_json:
-        ctx.obj.echo(json.dumps(to_json(snapshot)))
-    else:
-        for number, each in enumerate(snapshot.groups):
-            for line in ([""] if number else []) + _describe(each):
-                ctx.obj.echo(line)
-    missing = [each.name for each in snapshot.groups if not each.declared]
-    if missing:
-        if as_json:
-            click.echo(f"{', '.join(missing)}: {NOT_DECLARED}", err=True)
+            management = open_management(sharding.settings, connection)
+            if not watch:
+                snapshot = read_snapshot(connection, chosen, management=management)
+        if watch:
+            _watch(Watcher(sharding.connect, chosen, every_seconds=_EVERY_SECONDS, management=management), printer)
+            return
+    printer.show(snapshot)
+    if snapshot.management_error:
+        click.echo(f"{snapshot.management_error}; shown is what plain AMQP tells", err=True)
+    undeclared = [each.name for each in snapshot.groups if not each.declared]
+    if undeclared and printer.form != "text":
+        click.echo(f"{', '.join(undeclared)}: {NOT_DECLARED}", err=True)
+    problems: tuple[str, ...] = ()
+    if check:
+        health = check_health(snapshot, max_lag_seconds=max_lag_seconds)
+        problems = health.problems
+        for line in problems:
+            click.echo(line, err=True)
+        for line in health.warnings:
+            click.echo(f"warning: {line}", err=True)
+    if undeclared or problems:
         ctx.exit(Unhealthy.exit_code)
 
 
-def _describe(group: GroupStatus) -> list[str]:
-    """Return the lines that show a group."""
-    if not group.declared:
-        return [f"{group.name}: {NOT_DECLARED}"]
-    facts = [f"generation {group.generation}", f"{len(group.shards)} shards", f"{group.ready} waiting"]
-    worst = group.worst_lag
-    if worst is not None and worst.lag_seconds:
-        facts.append(f"worst lag {_lag(worst)} s")
-    for state in ("unowned", "stuck"):
-        count = sum(row.state == state for row in group.rows)
-        facts += [f"{count} {state}"] if count else []
-    facts += [f"{group.dead_letters} dead letters"] if group.dead_letters else []
-    lines = [f"{group.name}: {', '.join(facts)}"]
-    if group.switch is not None:
-        lines.append(f"  switch to generation {group.switch.generation} under way, at step {group.switch.step}")
-    if group.limbo_ready:
-        lines.append(f"  {group.limbo_ready} messages came without a ring; a worker makes a new one for them")
-    if group.rows:
-        prefix = len(Names(group.name).publish) + 1
-        rows = [_row(row, str(row.index) if row.kind == "live" else row.queue[prefix:]) for row in group.rows]
-        lines += [f"  {line}" for line in align(_HEADINGS, rows, numeric={2, 3, 4, 5})]
-    return lines
+class _Printer:
+    """Prints snapshots in one `form`: "text", "json" (a line each) or "jsonl" (a line for each shard)."""
+
+    def __init__(self, ctx: click.Context, form: str, columns: tuple[str, ...]) -> None:
+        self.form = form
+        self.is_terminal = sys.stdout.isatty()
+        self._ctx = ctx
+        self._columns = columns
+
+    def show(self, snapshot: Snapshot, *, heading: str = "") -> None:
+        """Print a snapshot, as a text under a `heading`."""
+        if self.form == "text":
+            self._ctx.obj.echo("\n".join(self._lines(snapshot, heading)))
+        elif self.form == "json":
+            self._ctx.obj.echo(json.dumps(to_json(snapshot)))
+        else:
+            found = to_json(snapshot)
+            for group in found["groups"]:
+                for row in group["earlier"] + group["shards"]:
+                    self._ctx.obj.echo(json.dumps({"at": found["at"], "group": group["name"], **row}))
+        sys.stdout.flush()
+
+    def _lines(self, snapshot: Snapshot, heading: str) -> list[str]:
+        width = shutil.get_terminal_size((120, 24)).columns if self.is_terminal else None
+        lines = [heading] if heading else []
+        for number, each in enumerate(snapshot.groups):
+            lines += [""] if number else []
+            lines += describe_group(each, self._columns, now=snapshot.taken_at, width=width)
+        return lines
 
 
-def _row(row: ShardStatus, label: str) -> tuple[str, ...]:
-    def number(value: int | None) -> str:
-        return "-" if value is None else str(value)
-
-    since = "-" if row.since is None else datetime.fromtimestamp(row.since).strftime("%Y-%m-%d %H:%M:%S")
-    more = f" +{len(row.standbys) - 1}" if len(row.standbys) > 1 else ""
-    standbys = f"{row.standbys[0]}{more}" if row.standbys else "-"
-    return (
-        label,
-        row.state,
-        number(row.ready),
-        number(row.held),
-        number(row.running),
-        _lag(row),
-        row.owner or "-",
-        standbys,
-        since,
-        row.queue,
-    )
+def _watch(watcher: Watcher, printer: _Printer) -> None:
+    """Print the groups once a second, until Ctrl-C; a lost broker is told, and waited for."""
+    watcher.start()
+    try:
+        shown, view = watcher.view, watcher.wait_newer(watcher.view, timeout_seconds=_FIRST_SECONDS)
+        while True:
+            if view is not shown or view.error:
+                _show(view, printer)
+            shown, view = view, watcher.wait_newer(view, timeout_seconds=_EVERY_SECONDS)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        watcher.stop()
 
 
-def _lag(row: ShardStatus) -> str:
-    if row.lag_seconds is None:
-        return "?"
-    return f"{'~' if row.lag_estimated else ''}{row.lag_seconds:.1f}"
+def _show(view: View, printer: _Printer) -> None:
+    snapshot, now = view.snapshot, time.time()
+    lost = ""
+    if view.error:
+        age = "" if snapshot is None else f"; the data is {format_duration(now - snapshot.taken_at)} old"
+        lost = f"not up to date: {view.error}{age}"
+    if printer.form == "text" and printer.is_terminal:
+        sys.stdout.write(_CLEAR_SCREEN)
+        heading = time.strftime("%H:%M:%S  ", time.localtime(now)) + (lost or "Ctrl-C ends")
+        printer.show(snapshot or Snapshot(now, ()), heading=heading)
+    elif lost:
+        click.echo(lost, err=True)
+    elif snapshot is not None:
+        printer.show(snapshot, heading=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)))

@@ -14,3 +14,11 @@ def align(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: se
         return fit(widths[column])
 
     return ["  ".join(place(column, text) for column, text in enumerate(line)).rstrip() for line in (headings, *rows)]
+
+
+def shorten(text: str, width: int) -> str:
+    """Return `text` in at most `width` characters, without its middle: names differ at their ends."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"

@@ -1,0 +1,212 @@
+"""`shards describe`: everything that is known of one shard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import click
+
+from celery_sharding.admin.judging import STATES
+from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
+from celery_sharding.admin.recent import Recent, read_recent_of
+from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, read_snapshot, to_json
+from celery_sharding.cli.durations import format_duration
+from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
+from celery_sharding.cli.groups import NOT_DECLARED, connected, find_sharding
+from celery_sharding.cli.rows import format_lag, format_rate
+from celery_sharding.config import Settings, check_shard, parse_shard
+from celery_sharding.errors import ManagementUnavailable
+from celery_sharding.topology import Names
+
+_WITHOUT_MANAGEMENT = (
+    "without sharding_management_url it is not known what the broker counts as unacknowledged, from where consumers "
+    "come, on which nodes the queue is, and its memory"
+)
+_STATISTICS_OFF = "statistics are off on the broker: its consumers and memory are not known"
+_LABEL_WIDTH = 14
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """All that is known of one shard. `consumers` is None if nobody says."""
+
+    snapshot: Snapshot
+    row: ShardStatus
+    recent: Recent
+    consumers: tuple[ConsumerFacts, ...] | None
+
+    @property
+    def group(self) -> GroupStatus:
+        return self.snapshot.groups[0]
+
+
+@click.command()
+@click.argument("shard")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.pass_context
+def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
+    """Show all that is known of one shard, GROUP/N or GROUP.00N: its state and what to do about it, its owner, what
+    it counted, and the last handovers, failures and dead letters of the journal.
+
+    With the setting sharding_management_url also what only the broker's management API knows: from where each consumer
+    comes, and on which nodes the queue is.
+
+    \b
+    Examples:
+      celery -A shop shards describe orders/3
+      celery -A shop shards describe orders.003 --json | jq .recent.failures
+    """
+    with explained():
+        sharding = find_sharding(ctx)
+        group, index = _parse(shard, sharding.settings)
+        with connected(sharding, needed_by="describe") as connection:
+            management = open_management(sharding.settings, connection)
+            snapshot = read_snapshot(connection, [group], management=management)
+            status = snapshot.groups[0]
+            if not status.declared:
+                raise Unhealthy(f"{group}: {NOT_DECLARED}")
+            if not status.shards:
+                raise Unhealthy(f"{group}: no generation yet; start a worker, or run `celery shards declare`")
+            check_shard(group, index, len(status.shards))
+            row, consumers, missing = _ask_broker(management, status.shards[index], snapshot.management_error)
+            recent = read_recent_of(connection, Names(group), row.queue)
+    found = _Description(snapshot, row, recent, consumers)
+    if as_json:
+        ctx.obj.echo(json.dumps(_to_json(found)))
+    else:
+        for line in _lines(found):
+            ctx.obj.echo(line)
+    if missing:
+        click.echo(missing, err=True)
+
+
+def _parse(text: str, settings: Settings) -> tuple[str, int]:
+    found = parse_shard(text, settings)
+    if found is None:
+        name = text.replace(".", "/").partition("/")[0]
+        settings.group(name, needed_by="the command line")
+        raise WrongUsage(f"{text!r} is no shard; write it as {name}/3 or {name}.003")
+    group, index = found
+    if index is None:
+        raise WrongUsage(
+            f"{text!r} is a whole group; name a shard of it, as {group.name}/0, or use `status {group.name}`"
+        )
+    return group.name, index
+
+
+def _ask_broker(
+    management: Management | None, row: ShardStatus, error: str
+) -> tuple[ShardStatus, tuple[ConsumerFacts, ...] | None, str]:
+    """Return the row with what the management API says, the consumers, and in words what it does not say."""
+    if management is None:
+        return row, None, _WITHOUT_MANAGEMENT
+    if error:
+        return row, None, error
+    try:
+        facts, consumers = management.read_queue(row.queue)
+    except ManagementUnavailable as exc:
+        return row, None, str(exc)
+    known = row.broker or QueueFacts()
+    row = replace(row, broker=replace(facts, unacknowledged=known.unacknowledged))
+    return row, consumers, _STATISTICS_OFF if consumers is None else ""
+
+
+def _lines(found: _Description) -> list[str]:
+    row, group, now = found.row, found.group, found.snapshot.taken_at
+    meaning, advice = STATES[row.state]
+    facts = [
+        ("queue", row.queue),
+        ("generation", f"{group.generation}, shard {row.index} of {len(group.shards)}"),
+        ("state", f"{row.state}: {meaning}"),
+        ("do", advice),
+        ("owner", _owner(row, now)),
+        ("standbys", ", ".join(row.standbys) or "none"),
+        ("waiting", _waiting(row)),
+        ("lag", f"{format_lag(row)}{' (estimated)' if row.lag_estimated else ''}"),
+        ("rates", _rates(row)),
+        ("counted", ", ".join(f"{count} {name}" for name, count in sorted(row.counters.items()))),
+        *(_broker(row.broker) if row.broker is not None else ()),
+    ]
+    lines = [f"{group.name}/{row.index}"]
+    lines += [f"  {name:<{_LABEL_WIDTH}}{text}" for name, text in facts if text]
+    if found.consumers is not None:
+        lines += ["  consumers"] + [f"    {_consumer(each)}" for each in found.consumers]
+    since = "" if found.recent.since is None else f" of the last {format_duration(now - found.recent.since)}"
+    for name, events in found.recent.by_kind.items():
+        lines.append(f"  {name}{since}" + ("" if events else ": none"))
+        lines += [f"    {_moment(event)}  {_event(event)}" for event in events]
+    return lines
+
+
+def _owner(row: ShardStatus, now: float) -> str:
+    if row.since is None:
+        return "none, and none is known"
+    age, at = format_duration(now - row.since), datetime.fromtimestamp(row.since).strftime("%Y-%m-%d %H:%M:%S")
+    if row.owner is None:
+        return f"none; the last was heard {age} ago, at {at}"
+    return f"{row.owner} for {age}, since {at}"
+
+
+def _waiting(row: ShardStatus) -> str:
+    if row.ready is None:
+        return "not known"
+    held = "" if row.held is None else f", {row.held} held by the owner, of which {row.running} run"
+    return f"{row.ready} ready{held}"
+
+
+def _rates(row: ShardStatus) -> str:
+    clear = "" if row.clear_seconds is None else f"; clear in {format_duration(row.clear_seconds)}"
+    return f"{format_rate(row.in_rate)} in, {format_rate(row.out_rate)} out a second{clear}"
+
+
+def _broker(facts: QueueFacts) -> list[tuple[str, str]]:
+    down = sorted(set(facts.members) - set(facts.online))
+    return [
+        ("unacknowledged", "" if facts.unacknowledged is None else f"{facts.unacknowledged}, by the broker's count"),
+        ("leader", facts.leader or "none"),
+        ("members", ", ".join(facts.members) + (f"; down: {', '.join(down)}" if down else "")),
+        ("memory", "" if facts.memory_bytes is None else f"{facts.memory_bytes / 1e6:.1f} MB"),
+    ]
+
+
+def _consumer(consumer: ConsumerFacts) -> str:
+    role = "active" if consumer.active else "standby"
+    return (
+        f"{role:<8}{consumer.worker}  from {consumer.client or 'a channel that has gone'}  channel {consumer.channel}"
+    )
+
+
+def _moment(event: Mapping[str, Any]) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    if event["event"] == "handover":
+        to = f" to {event['to']}" if event.get("to") else ""
+        return f"{event.get('change')} by {event.get('owner')}{to}"
+    what = f"{event.get('task')}[{event.get('task_id')}]"
+    return f"{what}  {event.get('error') or event.get('reason')}"
+
+
+def _to_json(found: _Description) -> dict[str, Any]:
+    row, recent = found.row, found.recent
+    meaning, advice = STATES[row.state]
+    # In the shape of `status --json`, of which this is one row.
+    group = replace(found.group, shards=(row,), earlier=())
+    shown = to_json(replace(found.snapshot, groups=(group,)))
+    return {
+        "schema": shown["schema"],
+        "at": shown["at"],
+        "group": group.name,
+        "generation": group.generation,
+        **shown["groups"][0]["shards"][0],
+        "meaning": meaning,
+        "advice": advice,
+        "consumers": None if found.consumers is None else [asdict(each) for each in found.consumers],
+        "recent": {"since": recent.since, **recent.by_kind},
+    }
