@@ -45,12 +45,10 @@ def measure_flow(owner: Vital, before: Vital | None, *, ready: int, counted: Seq
         ready: What waits in its queue now.
         counted: What waited there earlier, as (seconds ago, messages), the oldest first; empty for a single look.
     """
-    if before is None or owner.delivered is None or before.delivered is None:
+    seconds = 0.0 if before is None else owner.at - before.at
+    if before is None or seconds < _LEAST_SECONDS:
         return Flow()
-    seconds = owner.at - before.at
-    if seconds < _LEAST_SECONDS:
-        return Flow()
-    delivered = max(0, owner.delivered - before.delivered)
+    delivered = owner.delivered - before.delivered
     out_rate = max(0.0, (delivered - owner.held + before.held) / seconds)
     then = next(((ago, count) for ago, count in counted if _LEAST_SECONDS <= ago <= seconds + 1), None)
     if then is not None:

@@ -262,7 +262,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
     """Return the snapshot in the shape that programs are promised; moments are ISO 8601 in UTC."""
     return {
         "schema": SCHEMA,
-        "at": _moment(snapshot.taken_at),
+        "at": format_moment(snapshot.taken_at),
         "groups": [_group_to_json(group) for group in snapshot.groups],
     }
 
@@ -320,6 +320,11 @@ def _judge_queue(
     )
 
 
+def format_moment(at: float) -> str:
+    """Return a moment, in seconds since the epoch, as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def _group_to_json(group: GroupStatus) -> dict[str, Any]:
     switch = group.switch
     return {
@@ -340,7 +345,7 @@ def _group_to_json(group: GroupStatus) -> dict[str, Any]:
 
 def _switch_to_json(switch: OpenSwitch) -> dict[str, Any]:
     found = {name: getattr(switch, name) for name in ("kind", "generation", "shards", "step")}
-    return found | {"at": None if switch.at is None else _moment(switch.at)}
+    return found | {"at": None if switch.at is None else format_moment(switch.at)}
 
 
 def _row_to_json(row: ShardStatus) -> dict[str, Any]:
@@ -348,13 +353,9 @@ def _row_to_json(row: ShardStatus) -> dict[str, Any]:
         "standbys": list(row.standbys),
         "unacknowledged": row.unacknowledged,
         **{name: _round(getattr(row, name)) for name in ("lag_seconds", "in_rate", "out_rate", "clear_seconds")},
-        "since": None if row.since is None else _moment(row.since),
+        "since": None if row.since is None else format_moment(row.since),
     }
 
 
 def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

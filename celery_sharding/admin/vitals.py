@@ -50,8 +50,8 @@ class Vital:
     behind_seconds: float | None = None
 
     @property
-    def delivered(self) -> int | None:
-        return self.counters.get("delivered")
+    def delivered(self) -> int:
+        return self.counters.get("delivered", 0)
 
     @property
     def has_room(self) -> bool:
@@ -61,7 +61,7 @@ class Vital:
     def follows(self, other: Vital) -> bool:
         """Tell whether `other` is an earlier word of the same worker on the same time of ownership."""
         same = (self.owner, self.since) == (other.owner, other.since)
-        return same and self.at > other.at and (self.delivered or 0) >= (other.delivered or 0)
+        return same and self.at > other.at and self.delivered >= other.delivered
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import click
 from celery_sharding.admin.judging import STATES
 from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
 from celery_sharding.admin.recent import Recent, read_recent_of
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, read_snapshot, to_json
+from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, format_moment, read_snapshot, to_json
 from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, connected, find_sharding
@@ -28,7 +28,7 @@ _WITHOUT_MANAGEMENT = (
     "come, on which nodes the queue is, and its memory"
 )
 _STATISTICS_OFF = "statistics are off on the broker: its consumers and memory are not known"
-_LABEL_WIDTH = 14
+_LABEL_WIDTH = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _lines(found: _Description) -> list[str]:
         lines += ["  consumers"] + [f"    {_consumer(each)}" for each in found.consumers]
     since = "" if found.recent.since is None else f" of the last {format_duration(now - found.recent.since)}"
     for name, events in found.recent.by_kind.items():
-        lines.append(f"  {name}{since}" + ("" if events else ": none"))
+        lines.append(f"  {name.replace('_', ' ')}{since}" + ("" if events else ": none"))
         lines += [f"    {_moment(event)}  {_event(event)}" for event in events]
     return lines
 
@@ -167,7 +167,7 @@ def _rates(row: ShardStatus) -> str:
 def _broker(facts: QueueFacts) -> list[tuple[str, str]]:
     down = sorted(set(facts.members) - set(facts.online))
     return [
-        ("unacknowledged", "" if facts.unacknowledged is None else f"{facts.unacknowledged}, by the broker's count"),
+        ("unacked", "" if facts.unacknowledged is None else f"{facts.unacknowledged}, by the broker's count"),
         ("leader", facts.leader or "none"),
         ("members", ", ".join(facts.members) + (f"; down: {', '.join(down)}" if down else "")),
         ("memory", "" if facts.memory_bytes is None else f"{facts.memory_bytes / 1e6:.1f} MB"),
@@ -208,5 +208,11 @@ def _to_json(found: _Description) -> dict[str, Any]:
         "meaning": meaning,
         "advice": advice,
         "consumers": None if found.consumers is None else [asdict(each) for each in found.consumers],
-        "recent": {"since": recent.since, **recent.by_kind},
+        "recent": {
+            "since": None if recent.since is None else format_moment(recent.since),
+            **{
+                kind: [{**each, "at": format_moment(each["at"])} for each in events]
+                for kind, events in recent.by_kind.items()
+            },
+        },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -139,7 +140,8 @@ def _watch(watcher: Watcher, printer: _Printer) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        watcher.stop()
+        with contextlib.suppress(KeyboardInterrupt):  # who presses it twice means the same
+            watcher.stop()
 
 
 def _show(view: View, printer: _Printer) -> None:

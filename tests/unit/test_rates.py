@@ -12,6 +12,7 @@ from celery_sharding.journal import vitals_event
 
 QUEUE = "shards.orders.g001.000"
 NOW = 1_000_000.0
+IDLE = {"index": 0, "since": NOW - 60, "held": 0, "running": 0, "lag_seconds": None, "prefetch": 200, "counters": {}}
 
 
 def say(
@@ -78,6 +79,13 @@ def test_counts_of_different_times_of_ownership_are_not_compared(log, after):
     say(log, 0, 210, 200, **after)
 
     assert flow(log, ready=5_000, counted=((9.0, 0),)) == Flow()
+
+
+def test_an_owner_that_was_never_delivered_anything_has_rates_too(log):
+    for ago in (9, 0):
+        log.note(vitals_event("a", 1, owned={QUEUE: IDLE}, standby=[], at=NOW - ago))
+
+    assert flow(log) == Flow(0.0, 0.0)
 
 
 def test_a_clock_that_was_put_back_makes_rates_unknown(log):
