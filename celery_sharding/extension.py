@@ -28,7 +28,7 @@ from kombu.utils.objects import cached_property as amqp_property
 from celery_sharding.backing import Backing, open_backing
 from celery_sharding.config import Settings, ShardGroup, read_settings
 from celery_sharding.errors import ConfigurationError
-from celery_sharding.publishing import send_sharded
+from celery_sharding.publishing import WatchPublish, send_sharded
 from celery_sharding.routing import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
 
@@ -42,6 +42,9 @@ class Sharding:
         app: Any Celery app, configured or not.
         groups: Groups given in code, beside those of the setting `sharding_groups`.
 
+    Attributes:
+        watch_publish: For instrumentation; None: nobody watches what is published.
+
     Raises:
         ConfigurationError: Two groups have one name, or the app has a `Sharding` already.
     """
@@ -52,6 +55,7 @@ class Sharding:
         self._groups = tuple(groups)
         read_settings({}, self._groups)
         self.app = app
+        self.watch_publish: WatchPublish | None = None
         self.rules = TaskRules(self)
         self._backing: Backing | None = None
         self._lock = threading.Lock()

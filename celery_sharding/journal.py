@@ -34,7 +34,8 @@ def vitals_event(
         generation: The live one, as this worker knows it.
         owned: By queue: `index`, `since` (when it became the owner), `held` (messages delivered and not settled),
             `running`, `lag_seconds` (age of the oldest that waits in a lane; None: none waits), `prefetch` (how many it
-            may hold), `behind_seconds` (age of the newest that it was delivered), and `counters` (totals since then).
+            may hold), `behind_seconds` (age of the newest that it was delivered), and what was counted since
+            then: `counters`, and in one of several vitals `waits` and `runs`, as `Histogram.to_list` gives them.
         standby: The queues it consumes and does not own.
         at: Seconds since the epoch, by this worker's clock, as `since`.
     """
@@ -48,11 +49,14 @@ def vitals_event(
     }
 
 
-def handover_event(queue: str, *, owner: str, change: str, to: str = "") -> Event:
+def handover_event(
+    queue: str, *, owner: str, change: str, to: str = "", counted: Mapping[str, Any] | None = None
+) -> Event:
     """Return that `owner` took the shard `queue` ("taken"), offers it `to` another ("offered"), or gave it up
-    ("released").
+    ("released"), with what it had `counted` since it took it.
     """
-    return {"event": "handover", "at": time.time(), "queue": queue, "owner": owner, "change": change, "to": to}
+    event: Event = {"event": "handover", "at": time.time(), "queue": queue, "owner": owner, "change": change, "to": to}
+    return {**event, **(counted or {})}
 
 
 def failure_event(queue: str, *, owner: str, task_id: str, task: str, error: str) -> Event:

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 _PROPERTIES = ("correlation_id", "reply_to", "message_id", "app_id", "user_id", "type", "timestamp", "cluster_id")
 
 
+WatchPublish = Callable[[], Callable[[str, str, str | None], None]]  # called with group, key and task id
+
+
 class Sender(Protocol):
     """What the hook needs of the extension."""
 
@@ -37,6 +40,10 @@ class Sender(Protocol):
 
     def is_sharded(self, task_name: str) -> bool:
         """Say whether the tasks of this name belong to a group."""
+
+    @property
+    def watch_publish(self) -> WatchPublish | None:
+        """Called before a sharded task is built; what it returns is called just before the message leaves."""
 
     def is_own_broker(self, connection: Any) -> bool:
         """Say whether a kombu connection leads to the app's broker."""
@@ -85,16 +92,24 @@ def send_sharded(
         options.pop(dropped, None)
     message.headers[SENT_AT_HEADER] = time.time()
     options["retry"] = False
-    return stock(_ShardProducer(producer, group, sender.backing().publish), name, message, **options)
+    note = None if sender.watch_publish is None else sender.watch_publish()
+    return stock(_ShardProducer(producer, group, sender.backing().publish, note), name, message, **options)
 
 
 class _ShardProducer:
     """Stands in for the caller's producer: publishes the task itself, leaves events to the real one."""
 
-    def __init__(self, producer: Any, group: str, publish: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        producer: Any,
+        group: str,
+        publish: Callable[..., None],
+        note: Callable[[str, str, str | None], None] | None,
+    ) -> None:
         self._producer = producer
         self._group = group
         self._publish = publish
+        self._note = note
         self._exchange = Names(group).publish
 
     def publish(self, body: Any, **options: Any) -> Any:
@@ -105,6 +120,9 @@ class _ShardProducer:
         if options.get("compression"):
             payload, headers["compression"] = compress(payload, options["compression"])
         properties = {name: options[name] for name in _PROPERTIES if options.get(name) is not None}
+        task_id = headers.get("id") or properties.get("correlation_id")
+        if self._note is not None:
+            self._note(self._group, options["routing_key"], task_id)
         self._publish(
             self._group,
             options["routing_key"],
@@ -113,7 +131,7 @@ class _ShardProducer:
             content_encoding=content_encoding,
             headers=headers,
             properties=properties,
-            task_id=headers.get("id") or properties.get("correlation_id"),
+            task_id=task_id,
             timeout_seconds=options.get("confirm_timeout") or options.get("timeout"),
         )
         return None

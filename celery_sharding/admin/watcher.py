@@ -13,13 +13,14 @@ child has no such thread: its watcher shows what was known at the fork, and says
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from amqp import exceptions as amqp_errors
@@ -28,6 +29,7 @@ from kombu.exceptions import OperationalError
 from celery_sharding.admin.counting import count_queues
 from celery_sharding.admin.management import Management, QueueFacts
 from celery_sharding.admin.snapshot import GroupStatus, Snapshot, ask_management, counted_queues, judge_group
+from celery_sharding.admin.totals import Totals, TotalsLog
 from celery_sharding.admin.vitals import FRESH_SECONDS, WINDOW_SECONDS, VitalsLog, read_recent
 from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import ShardingError
@@ -54,10 +56,14 @@ _EXPECTED = (OperationalError, amqp_errors.AMQPError, ShardingError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a watcher knows: the last snapshot, None before the first, and why there is no newer one ("": nothing)."""
+    """What a watcher knows: the last snapshot, None before the first, and why there is no newer one ("": nothing).
+
+    `totals` is what was counted by group and shard since the watcher was made; it never gets less.
+    """
 
     snapshot: Snapshot | None = None
     error: str = ""
+    totals: Mapping[tuple[str, str], Totals] = field(default_factory=dict)
 
 
 class Watcher:
@@ -91,6 +97,7 @@ class Watcher:
         self._broker: dict[str, QueueFacts] = {}
         self._management_error = ""
         self._ask_management_at = 0.0
+        self._totals = TotalsLog(time.time())
         self._view = View(error="not connected yet")
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -101,7 +108,9 @@ class Watcher:
     def view(self) -> View:
         """The latest; from any thread, at once."""
         if os.getpid() != self._pid:
-            return View(self._view.snapshot, error="the process was forked; start a watcher of its own in the child")
+            return dataclasses.replace(
+                self._view, error="the process was forked; start a watcher of its own in the child"
+            )
         return self._view
 
     def start(self) -> None:
@@ -146,7 +155,7 @@ class Watcher:
         error = " ".join(str(exc).split()) or type(exc).__name__
         if error != self._view.error:
             logger.warning("the groups cannot be followed: %s", error)
-        self._show(View(self._view.snapshot, error=error))
+        self._show(dataclasses.replace(self._view, error=error))
 
     def _connect_and_follow(self) -> None:
         connection: Any = self._connect()
@@ -160,7 +169,7 @@ class Watcher:
         while not self._stopped.is_set():
             self._look_at_management()
             statuses = tuple(group.status(self._broker) for group in followed)
-            self._show(View(Snapshot(time.time(), statuses, self._management_error)))
+            self._show(View(Snapshot(time.time(), statuses, self._management_error), totals=self._totals.totals))
             deadline = time.monotonic() + self._every_seconds
             while (left := deadline - time.monotonic()) > 0 and not self._stopped.is_set():
                 connection.heartbeat_check()
@@ -176,6 +185,7 @@ class Watcher:
             self._ask_management_at = time.monotonic() + pause
 
     def _note(self, group: str, event: Mapping[str, Any]) -> None:
+        self._totals.note(group, event)
         if self._on_event is None:
             return
         try:

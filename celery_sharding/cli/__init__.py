@@ -14,6 +14,7 @@ import click
 from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
+from celery_sharding.cli.exporter import exporter
 from celery_sharding.cli.status import status
 
 
@@ -34,5 +35,5 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, describe, declare, dedup):
+for command in (list_groups, status, describe, declare, dedup, exporter):
     shards.add_command(command)

@@ -21,6 +21,7 @@ class Delivery:
 
     Attributes:
         attempts: Runs of it that were begun or are announced, as far as is known; None: nothing is known yet.
+        begun_at: When its last run was handed to the pool, in seconds since the epoch; 0: none was.
         entry: Its place in a lane; None before it is admitted and for messages that never run.
         is_judged: It was redelivered, and may run here, after what is known of earlier attempts.
         is_recorded: The attempts stream knows of it, or is about to.
@@ -31,6 +32,7 @@ class Delivery:
 
     __slots__ = (
         "attempts",
+        "begun_at",
         "entry",
         "is_announced",
         "is_confirmed",
@@ -51,6 +53,7 @@ class Delivery:
         self.tag = message.delivery_tag
         self.entry: Entry | None = None
         self.attempts: int | None = None
+        self.begun_at = 0.0
         self.is_judged = False
         self.is_recorded = False
         self.is_announced = False

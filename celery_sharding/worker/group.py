@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 _OWNER_SILENT_SECONDS = 4.0
 _FREEZE_POLL_SECONDS = 0.05
+# Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
+_TIMES_EVERY = 5
 
 
 def selected_queues(
@@ -98,7 +100,7 @@ class GroupConsumer:
         self._attempts = Attempts(self.names.attempts if has_logs else None, log)
         self._connection: Any = None
         self._tails: list[Tail] = []
-        self._owned_since: dict[Shard, float] = {}
+        self._ticks = 0
         self._probed_at: dict[str, float] = {}
         self._stopping = False
         self._balancer = Balancer(
@@ -237,7 +239,7 @@ class GroupConsumer:
 
     def _vitals(self, now: float) -> dict[str, Any]:
         owned = {}
-        self._owned_since = {shard: since for shard, since in self._owned_since.items() if shard.owned}
+        self._ticks += 1
         for queue, shard in list(self.shards.items()):
             if shard.owned:
                 running = self._runs.lanes.running(shard)
@@ -245,13 +247,12 @@ class GroupConsumer:
                 newest = shard.newest_sent_at
                 owned[queue] = {
                     "index": shard.index,
-                    "since": self._owned_since.setdefault(shard, now),
                     "held": len(shard.held),
                     "running": running,
                     "lag_seconds": None if waiting is None else max(0.0, round(now - waiting, 3)),
                     "prefetch": self._prefetch,
                     "behind_seconds": None if newest is None else max(0.0, round(now - newest, 3)),
-                    "counters": dict(shard.counters),
+                    **shard.counted(with_times=(self._ticks + shard.index) % _TIMES_EVERY == 0),
                 }
         standby = [queue for queue, shard in list(self.shards.items()) if not shard.owned]
         if self._stopping:

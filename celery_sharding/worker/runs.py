@@ -140,12 +140,14 @@ class Runs:
         """The message is done: acknowledge it and let its lane go on."""
         delivery: Delivery = request.delivery
         delivery.shard.count("done")
+        _note_run(delivery)
         self._settle(delivery)
         self._leave(delivery)
 
     def finish_when_gone(self, request: Any, pid: int | None) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
         request.delivery.shard.count("killed")
+        _note_run(request.delivery)
         self._settle(request.delivery)
         self._leave_when_gone(request.delivery, pid)
 
@@ -160,6 +162,7 @@ class Runs:
         wait_seconds = retry.seconds()
         due_at = time.monotonic() + wait_seconds
         delivery.shard.count("retried")
+        _note_run(delivery)
         delivery.is_recorded = True
         changed = {} if retry.body is None else encode_call(again, retry.body)
         self._log.append(
@@ -320,6 +323,7 @@ class Runs:
             was_announced = request.delivery.is_announced
             if was_announced:
                 self.announcements.begun(request.delivery)  # before, since a solo pool runs the task in it
+            _note_start(request.delivery)
             try:
                 self._submit(request)
             except Exception:
@@ -415,6 +419,19 @@ class Runs:
             self._leave(delivery)
         else:
             self._call_after(_POLL_SECONDS, partial(self._leave_when_gone, delivery, pid))
+
+
+def _note_start(delivery: Delivery) -> None:
+    """Note when a run begins, and how long its message waited if it is the first here."""
+    now = time.time()
+    if not delivery.begun_at:
+        delivery.shard.note_wait(now - delivery.sent_at)
+    delivery.begun_at = now
+
+
+def _note_run(delivery: Delivery) -> None:
+    if delivery.begun_at:
+        delivery.shard.note_run(time.time() - delivery.begun_at)
 
 
 def _may_start(entry: Entry) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -24,6 +25,7 @@ from kombu.message import Message
 
 from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.config import ShardGroup
+from celery_sharding.histogram import Histogram
 from celery_sharding.journal import handover_event
 from celery_sharding.topology import Names
 from celery_sharding.worker.acks import fewest_acks
@@ -83,7 +85,7 @@ class Shard:
         self.queue = queue
         self.attempts = attempts
         self.owned = False
-        self.counters: Counter[str] = Counter()
+        self._begin_counting()
         self.newest_sent_at: float | None = None
         self._runs = runs
         self._log = log
@@ -219,11 +221,39 @@ class Shard:
         return self._channel is not None
 
     def count(self, what: str) -> None:
-        self.counters[what] += 1
+        self._counters[what] += 1
+
+    def note_wait(self, seconds: float) -> None:
+        """A message runs for the first time, so long after it was published."""
+        self._waits.note(seconds)
+
+    def note_run(self, seconds: float) -> None:
+        """A run has ended that took so long."""
+        self._runs_took.note(seconds)
+
+    def counted(self, *, with_times: bool) -> dict[str, Any]:
+        """Return what was counted since it became the owner, as the journal has it.
+
+        Args:
+            with_times: Waits and runs, too, if there were any.
+        """
+        facts: dict[str, Any] = {"since": self._taken_at, "counters": dict(self._counters)}
+        if with_times:
+            for name, times in (("waits", self._waits.to_list()), ("runs", self._runs_took.to_list())):
+                if times:
+                    facts[name] = times
+        return facts
+
+    def _begin_counting(self) -> None:
+        self._taken_at = time.time()
+        self._counters: Counter[str] = Counter()
+        self._waits = Histogram()
+        self._runs_took = Histogram()
 
     def _journal(self, change: str) -> None:
         if self.owned:
-            event = handover_event(self.queue, owner=self._node, change=change)
+            counted = self.counted(with_times=True) if change == "released" else None
+            event = handover_event(self.queue, owner=self._node, change=change, counted=counted)
             self._log.append(self.names.journal, event, optional=True)
 
     def acknowledge_tag(self, tag: Any, *, multiple: bool = False) -> None:
@@ -244,6 +274,7 @@ class Shard:
         message = raw if isinstance(raw, Message) else self._channel.message_to_python(raw)
         if not self.owned:
             self.owned = True
+            self._begin_counting()
             self._journal("taken")
         control = (message.headers or {}).get(CONTROL_HEADER)
         if control is not None:

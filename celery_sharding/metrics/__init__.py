@@ -1,0 +1,110 @@
+"""Prometheus metrics of the groups, from what a watcher knows. Needs the extra `metrics`.
+
+`ShardCollector` asks no broker: who scrapes it reads a view that is there already. While the broker cannot be followed,
+gauges are left out, because old ones would look like new ones; counters stay. `table` lists all metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from celery_sharding.admin.snapshot import GroupStatus
+from celery_sharding.admin.totals import Totals
+from celery_sharding.admin.watcher import View
+from celery_sharding.histogram import BOUNDS_SECONDS
+from celery_sharding.metrics import table
+
+# A watcher looks every few seconds; one that has not for so long hangs.
+FRESH_SECONDS = 30.0
+_SHARD = ("group", "shard")
+_BOUNDS = (*(str(bound) for bound in BOUNDS_SECONDS), "+Inf")
+
+
+class ShardCollector(Collector):
+    """Metrics of a watcher's `view`, for a registry of prometheus_client; collected in any thread, at once."""
+
+    def __init__(self, view: Callable[[], View]) -> None:
+        self._view = view
+
+    def describe(self) -> Iterator[Metric]:
+        """Yield every metric without its values, so that a registry knows the names."""
+        return _families((), {}, up=False, age_seconds=None)
+
+    def collect(self) -> Iterator[Metric]:
+        view = self._view()
+        age_seconds = None if view.snapshot is None else max(0.0, time.time() - view.snapshot.taken_at)
+        up = not view.error and age_seconds is not None and age_seconds < FRESH_SECONDS
+        groups = view.snapshot.groups if view.snapshot is not None and up else ()
+        # A shard's counters begin with 0, so that the first increase is seen.
+        totals = {(group.name, str(row.index)): Totals() for group in groups for row in group.shards}
+        return _families(groups, totals | dict(view.totals), up=up, age_seconds=age_seconds)
+
+
+def register(collector: ShardCollector) -> None:
+    """Put `collector` into prometheus_client's default registry, in place of the one that was put there before."""
+    global _registered
+    if _registered is not None:
+        REGISTRY.unregister(_registered)
+    REGISTRY.register(collector)
+    _registered = collector
+
+
+_registered: ShardCollector | None = None
+
+
+def _families(
+    groups: Sequence[GroupStatus],
+    totals: dict[tuple[str, str], Totals],
+    *,
+    up: bool,
+    age_seconds: float | None,
+) -> Iterator[Metric]:
+    yield GaugeMetricFamily(*table.UP, value=up)
+    age = GaugeMetricFamily(*table.AGE)
+    if age_seconds is not None:
+        age.add_metric((), age_seconds)
+    yield age
+    yield from _gauges(groups)
+    handovers = CounterMetricFamily(*table.HANDOVERS, labels=_SHARD)
+    waits = HistogramMetricFamily(*table.WAIT, labels=_SHARD)
+    runs = HistogramMetricFamily(*table.RUN, labels=_SHARD)
+    for shard, counted in totals.items():
+        handovers.add_metric(shard, counted.handovers)
+        for times_of, times in ((waits, counted.waits), (runs, counted.runs)):
+            buckets = list(zip(_BOUNDS, accumulate(times[1:]), strict=True))
+            times_of.add_metric(shard, buckets, sum_value=times[0])
+    for counter in table.COUNTERS:
+        family = CounterMetricFamily(counter.name, counter.help, labels=_SHARD)
+        for shard, counted in totals.items():
+            family.add_metric(shard, counted.counters.get(counter.counter, 0))
+        yield family
+    yield from (handovers, waits, runs)
+
+
+def _gauges(groups: Sequence[GroupStatus]) -> Iterator[Metric]:
+    for of_group in table.GROUP_GAUGES:
+        family = GaugeMetricFamily(of_group.name, of_group.help, labels=("group",))
+        for group in groups:
+            family.add_metric((group.name,), of_group.read(group))
+        yield family
+    rows = [((group.name, group.label(row)), row) for group in groups for row in group.rows]
+    for of_shard in table.SHARD_GAUGES:
+        family = GaugeMetricFamily(of_shard.name, of_shard.help, labels=_SHARD)
+        for labels, row in rows:
+            value = of_shard.read(row)
+            if value is not None:
+                family.add_metric(labels, value)
+        yield family
+    for info in table.SHARD_INFOS:
+        family = GaugeMetricFamily(info.name, info.help, labels=(*_SHARD, info.label))
+        for labels, row in rows:
+            text = info.read(row)
+            if text is not None:
+                family.add_metric((*labels, text), 1)
+        yield family

@@ -1,0 +1,70 @@
+"""A small HTTP server for `/metrics` and `/healthz`; both answer whatever becomes of the broker."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from celery_sharding.metrics import ShardCollector
+
+
+class MetricsServer:
+    """Serves the metrics of `collector` on `host` and `port` (0: any that is free), from its making until `close`.
+
+    Raises:
+        OSError: It cannot listen there.
+    """
+
+    def __init__(self, collector: ShardCollector, *, host: str, port: int) -> None:
+        registry = CollectorRegistry()
+        registry.register(collector)
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        server_class = type("Server", (_Server,), {"address_family": family})
+        self._server: WSGIServer = make_server(
+            host, port, _answer_with(make_wsgi_app(registry)), server_class, _Handler
+        )
+        self.host, self.port = self._server.server_address[:2]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="shards-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, and return when nobody does any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False  # a scraper that hangs must not hold the end up
+
+    def server_bind(self) -> None:
+        # The server of the standard library asks for the host's full name here, which may take long and is not needed.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: a line a scrape is of no use."""
+
+
+def _answer_with(metrics: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        status, text = ("200 OK", b"ok\n") if path == "/healthz" else ("404 Not Found", b"see /metrics\n")
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))])
+        return [text]
+
+    return answer

@@ -1,0 +1,127 @@
+"""Every metric: its name, what it means, and where in a snapshot or in the totals its value stands.
+
+Labels are `group` and `shard` (and of two the worker or the state), never a key or a task id: pages of metrics are
+open, and every value of a label is a series for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
+
+PREFIX = "celery_sharding"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupGauge:
+    """A value of each group."""
+
+    name: str
+    help: str
+    read: Callable[[GroupStatus], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardGauge:
+    """A value of each queue of a group; None: not known, and not shown."""
+
+    name: str
+    help: str
+    read: Callable[[ShardStatus], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """1 for each queue, and what is so in the label `label`; None: nothing is, and nothing shown."""
+
+    name: str
+    help: str
+    label: str
+    read: Callable[[ShardStatus], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCounter:
+    """What workers count as `counter`, by shard."""
+
+    name: str
+    help: str
+    counter: str
+
+
+UP = (f"{PREFIX}_up", "1 if the groups are being followed and the last look at them is fresh; 0 if not")
+AGE = (f"{PREFIX}_snapshot_age_seconds", "Age of the last look at the groups; not shown before the first")
+WAIT = (f"{PREFIX}_wait_seconds", "From publishing a message to the start of its first run by its owner")
+RUN = (f"{PREFIX}_run_seconds", "From the start of a run to its end, retried runs among them")
+HANDOVERS = (f"{PREFIX}_handovers_total", "Times that a worker became the owner of the shard")
+
+GROUP_GAUGES = (
+    GroupGauge(f"{PREFIX}_declared", "1 if the broker knows the group", lambda group: group.declared),
+    GroupGauge(f"{PREFIX}_generation", "Number of the live generation; 0: none yet", lambda group: group.generation),
+    GroupGauge(f"{PREFIX}_shards", "Shards of the live generation", lambda group: len(group.shards)),
+    GroupGauge(f"{PREFIX}_group_paused", "1 if the whole group is paused", lambda group: group.paused),
+    GroupGauge(f"{PREFIX}_dead_letters", "Messages in the dead-letter queue", lambda group: group.dead_letters),
+    GroupGauge(
+        f"{PREFIX}_limbo_waiting_messages",
+        "Messages that came without a ring: it was lost, or no worker has ever started",
+        lambda group: group.limbo_ready,
+    ),
+    GroupGauge(
+        f"{PREFIX}_switch_open", "1 while a switch to another generation is under way", lambda group: bool(group.switch)
+    ),
+    GroupGauge(
+        f"{PREFIX}_switch_step",
+        "Step at which the open switch is; 0: none is open",
+        lambda group: 0 if group.switch is None else group.switch.step,
+    ),
+    GroupGauge(
+        f"{PREFIX}_segments_undrained",
+        "Ended segments of the chain that are not drained yet",
+        lambda group: sum(segment.ended and not segment.drained for segment in group.segments),
+    ),
+)
+
+SHARD_GAUGES = (
+    ShardGauge(f"{PREFIX}_waiting_messages", "Messages that no worker holds", lambda row: row.ready),
+    ShardGauge(f"{PREFIX}_unacknowledged_messages", "Messages that the owner holds", lambda row: row.unacknowledged),
+    ShardGauge(f"{PREFIX}_running_tasks", "Tasks that run", lambda row: row.running),
+    ShardGauge(
+        f"{PREFIX}_lag_seconds",
+        "Age of the oldest waiting message, estimated while nobody owns the shard; not shown if it is not known",
+        lambda row: row.lag_seconds,
+    ),
+    ShardGauge(
+        f"{PREFIX}_consumers",
+        "Workers that consume it: the owner and the standbys",
+        lambda row: len(row.standbys) + (row.owner is not None),
+    ),
+    ShardGauge(f"{PREFIX}_paused", "1 if it is paused", lambda row: row.state == "paused"),
+    ShardGauge(
+        f"{PREFIX}_owned_timestamp_seconds",
+        "When the owner took it, in seconds since the epoch; not shown if nobody owns it",
+        lambda row: None if row.owner is None else row.since,
+    ),
+)
+
+SHARD_INFOS = (
+    ShardInfo(f"{PREFIX}_owner_info", "1; `worker` is the owner", "worker", lambda row: row.owner),
+    ShardInfo(
+        f"{PREFIX}_state_info", "1; `state` is the shard's state, as in `shards status`", "state", lambda row: row.state
+    ),
+)
+
+COUNTERS = (
+    ShardCounter(f"{PREFIX}_received_total", "Messages that were delivered to an owner, again included", "delivered"),
+    ShardCounter(f"{PREFIX}_done_total", "Messages whose task has ended, failed ones among them", "done"),
+    ShardCounter(f"{PREFIX}_failed_total", "Tasks that failed for good", "failed"),
+    ShardCounter(f"{PREFIX}_retried_total", "Retries in place", "retried"),
+    ShardCounter(f"{PREFIX}_lost_total", "Runs whose process died", "lost"),
+    ShardCounter(f"{PREFIX}_killed_total", "Runs killed on purpose: revoked, or over their time limit", "killed"),
+    ShardCounter(f"{PREFIX}_dead_total", "Messages that became dead letters", "dead"),
+    ShardCounter(f"{PREFIX}_deduplicated_total", "Runs that found their work done by another", "deduplicated"),
+    ShardCounter(
+        f"{PREFIX}_commits_refused_total", "Runs whose claim had lapsed before they committed", "commit-refused"
+    ),
+)
