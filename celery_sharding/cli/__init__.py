@@ -13,12 +13,18 @@ import click
 
 from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
+from celery_sharding.cli.pausing import history, pause, resume
 from celery_sharding.cli.status import status
+from celery_sharding.worker.remote import install_commands
+
+
+# Celery's command line loads this package before it checks the name of what it is to inspect.
+install_commands()
 
 
 @click.group()
 def shards() -> None:
-    """Look at shard groups, and declare them.
+    """Look at shard groups, declare, pause and resume them.
 
     \b
     Examples:
@@ -33,5 +39,5 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, declare, dedup):
+for command in (list_groups, status, declare, dedup, pause, resume, history):
     shards.add_command(command)
