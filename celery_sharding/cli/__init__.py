@@ -17,7 +17,6 @@ from celery_sharding.cli.pausing import history, pause, resume
 from celery_sharding.cli.status import status
 from celery_sharding.worker.remote import install_commands
 
-
 # Celery's command line loads this package before it checks the name of what it is to inspect.
 install_commands()
 
