@@ -140,6 +140,16 @@ class Layout:
     def is_paused(self, shard: int) -> bool:
         return None in self.paused or shard in self.paused
 
+    def pauses(self, segment: Segment, index: int) -> bool:
+        """Tell whether the queue `index` of `segment` is paused.
+
+        An earlier generation may have more shards than the live one; its surplus follows the shard of index modulo the
+        live number, as it does in a worker's selection. A limbo is paused with the whole group only.
+        """
+        if segment.kind == "limbo":
+            return None in self.paused
+        return self.is_paused(index % max(1, self.shards))
+
 
 def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
     """Return the layout after `event`, which stands at `offset` of the manifest.

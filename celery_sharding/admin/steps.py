@@ -79,7 +79,7 @@ def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shar
 
     Raises:
         ConfigurationError: There can't be so many shards.
-        TopologyError: The group has that many, or a switch is under way.
+        TopologyError: The group has that many, a switch is under way, or single shards are paused.
     """
     group = dataclasses.replace(group, shards=shards)
     if layout.switch is not None or layout.generation == 0 or layout.cut_off:
@@ -89,6 +89,12 @@ def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shar
         )
     if shards == layout.shards:
         raise TopologyError(f"group {group.name!r} has {shards} shards already", group=group.name)
+    if paused := sorted(index for index in layout.paused if index is not None):
+        # What is paused does not drain, so every key of the group would wait for it.
+        raise TopologyError(
+            f"the shards {', '.join(map(str, paused))} of group {group.name!r} are paused; resume them first",
+            group=group.name,
+        )
     event = {
         "event": "switch",
         "kind": RESHARD,

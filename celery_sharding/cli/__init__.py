@@ -15,12 +15,17 @@ from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
 from celery_sharding.cli.exporter import exporter
+from celery_sharding.cli.pausing import history, pause, resume
 from celery_sharding.cli.status import status
+from celery_sharding.worker.remote import install_commands
+
+# Celery's command line loads this package before it checks the name of what it is to inspect.
+install_commands()
 
 
 @click.group()
 def shards() -> None:
-    """Look at shard groups, and declare them.
+    """Look at shard groups, declare, pause and resume them.
 
     \b
     Examples:
@@ -35,5 +40,5 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, describe, declare, dedup, exporter):
+for command in (list_groups, status, describe, declare, pause, resume, history, dedup, exporter):
     shards.add_command(command)

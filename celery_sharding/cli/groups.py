@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.backing import Backing
 from celery_sharding.cli.exits import WrongUsage
-from celery_sharding.config import ShardGroup
+from celery_sharding.config import ShardGroup, parse_shard
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, UnsupportedBroker
 from celery_sharding.extension import Sharding
@@ -42,6 +42,15 @@ def choose_groups(sharding: Sharding, name: str | None) -> list[ShardGroup]:
     return [settings.groups[each] for each in sorted(settings.groups)]
 
 
+def choose_shard(sharding: Sharding, text: str) -> tuple[ShardGroup, int | None]:
+    """Read `orders`, `orders/3` or `orders.003`: the group, and the shard's index, None for all of it."""
+    found = parse_shard(text, sharding.settings)
+    if found is None:
+        group = sharding.settings.group(text.replace(".", "/").partition("/")[0], needed_by="the command line")
+        raise WrongUsage(f"{text!r} is no shard of {group.name!r}; name one as {group.name}/0")
+    return found
+
+
 def operator_name() -> str:
     """Return how an operator signs what is done to a group, for its history."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
@@ -59,6 +68,12 @@ def open_backing(sharding: Sharding) -> Backing:
         raise WrongUsage(f"the broker's URL cannot be used: {exc}") from exc
 
 
+def need_rabbitmq(sharding: Sharding, *, needed_by: str) -> None:
+    """Raise `UnsupportedBroker` if the broker keeps no logs."""
+    if not open_backing(sharding).has_logs:
+        raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
+
+
 @contextlib.contextmanager
 def connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
     """Yield an open connection of kombu's.
@@ -67,8 +82,7 @@ def connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
         BrokerUnavailable: There is none, or it was lost.
         UnsupportedBroker: The broker keeps no logs.
     """
-    if not open_backing(sharding).has_logs:
-        raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
+    need_rabbitmq(sharding, needed_by=needed_by)
     connection: Any = sharding.connect()
     try:
         yield open_connection(connection)

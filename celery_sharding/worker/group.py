@@ -5,7 +5,8 @@ for it (`-Q`), all of their limbo queues, and nothing else. When the manifest, w
 passed or drained, it opens the queues of the next, and closes those of the drained: every worker does the same from the
 same log. What may start while several are open is said by `gates`.
 
-The selection may change while it runs (`select`); what is not selected any more is given up in order.
+The selection may change while it runs (`select`), and so may, by the manifest, what is paused; what is not to be
+consumed any more is given up in order (`departures`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from amqp.exceptions import NotFound
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal import handover_event, vitals_event
-from celery_sharding.layout import Layout, Segment, fold
+from celery_sharding.layout import Layout, fold
 from celery_sharding.streams import NONCE, decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
@@ -32,6 +33,7 @@ from celery_sharding.worker.gates import Gate, gate_for
 from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.runs import Log, Runs
 from celery_sharding.worker.shard import Shard
+from celery_sharding.worker.wanted import find_blocked, find_paused, find_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +41,6 @@ _OWNER_SILENT_SECONDS = 4.0
 _FREEZE_POLL_SECONDS = 0.05
 # Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
 _TIMES_EVERY = 5
-
-
-def selected_queues(
-    names: Names, segment: Segment, live_shards: int, selection: frozenset[int] | None
-) -> list[tuple[int, str]]:
-    """Return (index, queue) of what a worker consumes of a segment.
-
-    Args:
-        live_shards: Of the live generation, in whose terms the selection is made. An older generation may have more;
-            its surplus shards go to the workers of index modulo `live_shards`.
-        selection: Indexes chosen for this worker; None for all, none for nothing at all.
-    """
-    if selection is not None and not selection:
-        return []
-    queues = list(enumerate(segment.queues(names)))
-    if segment.kind == "limbo" or selection is None:
-        return queues
-    return [(index, queue) for index, queue in queues if index % max(1, live_shards) in selection]
 
 
 class GroupConsumer:
@@ -101,6 +85,8 @@ class GroupConsumer:
         self._connection: Any = None
         self._tails: list[Tail] = []
         self._ticks = 0
+        self._owned_since: dict[Shard, float] = {}
+        self._blocked: list[str] = []
         self._probed_at: dict[str, float] = {}
         self._stopping = False
         self._balancer = Balancer(
@@ -127,6 +113,15 @@ class GroupConsumer:
         """Consume these shards from now on; others are given up as soon as nothing of them runs."""
         self._selection = selection
         self._call_soon(self._apply_layout)
+
+    def roles(self) -> dict[str, str]:
+        """Return queue → "owner", "standby", "leaving" (what runs of it may end), or "paused"."""
+
+        def role(shard: Shard) -> str:
+            return "leaving" if shard in self._departures else "owner" if shard.owned else "standby"
+
+        paused = dict.fromkeys(find_paused(self.names, self.layout, self._selection), "paused")
+        return paused | {queue: role(shard) for queue, shard in list(self.shards.items())}
 
     def open(self, connection: Any, layout: Layout) -> None:
         """Start consuming what the layout says, and following it."""
@@ -313,11 +308,8 @@ class GroupConsumer:
         segments = self.layout.open_segments
         if self._connection is None or not segments or self._stopping:
             return
-        wanted = {
-            queue: (segment, index)
-            for segment in segments
-            for index, queue in selected_queues(self.names, segment, self.layout.shards, self._selection)
-        }
+        wanted = find_wanted(self.names, self.layout, self._selection)
+        self._note_pauses()
         in_turn = {queue for segment in segments for queue in segment.queues(self.names)}
         for queue, shard in list(self.shards.items()):
             if queue in wanted:
@@ -329,12 +321,22 @@ class GroupConsumer:
                 shard.close()
         opened = {queue: place for queue, place in wanted.items() if queue not in self.shards}
         for queue, (segment, index) in opened.items():
-            self._open_shard(queue, segment.name, index)
+            self._open_shard(queue, segment, index)
         self._complete = all(queue in self.shards for queue in wanted)
         self._learn_endings()
-        consumed = (segment.name for queue, (segment, _) in opened.items() if queue in self.shards)
+        consumed = (segment for queue, (segment, _) in opened.items() if queue in self.shards)
         for name, count in Counter(consumed).items():
             logger.info("group %s: consuming %s, %d queues", self.group.name, name, count)
+
+    def _note_pauses(self) -> None:
+        """Say so when the chain begins to wait for what is paused."""
+        was, self._blocked = self._blocked, find_blocked(self.names, self.layout)
+        if self._blocked and self._blocked != was:
+            logger.warning(
+                "group %s: what was published later waits for the paused %s to be resumed and to drain",
+                self.group.name,
+                ", ".join(self._blocked),
+            )
 
     def _open_shard(self, queue: str, segment: str, index: int) -> None:
         self.shards[queue] = shard = Shard(

@@ -195,6 +195,10 @@ class ShardsStep(bootsteps.StartStopStep):
             }
         }
 
+    def roles(self) -> dict[str, dict[str, str]]:
+        """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
+        return {group.group.name: group.roles() for group in list(self._groups)}
+
     def _select(self, name: str, index: int | None, change: Callable[[Indexes, int | None, int], Indexes]) -> None:
         group = next((group for group in self._groups if group.group.name == name), None)
         live_shards = group.layout.shards if group is not None else 0
