@@ -123,6 +123,10 @@ class ManifestConflict(LogError):
     """The manifest moved on since it was read; nothing was written. Read it again and decide anew."""
 
 
+class GroupInUse(TopologyError):
+    """A group that is to be removed holds messages, or workers follow it. `obstacles`."""
+
+
 class DeadLetterError(ShardingError):
     """A dead letter that was named is not there, or cannot be replayed; nothing was done. `ids`."""
 

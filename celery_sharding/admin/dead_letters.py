@@ -25,17 +25,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import amqp
-from amqp import exceptions as amqp_errors
 
 from celery_sharding.admin.confirms import ConfirmedBatches
 from celery_sharding.admin.letters import DeadLetter, read_letter, revive
+from celery_sharding.admin.notes import noted
 from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
 from celery_sharding.journal import settled_event
 from celery_sharding.lock import TopologyLock
-from celery_sharding.manifest import operated_event
-from celery_sharding.streams import append, encode
+from celery_sharding.streams import encode
 from celery_sharding.topology import Names, brief_channel, explained, queue_exists
 
 # Letters of one action, all held in memory; what is beyond is left to the next.
@@ -255,25 +254,19 @@ def _await_acknowledged(channel: Any) -> None:
     channel.basic_qos(0, 1, False)
 
 
-@contextlib.contextmanager
 def _noted(
     connection: Any, names: Names, verb: str, taken: Sequence[_Taken], done: Sequence[_Taken], *, by: str
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Write to the history what becomes of `taken`, of which `done` is done in the end; nothing if there is none."""
-    facts: dict[str, Any] = {"count": len(taken), "ids": [each.letter.id for each in taken[:_NOTED_IDS_MAX]]}
-
-    def note(result: str) -> None:
-        with brief_channel(connection) as channel:
-            append(channel, names.manifest, operated_event(verb, by=by, result=result, **facts))
-
-    if len(taken) > _NOTED_IDS_MAX:
-        note("begun")
-    try:
-        yield
-    except TopologyError as exc:
-        note(f"{len(done)} of {len(taken)} done; {exc}")
-        raise
-    except (amqp_errors.AMQPError, OSError):
-        raise  # there is no way to the history either
-    if taken:
-        note(f"{len(done)} done")
+    if not taken:
+        return contextlib.nullcontext()
+    return noted(
+        connection,
+        names,
+        verb,
+        by=by,
+        before=len(taken) > _NOTED_IDS_MAX,
+        result=lambda: f"{len(done)} of {len(taken)} done",
+        count=len(taken),
+        ids=[each.letter.id for each in taken[:_NOTED_IDS_MAX]],
+    )

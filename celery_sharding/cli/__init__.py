@@ -11,8 +11,10 @@ import logging
 
 import click
 
+from celery_sharding.cli.dead_letters import dead_letters
 from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
+from celery_sharding.cli.removing import gc, purge, remove
 from celery_sharding.cli.status import status
 
 
@@ -33,5 +35,5 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, declare, dedup):
+for command in (list_groups, status, declare, dedup, dead_letters, purge, gc, remove):
     shards.add_command(command)
