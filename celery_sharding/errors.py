@@ -127,6 +127,14 @@ class ManagementUnavailable(ShardingError):
     """The broker's management API could not be asked; nothing depends on it but what is shown. `url`."""
 
 
+class GroupInUse(TopologyError):
+    """A group that is to be removed holds messages, or workers follow it. `obstacles`."""
+
+
+class DeadLetterError(ShardingError):
+    """A dead letter that was named is not there, or cannot be replayed; nothing was done. `ids`."""
+
+
 # --- deduplication ---------------------------------------------------------------------------------------------------
 
 

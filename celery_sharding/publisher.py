@@ -43,8 +43,8 @@ from celery_sharding.errors import (
     PublishError,
     Unroutable,
 )
+from celery_sharding.keys import SENT_AT_HEADER
 from celery_sharding.link import Answer, Fate, Link
-from celery_sharding.routing import SENT_AT_HEADER
 from celery_sharding.topology import Names, explained, fixed_exists
 
 IDLE_LINKS_MAX = 10

@@ -20,7 +20,8 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
 from celery_sharding.errors import UnsupportedOption
-from celery_sharding.routing import GROUP_HEADER, SENT_AT_HEADER, is_ordinary_retry
+from celery_sharding.keys import GROUP_HEADER, SENT_AT_HEADER
+from celery_sharding.routing import is_ordinary_retry
 from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)

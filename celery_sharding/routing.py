@@ -23,11 +23,8 @@ from celery.local import maybe_evaluate
 
 from celery_sharding.config import KeyRule, Settings, ShardGroup
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
-from celery_sharding.keys import KEY_HEADER, KeyReader, key_text
+from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER, KeyReader, key_text
 from celery_sharding.topology import Names
-
-GROUP_HEADER = "shard_group"
-SENT_AT_HEADER = "shard_sent_at"
 
 
 class HasSettings(Protocol):

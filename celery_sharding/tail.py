@@ -18,6 +18,10 @@ class Tail:
         channel.basic_qos(0, _PREFETCH, False)
         channel.basic_consume(stream, callback=self._on_message, arguments={"x-stream-offset": offset})
 
+    def close(self) -> None:
+        """Read no more."""
+        self._channel.close()
+
     def _on_message(self, message: Any) -> None:
         self._unacknowledged += 1
         if self._unacknowledged >= _PREFETCH // 2:

@@ -144,7 +144,12 @@ def declare_fixed(channel: Any, group: ShardGroup, *, limbo: int) -> None:
         for other in (limbo - 1, limbo + 1):
             channel.queue_unbind(names.limbo(other), names.unrouted, "")
     _declare_fanout(channel, group.name, names.next, names.unrouted)
-    _declare_fanout(channel, group.name, names.publish, names.next)
+    declare_entrance(channel, group.name)
+
+
+def declare_entrance(channel: Any, group: str) -> None:
+    """Declare the exchange that publishers know; nothing is bound to it then."""
+    _declare_fanout(channel, group, Names(group).publish, Names(group).next)
 
 
 def declare_ring(channel: Any, group: ShardGroup, generation: int, shards: int) -> None:
@@ -176,7 +181,7 @@ def check_fixed(connection: Opener, group: ShardGroup) -> None:
     with brief_channel(connection) as channel:
         _declare_fanout(channel, group.name, names.unrouted, None)
         _declare_fanout(channel, group.name, names.next, names.unrouted)
-        _declare_fanout(channel, group.name, names.publish, names.next)
+        declare_entrance(channel, group.name)
 
 
 def check_queue(connection: Opener, group: ShardGroup, queue: str) -> None:

@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import time
-import uuid
 from typing import Any
 
 import amqp
 
 from celery_sharding import topology
-from celery_sharding.admin.endings import CONTROL_HEADER
+from celery_sharding.admin.contents import BEYOND, waiting_tasks
 from celery_sharding.connecting import Connect
-from celery_sharding.errors import LockHeld, LogError, TopologyError
+from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.keys import KEY_HEADER
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.lock import TopologyLock
@@ -38,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 60.0
 _STEP_SECONDS = 30.0
-_PREFETCH = 100
-# How far beyond the manifest to look for queues when a group is deleted.
-_BEYOND = 3
 
 
 def removable(layout: Layout, *, now: float, keep_seconds: float = KEEP_SECONDS) -> list[Segment]:
@@ -77,9 +72,9 @@ def remove_drained(
     ):
         layout = load(connection, names)
         for segment in removable(layout, now=time.time(), keep_seconds=keep_seconds):
-            if layout.switch is not None or _is_consumed(connection, names, segment):
+            if layout.switch is not None or is_consumed(connection, names, segment):
                 return
-            moved = _remove(connection, names, segment)
+            moved = remove_segment(connection, names, segment)
             layout = write(connection, names, layout, {"event": "removed", "segment": segment.name}, by=owner)
             logger.info("group %s: %s was drained and is removed", group, segment.name)
             if moved:
@@ -104,9 +99,9 @@ def delete_group(connection: Opener, name: str) -> None:
     with brief_channel(connection) as channel:
         for exchange in (names.publish, names.next, names.unrouted):
             channel.exchange_delete(exchange)
-        for number in range(1, layout.limbo + _BEYOND + 1):
+        for number in range(1, layout.limbo + BEYOND + 1):
             channel.queue_delete(names.limbo(number))
-        for generation in range(1, layout.generation + _BEYOND + 1):
+        for generation in range(1, layout.generation + BEYOND + 1):
             channel.exchange_delete(names.ring(generation))
             index = 0
             while index < shards or topology.queue_exists(connection, names.shard(generation, index)):
@@ -116,63 +111,32 @@ def delete_group(connection: Opener, name: str) -> None:
             channel.queue_delete(queue)
 
 
-def _is_consumed(connection: Opener, names: Names, segment: Segment) -> bool:
+def is_consumed(connection: Opener, names: Names, segment: Segment) -> bool:
     return any(topology.count_consumers(connection, queue) for queue in segment.queues(names))
 
 
-def _remove(connection: Any, names: Names, segment: Segment) -> int:
-    """Delete a segment's ring and queues; return how many late messages were moved."""
-    moved = 0
+def remove_segment(connection: Any, names: Names, segment: Segment) -> int:
+    """Delete the ring and queues of a drained segment; return how many late messages were moved. Under the lock."""
     if segment.kind == "ring":
         with brief_channel(connection) as channel:
             channel.exchange_delete(names.ring(segment.number))
-    for queue in segment.queues(names):
-        if topology.queue_exists(connection, queue):
-            moved += _move_late(connection, names, queue)
-            with brief_channel(connection) as channel, explained(names.group, queue):
-                channel.queue_delete(queue)
-    return moved
+    return sum(
+        remove_queue(connection, names, queue)
+        for queue in segment.queues(names)
+        if topology.queue_exists(connection, queue)
+    )
 
 
-def _move_late(connection: Any, names: Names, queue: str) -> int:
-    """Publish the messages of `queue` to the group again; return how many there were.
-
-    A marker of our own stands behind them: when it is delivered, they all were.
-    """
-    nonce = uuid.uuid4().hex
-    late: list[amqp.Message] = []
-    ended = False
-
-    def take(message: amqp.Message) -> None:
-        nonlocal ended
-        headers = message.headers or {}
-        ended = ended or headers.get("nonce") == nonce
-        if CONTROL_HEADER not in headers:
-            late.append(message)
-
-    with brief_channel(connection) as source, brief_channel(connection) as target:
-        marker = amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "probe", "nonce": nonce})
-        publish_confirmed(target, marker, queue, timeout_seconds=_STEP_SECONDS)
-        source.basic_qos(0, _PREFETCH, False)
-        source.basic_consume(queue, callback=take)
-        moved = 0
-        deadline = time.monotonic() + _STEP_SECONDS
-        while not ended:
-            with contextlib.suppress(socket.timeout):
-                connection.drain_events(timeout=max(0.001, deadline - time.monotonic()))
-            while late:
-                message = late.pop(0)
-                key = (message.headers or {}).get(KEY_HEADER) or message.delivery_info["routing_key"]
-                publish_confirmed(
-                    target,
-                    amqp.Message(message.body, **message.properties),
-                    str(key),
-                    exchange=names.publish,
-                    timeout_seconds=_STEP_SECONDS,
-                )
-                source.basic_ack(message.delivery_tag)
-                moved += 1
-                deadline = time.monotonic() + _STEP_SECONDS
-            if not ended and time.monotonic() > deadline:
-                raise LogError(f"{queue!r} could not be read to its end before its removal", stream=queue)
+def remove_queue(connection: Any, names: Names, queue: str) -> int:
+    """Publish to the group what is left in a queue that nobody consumes or fills, and delete it; return how much."""
+    moved = 0
+    with brief_channel(connection) as target:
+        for source, message in waiting_tasks(connection, queue):
+            key = (message.headers or {}).get(KEY_HEADER) or message.delivery_info["routing_key"]
+            again = amqp.Message(message.body, **message.properties)
+            publish_confirmed(target, again, str(key), exchange=names.publish, timeout_seconds=_STEP_SECONDS)
+            source.basic_ack(message.delivery_tag)
+            moved += 1
+    with brief_channel(connection) as channel, explained(names.group, queue):
+        channel.queue_delete(queue)
     return moved

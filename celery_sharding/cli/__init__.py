@@ -11,11 +11,13 @@ import logging
 
 import click
 
+from celery_sharding.cli.dead_letters import dead_letters
 from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
 from celery_sharding.cli.exporter import exporter
 from celery_sharding.cli.pausing import history, pause, resume
+from celery_sharding.cli.removing import gc, purge, remove
 from celery_sharding.cli.status import status
 from celery_sharding.worker.remote import install_commands
 
@@ -40,5 +42,7 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, describe, declare, pause, resume, history, dedup, exporter):
+for command in (
+    list_groups, status, describe, declare, pause, resume, history, dead_letters, dedup, purge, gc, remove, exporter
+):
     shards.add_command(command)

@@ -6,12 +6,12 @@ A key is named as in logs and errors: behind the name of its task, or its scope,
 from __future__ import annotations
 
 import json
-import sys
 from datetime import timedelta
 from typing import Any
 
 import click
 
+from celery_sharding.cli.asking import ask, check_can_ask
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, Shown, Store
 from celery_sharding.dedup.owners import is_provably_gone
@@ -62,8 +62,7 @@ def forget(ctx: click.Context, key: str, yes: bool, force: bool) -> None:
       celery -A shop shards dedup forget shop.pay:evt-1
       celery -A shop shards dedup forget shop.pay:evt-1 --force --yes
     """
-    if not yes and not sys.stdin.isatty():
-        raise WrongUsage("there is no terminal to ask at; say --yes to forget it without being asked")
+    check_can_ask(yes=yes)
     with explained():
         store = _open_store(ctx)
         try:
@@ -77,8 +76,7 @@ def forget(ctx: click.Context, key: str, yes: bool, force: bool) -> None:
             lines = [str(exc)]
         for line in lines:
             click.echo(line, err=True)
-        if not yes:
-            click.confirm(f"Forget {key}?", abort=True, err=True)
+        ask(f"Forget {key}?", yes=yes)
         if not store.forget(key, force=force):
             _refuse_held(_find(ctx, store, key))
     ctx.obj.echo(f"{key}: forgotten; the next call with it runs")

@@ -12,12 +12,14 @@ import click
 from amqp import exceptions as amqp_errors
 from kombu.exceptions import OperationalError
 
+from celery_sharding.admin.contents import group_exists
 from celery_sharding.backing import Backing
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.config import ShardGroup, parse_shard
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, UnsupportedBroker
 from celery_sharding.extension import Sharding
+from celery_sharding.topology import Names
 
 NOT_DECLARED = "not declared; run `celery shards declare` or start a worker"
 _NO_SHARDING = """this app has no shard groups. Name the right app with `celery -A`, or add these two lines to it:
@@ -68,10 +70,27 @@ def open_backing(sharding: Sharding) -> Backing:
         raise WrongUsage(f"the broker's URL cannot be used: {exc}") from exc
 
 
-def need_rabbitmq(sharding: Sharding, *, needed_by: str) -> None:
-    """Raise `UnsupportedBroker` if the broker keeps no logs."""
+def check_has_logs(sharding: Sharding, *, needed_by: str) -> None:
+    """Raise `UnsupportedBroker` if the broker is an embedded one, which keeps no logs."""
     if not open_backing(sharding).has_logs:
         raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
+
+
+need_rabbitmq = check_has_logs
+
+
+def name_group(sharding: Sharding, name: str) -> str:
+    """Return the name of a group that is configured, or was once and is on the broker still.
+
+    Raises:
+        UnknownGroup: It is neither.
+    """
+    if name not in sharding.settings.groups:
+        ShardGroup(name, shards=1)  # refuses what cannot be a name
+        with connected(sharding, needed_by="…") as connection:
+            if group_exists(connection, Names(name)):
+                return name
+    return sharding.settings.group(name, needed_by="the command line").name
 
 
 @contextlib.contextmanager
@@ -82,7 +101,7 @@ def connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
         BrokerUnavailable: There is none, or it was lost.
         UnsupportedBroker: The broker keeps no logs.
     """
-    need_rabbitmq(sharding, needed_by=needed_by)
+    check_has_logs(sharding, needed_by=needed_by)
     connection: Any = sharding.connect()
     try:
         yield open_connection(connection)

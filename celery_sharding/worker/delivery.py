@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.keys import KEY_HEADER
-from celery_sharding.routing import GROUP_HEADER, SENT_AT_HEADER
+from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER
 from celery_sharding.worker.request import DELIVERY
 
 if TYPE_CHECKING:
