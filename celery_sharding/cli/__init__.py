@@ -43,6 +43,18 @@ def shards() -> None:
 
 
 for command in (
-    list_groups, status, describe, declare, pause, resume, history, dead_letters, dedup, purge, gc, remove, exporter
+    list_groups,
+    status,
+    describe,
+    declare,
+    pause,
+    resume,
+    history,
+    dead_letters,
+    dedup,
+    purge,
+    gc,
+    remove,
+    exporter,
 ):
     shards.add_command(command)
