@@ -16,6 +16,7 @@ from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
 from celery_sharding.cli.exporter import exporter
+from celery_sharding.cli.flower import flower
 from celery_sharding.cli.pausing import history, pause, resume
 from celery_sharding.cli.removing import gc, purge, remove
 from celery_sharding.cli.status import status
@@ -55,6 +56,7 @@ for command in (
     purge,
     gc,
     remove,
+    flower,
     exporter,
 ):
     shards.add_command(command)
