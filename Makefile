@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cluster check lint bench soak stress clean
+.PHONY: help demo test test-slow test-cluster check lint bench soak stress pictures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS
 
 stress: $(VENV)/.dev ## 8 processes on 50 keys of each claim store for SECONDS=60, some killed and paused; STORES="URL …"
 	PYTHONPATH=tests:tests/contract scripts/with_servers $(BIN)/python -m stress $(if $(SECONDS),--seconds $(SECONDS)) $(STORES) $(ARGS)
+
+pictures: $(VENV)/.dev ## the pictures of the README: Flower's page of shards, light and dark
+	PYTHONPATH=tests/broker scripts/with_servers $(BIN)/python scripts/make_pictures
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist build
