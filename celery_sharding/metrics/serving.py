@@ -29,7 +29,8 @@ class MetricsServer:
         self._server: WSGIServer = make_server(
             host, port, _answer_with(make_wsgi_app(registry)), server_class, _Handler
         )
-        self.host, self.port = self._server.server_address[:2]
+        self.host: str = self._server.server_name
+        self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="shards-metrics", daemon=True)
         self._thread.start()
 
