@@ -19,6 +19,7 @@ class MetricsServer:
 
     Raises:
         OSError: It cannot listen there.
+        UnicodeError: `host` is no name at all.
     """
 
     def __init__(self, collector: ShardCollector, *, host: str, port: int) -> None:
@@ -55,6 +56,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
+    timeout = 30.0  # for who connects and says nothing
+
     def log_message(self, *_: Any) -> None:
         """Say nothing: a line a scrape is of no use."""
 

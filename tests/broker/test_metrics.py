@@ -166,6 +166,9 @@ def test_what_workers_count_reaches_prometheus_whoever_owns_the_shards(shop: Sho
             f"{shop.group}/{i}/{worker.name}" for i in range(4)
         }
         assert exporter.samples("celery_sharding_up") == {"": 1}
+        lint = [find_program("promtool"), "check", "metrics"]
+        checked = subprocess.run(lint, input=fetch(exporter.port, "/metrics"), text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
 
         # When the owner leaves just after its last task, another takes over, and is killed in the middle of one
         last = shop.send("step", "k0", 100, seconds=0.0)

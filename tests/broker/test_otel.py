@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from celery import Celery
+from celery import Celery, current_app
+from celery.app.trace import build_tracer
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -24,26 +25,27 @@ pytestmark = pytest.mark.timeout(90)
 
 
 @pytest.fixture
-def spans() -> Iterator[tuple[Tracer, InMemorySpanExporter]]:
-    """What this process traces, with Celery's instrumentation."""
+def spans(shop: Shop) -> Iterator[tuple[Tracer, InMemorySpanExporter]]:
+    """What this process traces, with Celery's instrumentation; it ends spans at once of tasks that are not its own."""
+    before = current_app._get_current_object()
+    shop.app.set_current()
+    register_step(shop.app)
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     CeleryInstrumentor().instrument(tracer_provider=provider)
     yield provider.get_tracer("test"), exporter
     CeleryInstrumentor().uninstrument()
+    before.set_current()
 
 
 def register_step(app: Celery) -> None:
-    """The instrumentation ends spans of tasks only that the publisher knows."""
-
-    @app.task(name="shop.step")
+    @app.task(name="shop.step", shared=False)
     def step(key, number):
         pass
 
 
 def test_a_task_can_be_followed_from_its_publisher_into_its_shard(shop: Shop, spans, tmp_path):
     tracer, exporter = spans
-    register_step(shop.app)
     instrument(shop.app, key_secret="pepper")
     shop.module = "traced"
     shop.worker("-c", "1", SHOP_KEY_SECRET="pepper")
@@ -84,13 +86,36 @@ def test_a_task_can_be_followed_from_its_publisher_into_its_shard(shop: Shop, sp
 
 def test_a_key_is_left_out_unless_asked_for(shop: Shop, spans):
     instrument(shop.app)
-    register_step(shop.app)
     shop.send("step", "customer-1", 0)
 
     (publish,) = spans[1].get_finished_spans()
     assert publish.attributes["messaging.destination.name"] == shop.names.publish
     assert KEY_HASH not in publish.attributes
     assert "customer-1" not in str(dict(publish.attributes))
+
+
+def test_a_run_is_described_also_if_its_span_is_older_than_its_shard(shop: Shop, spans):
+    # Given that Celery's instrumentation was there first, so its span begins before and ends before ours is asked
+    instrument(shop.app)
+    run = build_tracer("shop.step", shop.app.tasks["shop.step"], app=shop.app)
+    info = {"exchange": shop.names.publish, "routing_key": "customer-1"}
+    run("id-1", ("customer-1", 0), {}, {"id": "id-1", "shard": f"{shop.group}/3", "delivery_info": info})
+
+    (span,) = spans[1].get_finished_spans()
+    assert span.attributes["messaging.destination.partition.id"] == "3"
+    assert "customer-1" not in str(dict(span.attributes))
+
+
+def test_a_span_of_the_callers_own_is_left_alone(shop: Shop, spans):
+    tracer, exporter = spans
+    instrument(shop.app)
+    CeleryInstrumentor().uninstrument()
+    with tracer.start_as_current_span("request"):
+        shop.send("step", "customer-1", 0)
+
+    (request,) = exporter.get_finished_spans()
+    assert not request.attributes
+    CeleryInstrumentor().instrument()
 
 
 def test_without_the_package_nothing_of_it_is_imported():
