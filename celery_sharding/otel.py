@@ -5,7 +5,8 @@ publishing and of running get what it cannot know: the exchange, the group and t
 left alone.
 
 A shard key is an attribute only if asked for, and then as a keyed hash: keys are often ids that could be guessed from a
-plain one.
+plain one. That instrumentation takes the routing key, which is the shard key, for the destination; the exchange is put
+in its place, and in a run `self.request.delivery_info["routing_key"]` is the exchange, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from opentelemetry import trace
 
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.extension import Sharding
-from celery_sharding.keys import KEY_HEADER
 from celery_sharding.topology import Names
 
 KEY_HASH = "celery_sharding.key_hash"
@@ -44,7 +44,8 @@ def instrument(app: Celery, *, key_secret: str | None = None) -> None:
     sharding.watch_publish = attributes.watch_publish
 
     def on_run(task: Any, **_: Any) -> None:
-        if task.app is app:
+        if task.app is app and task.request.get("shard"):
+            attributes.hide_key(task.request)
             attributes.add_to_run(task.request)
 
     # Before the run the span is there if its maker was connected first, after it if it was connected later.
@@ -66,21 +67,28 @@ class _Attributes:
                 span.set_attributes(
                     {
                         **_common(group, task_id),
+                        "messaging.destination": Names(group).publish,
                         "messaging.operation.name": "publish",
                         "messaging.operation.type": "send",
-                        **self._hashed(key),
+                        **({KEY_HASH: self._hash(key)} if self._key_secret else {}),
                     }
                 )
 
         return add
 
+    def hide_key(self, request: Any) -> None:
+        info = dict(request.delivery_info or {})
+        if KEY_HASH not in info:
+            key = info.get("routing_key")
+            group = request.shard.rpartition("/")[0]
+            request.delivery_info = info | {"routing_key": Names(group).publish, KEY_HASH: self._hash(key)}
+
     def add_to_run(self, request: Any) -> None:
-        span, shard = trace.get_current_span(), request.get("shard")
-        if not shard or not span.is_recording():
+        span = trace.get_current_span()
+        if not span.is_recording():
             return
-        group, _, index = shard.rpartition("/")
-        key = (request.headers or {}).get(KEY_HEADER) or request.get(KEY_HEADER)
-        key = key or (request.delivery_info or {}).get("routing_key")
+        group, _, index = request.shard.rpartition("/")
+        hashed = request.delivery_info[KEY_HASH]
         span.set_attributes(
             {
                 **_common(group, request.id),
@@ -88,14 +96,15 @@ class _Attributes:
                 "messaging.destination.partition.id": index,
                 "messaging.operation.name": "run",
                 "messaging.operation.type": "process",
-                **self._hashed(key),
+                **({KEY_HASH: hashed} if hashed else {}),
             }
         )
 
-    def _hashed(self, key: str | None) -> dict[str, str]:
+    def _hash(self, key: str | None) -> str:
+        """Return the hash of `key`, "" if it is not asked for."""
         if self._key_secret is None or not key:
-            return {}
-        return {KEY_HASH: hmac.new(self._key_secret, key.encode(), hashlib.sha256).hexdigest()[:16]}
+            return ""
+        return hmac.new(self._key_secret, key.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def _common(group: str, task_id: str | None) -> dict[str, str]:

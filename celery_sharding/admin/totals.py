@@ -20,8 +20,8 @@ from typing import Any
 from celery_sharding.histogram import BOUNDS_SECONDS
 from celery_sharding.topology import Names
 
-# The journal keeps a day, so nothing older comes again.
-_FORGET_SECONDS = 86_400.0
+# Of so many owners of a queue the last word is kept; containers come under new names for ever.
+_OWNERS_MAX = 8
 _TIMES_LENGTH = len(BOUNDS_SECONDS) + 2
 _NO_TIMES = (0.0,) * _TIMES_LENGTH
 _RING_QUEUE = re.compile(r"g\d+\.(\d+)")
@@ -49,25 +49,25 @@ class TotalsLog:
     """Adds up the journal's events, noted in its order. Not safe for threads.
 
     Args:
-        since: When it begins, in seconds since the epoch. What owners have taken before counts from their first word.
+        since: When it begins, in seconds since the epoch. Owners that have taken their shard before, by their clocks,
+            count from their first word.
     """
 
     def __init__(self, since: float) -> None:
         self._since = since
-        self._words: dict[tuple[str, str], _Word] = {}
+        self._words: dict[str, dict[str, _Word]] = {}  # by queue and owner, who was heard last comes last
         self._sums: dict[tuple[str, str], _Sum] = {}
         self._shown: dict[tuple[str, str], Totals] = {}
 
     def note(self, group: str, event: Mapping[str, Any]) -> None:
         """Note one event of the journal of `group`; what counts nothing, or cannot be read, is passed over."""
         try:
-            at = float(event["at"])
             if event["event"] == "vitals":
                 for queue, facts in event["owned"].items():
-                    self._add(group, str(event["by"]), queue, at, facts)
+                    self._add(group, str(event["by"]), queue, facts)
             elif event["event"] == "handover" and event.get("change") == "released" and "counters" in event:
-                self._add(group, str(event["owner"]), str(event["queue"]), at, event)
-        except (KeyError, TypeError, ValueError, AttributeError):
+                self._add(group, str(event["owner"]), str(event["queue"]), event)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return
 
     @property
@@ -81,24 +81,26 @@ class TotalsLog:
                 )
         return dict(self._shown)
 
-    def _add(self, group: str, owner: str, queue: str, at: float, facts: Mapping[str, Any]) -> None:
+    def _add(self, group: str, owner: str, queue: str, facts: Mapping[str, Any]) -> None:
         since = float(facts["since"])
         counters = {str(name): int(count) for name, count in facts["counters"].items()}
         counted = self._sums.setdefault((group, shard_label(group, queue)), _Sum())
-        word = self._words.get((owner, queue))
+        words = self._words.setdefault(queue, {})
+        word = words.get(owner)
         if word is not None and since < word.since:
             return  # it comes again
         if word is None or since > word.since:
-            self._forget(at)
-            began_here = since >= self._since
-            self._words[owner, queue] = word = _Word(since)
-            if began_here:
+            word = _Word(since)
+            if since >= self._since:
                 word.waits = word.runs = _NO_TIMES
                 counted.handovers += 1
             else:
                 word.counters = dict(counters)
             counted.is_new = True
-        word.at = max(word.at, at)
+        words.pop(owner, None)
+        words[owner] = word
+        if len(words) > _OWNERS_MAX:
+            del words[next(iter(words))]
         for name, count in counters.items():
             if (more := count - word.counters.get(name, 0)) > 0:
                 word.counters[name] = count
@@ -106,9 +108,6 @@ class TotalsLog:
                 counted.is_new = True
         word.waits = counted.add_times(counted.waits, word.waits, facts.get("waits"))
         word.runs = counted.add_times(counted.runs, word.runs, facts.get("runs"))
-
-    def _forget(self, at: float) -> None:
-        self._words = {key: word for key, word in self._words.items() if word.at > at - _FORGET_SECONDS}
 
 
 def shard_label(group: str, queue: str) -> str:
@@ -123,7 +122,6 @@ class _Word:
     """What an owner said last; times are None until it has said some."""
 
     since: float
-    at: float = 0.0
     counters: dict[str, int] = field(default_factory=dict)
     waits: Sequence[float] | None = None
     runs: Sequence[float] | None = None

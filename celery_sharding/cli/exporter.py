@@ -47,8 +47,9 @@ def exporter(ctx: click.Context, host: str, port: int) -> None:
         watcher = Watcher(sharding.connect, names, every_seconds=_EVERY_SECONDS, management=management)
         try:
             server = MetricsServer(ShardCollector(lambda: watcher.view), host=host, port=port)
-        except OSError as exc:
-            raise Unhealthy(f"cannot listen on {host}, port {port}: {exc.strerror or exc}") from exc
+        except (OSError, UnicodeError) as exc:
+            reason = getattr(exc, "strerror", None) or exc
+            raise Unhealthy(f"cannot listen on {host}, port {port}: {reason}") from exc
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

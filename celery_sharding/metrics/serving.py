@@ -19,6 +19,7 @@ class MetricsServer:
 
     Raises:
         OSError: It cannot listen there.
+        UnicodeError: `host` is no name at all.
     """
 
     def __init__(self, collector: ShardCollector, *, host: str, port: int) -> None:
@@ -29,7 +30,8 @@ class MetricsServer:
         self._server: WSGIServer = make_server(
             host, port, _answer_with(make_wsgi_app(registry)), server_class, _Handler
         )
-        self.host, self.port = self._server.server_address[:2]
+        self.host: str = self._server.server_name
+        self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="shards-metrics", daemon=True)
         self._thread.start()
 
@@ -54,6 +56,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
+    timeout = 30.0  # for who connects and says nothing
+
     def log_message(self, *_: Any) -> None:
         """Say nothing: a line a scrape is of no use."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
+from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED
 
 PREFIX = "celery_sharding"
 
@@ -115,13 +116,18 @@ SHARD_INFOS = (
 COUNTERS = (
     ShardCounter(f"{PREFIX}_received_total", "Messages that were delivered to an owner, again included", "delivered"),
     ShardCounter(f"{PREFIX}_done_total", "Messages whose task has ended, failed ones among them", "done"),
-    ShardCounter(f"{PREFIX}_failed_total", "Tasks that failed for good", "failed"),
+    ShardCounter(f"{PREFIX}_failed_total", "Tasks that failed for good, those of dead letters among them", "failed"),
     ShardCounter(f"{PREFIX}_retried_total", "Retries in place", "retried"),
     ShardCounter(f"{PREFIX}_lost_total", "Runs whose process died", "lost"),
     ShardCounter(f"{PREFIX}_killed_total", "Runs killed on purpose: revoked, or over their time limit", "killed"),
     ShardCounter(f"{PREFIX}_dead_total", "Messages that became dead letters", "dead"),
-    ShardCounter(f"{PREFIX}_deduplicated_total", "Runs that found their work done by another", "deduplicated"),
+    ShardCounter(f"{PREFIX}_deduplicated_total", "Runs that found their work done by another", DEDUPLICATED),
     ShardCounter(
-        f"{PREFIX}_commits_refused_total", "Runs whose claim had lapsed before they committed", "commit-refused"
+        f"{PREFIX}_commits_refused_total", "Runs whose claim had lapsed before they committed", COMMIT_REFUSED
     ),
+)
+
+NAMES = tuple(
+    [each[0] for each in (UP, AGE, WAIT, RUN, HANDOVERS)]
+    + [each.name for each in (*GROUP_GAUGES, *SHARD_GAUGES, *SHARD_INFOS, *COUNTERS)]
 )

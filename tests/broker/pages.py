@@ -1,7 +1,8 @@
 """Does what a page of the documentation says, block by block, as a reader would.
 
     ```python   with `# name.py` as its first line: written to that file; else run in a process of its own
-    ```sh       each line is run; a `celery … worker` goes on in the background to the end of its `##` section
+    ```sh       each line is run; a `celery … worker` or `shards exporter` goes on in the background to the end of its
+                `##` section
     ```text     what the block before it printed; `…` stands for anything
     ```json     parsed
     ```         a picture: nothing to run
@@ -147,6 +148,8 @@ class Reader:
             check_command(words, where)
         elif words[0] == "celery" and "worker" in words:
             self._start_worker(words, where)
+        elif words[0] == "celery" and "exporter" in words:
+            self._start(words, where, until="/metrics")
         else:
             self._printed += self._run(["bash", "-euc", line], where)
 
@@ -158,13 +161,17 @@ class Reader:
         return done.stdout
 
     def _start_worker(self, words: list[str], where: str) -> None:
-        self._started += 1
         if "-n" not in words:
             words = [*words, "-n", f"worker{self._started}@docs"]
+        self._start([*words, "-l", "info"], where, until=" ready.")
+
+    def _start(self, words: list[str], where: str, *, until: str) -> None:
+        """Start what goes on in the background, and return when it has printed `until`."""
+        self._started += 1
         log = self._folder / f"worker{self._started}.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(
-                [*words, "-l", "info"],
+                words,
                 cwd=self._folder,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
@@ -173,8 +180,8 @@ class Reader:
                 start_new_session=True,
             )
         self._workers.append(worker)
-        wait_until(lambda: " ready." in log.read_text() or worker.poll() is not None, timeout_seconds=40)
-        assert " ready." in log.read_text(), f"{where}: {shlex.join(words)}\n{log.read_text()}"
+        wait_until(lambda: until in log.read_text() or worker.poll() is not None, timeout_seconds=40)
+        assert until in log.read_text(), f"{where}: {shlex.join(words)}\n{log.read_text()}"
 
     def _compare(self, expected: str, where: str) -> None:
         lines = [_squeeze(line) for line in expected.splitlines() if line.strip()]

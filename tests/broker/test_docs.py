@@ -11,6 +11,8 @@ import pytest
 from kombu import Connection
 from pages import ROOT, Reader
 
+from celery_sharding.testing.processes import find_free_port
+
 pytestmark = pytest.mark.timeout(400)
 
 PAGES = sorted(
@@ -33,6 +35,7 @@ def reader(tmp_path: Path, group_name: str, broker_url: str, redis_url: str) -> 
         '"amqp://"': f'"{broker_url}"',
         '"amqp://guest:guest@localhost/%2F"': f'"{re.sub("//$", "/%2F", broker_url)}"',
         '"redis://"': f'"{redis_url}"',
+        r"\b9808\b": str(find_free_port()),
     }
     commands = tmp_path / "bin"
     commands.mkdir()

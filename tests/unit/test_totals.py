@@ -1,0 +1,124 @@
+"""Totals grow and never shrink, whatever becomes of owners, workers, and who watches them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from celery_sharding.admin.totals import Totals, TotalsLog, shard_label
+from celery_sharding.histogram import BOUNDS_SECONDS, Histogram
+from celery_sharding.journal import handover_event, vitals_event
+
+QUEUE = "shards.orders.g001.003"
+SHARD = ("orders", "3")
+BEGIN = 1_000.0
+
+
+@pytest.fixture
+def log() -> TotalsLog:
+    return TotalsLog(BEGIN)
+
+
+def vitals(
+    owner: str, since: float, done: int, *, at: float = 2_000.0, queue: str = QUEUE, **more: Any
+) -> dict[str, Any]:
+    facts = {
+        "index": 3,
+        "since": since,
+        "held": 0,
+        "running": 0,
+        "lag_seconds": None,
+        "counters": {"done": done},
+    } | more
+    return vitals_event(owner, 1, owned={queue: facts}, standby=[], at=at)
+
+
+def test_the_totals_of_all_owners_add_up(log):
+    log.note("orders", vitals("a", 1_001.0, 5))
+    log.note("orders", vitals("a", 1_001.0, 7))
+    log.note("orders", vitals("b", 1_002.0, 4))  # it has taken the shard over
+    log.note("orders", vitals("a", 1_003.0, 1))  # and given it back to a worker that was started again
+
+    assert log.totals == {SHARD: Totals({"done": 12}, handovers=3)}
+
+
+def test_events_that_come_again_change_nothing(log):
+    events = [vitals("a", 1_001.0, 5), vitals("a", 1_001.0, 7), vitals("b", 1_002.0, 4), vitals("a", 1_003.0, 2)]
+    for event in events * 2:
+        log.note("orders", event)
+
+    assert log.totals == {SHARD: Totals({"done": 13}, handovers=3)}
+
+
+def test_what_was_counted_before_anybody_looked_is_not_counted_at_once(log):
+    # Given an owner that has done 5,000 tasks when the exporter is started again
+    log.note("orders", vitals("a", 10.0, 5_000, runs=[50.0, 5_000]))
+    assert log.totals == {SHARD: Totals()}
+
+    log.note("orders", vitals("a", 10.0, 5_002, runs=[50.5, 5_001, 1]))
+    (totals,) = log.totals.values()
+    assert totals.counters == {"done": 2}
+    assert list(totals.runs[:3]) == pytest.approx([0.5, 1, 1])
+
+
+def test_the_last_word_of_an_owner_counts(log):
+    log.note("orders", vitals("a", 1_001.0, 5, waits=[1.0, 0, 5]))
+    last = {"since": 1_001.0, "counters": {"done": 9}, "waits": [3.0, 0, 5, 4]}
+    log.note("orders", handover_event(QUEUE, owner="a", change="released", counted=last))
+
+    (totals,) = log.totals.values()
+    assert (totals.counters, list(totals.waits[:4])) == ({"done": 9}, [3.0, 0, 5, 4])
+
+
+def test_a_total_that_somebody_holds_does_not_change(log):
+    log.note("orders", vitals("a", 1_001.0, 5))
+    held = log.totals
+    log.note("orders", vitals("a", 1_001.0, 7))
+
+    assert held[SHARD].counters == {"done": 5}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "vitals", "at": 1.0, "by": "a", "owned": {QUEUE: {"since": 1_001.0}}},
+        {"event": "vitals", "at": 1.0, "by": "a", "owned": [QUEUE]},
+        {"event": "vitals", "at": None, "by": "a", "owned": {}},
+        {
+            "event": "handover",
+            "at": 1.0,
+            "queue": QUEUE,
+            "owner": "a",
+            "change": "released",
+            "to": "",
+        },  # of an older worker
+        {"event": "failure"},
+    ],
+)
+def test_what_cannot_be_read_counts_nothing(log, event):
+    log.note("orders", event)
+    assert log.totals == {}
+
+
+def test_owners_that_never_come_again_are_forgotten(log):
+    for number in range(1_000):
+        log.note("orders", vitals(f"pod-{number}", 2_000.0 + number, 1))
+
+    assert log.totals[SHARD].counters == {"done": 1_000}
+    assert len(log._words[QUEUE]) < 10
+
+
+def test_a_shard_goes_on_under_its_index_in_the_next_generation():
+    assert shard_label("orders", "shards.orders.g012.003") == "3"
+    assert shard_label("orders", "shards.orders.limbo001") == "limbo001"
+
+
+def test_a_time_on_a_bound_belongs_to_the_bucket_below_it():
+    times = Histogram()
+    assert times.to_list() == []
+    for seconds in (-1.0, BOUNDS_SECONDS[0], BOUNDS_SECONDS[0] + 0.001, 1e9):
+        times.note(seconds)
+
+    assert times.counts == [2, 1, *[0] * (len(BOUNDS_SECONDS) - 2), 1]
+    assert times.to_list()[0] == pytest.approx(1e9 + 0.011)
