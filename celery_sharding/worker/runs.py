@@ -78,6 +78,7 @@ class Runs:
         submit: Celery's way into the pool.
         call_after: Calls a function after some seconds, where lanes may be moved.
         call_soon: Calls a function when the event loop comes round; None if runs end elsewhere than in its thread.
+        read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
         bucket_for: Returns the rate-limit bucket of a task name, or None.
         is_alive: Says whether the broker has shown life lately; nothing starts while it has not.
         slots: Says how many runs the pool takes at once.
@@ -90,6 +91,7 @@ class Runs:
         submit: Callable[[Any], Any],
         call_after: Callable[[float, Callable[[], None]], Any],
         call_soon: Callable[[Callable[[], None]], Any] | None,
+        read: Callable[[], bool] | None,
         bucket_for: Callable[[str], Any],
         is_alive: Callable[[], bool],
         slots: Callable[[], int],
@@ -97,8 +99,9 @@ class Runs:
         node: str,
     ) -> None:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
-        self.turn = Turn(call_soon, self._pump)
-        self._acks = None if call_soon is None else Acks(call_after)
+        self.turn = Turn(call_soon, self._pump, read)
+        self._acks = None if call_soon is None or read is not None else Acks(call_after)
+        self._starts_at_once = None if read is None else 1
         self.announcements = Announcements(log, self.lanes)
         self._suspects = Suspects()
         self._on_idle: Callable[[Shard], None] | None = None
@@ -290,7 +293,7 @@ class Runs:
     def _pump(self) -> None:
         for entry in self._suspects.take_ready():
             self.lanes.due(entry)
-        self.lanes.pump()
+        self.lanes.pump(self._starts_at_once)
         self.announcements.announce_next()
         if self._acks is not None and not self.lanes.is_full():
             self._acks.tell_all()
