@@ -187,9 +187,9 @@ def test_a_paused_shard_stays_paused_when_the_broker_restarts_and_the_chain_wait
     assert wait_until(lambda: operator.role(worker, 1) == "paused", timeout_seconds=20)
     for number in range(40):
         shop.send("step", f"k{number % 20}", number)
-    waiting = operator.rows()[1].ready
+    assert wait_until(lambda: (operator.rows()[1].ready or 0) + shop.trace.count() == 40, timeout_seconds=30)
+    waiting = 40 - shop.trace.count()
     assert waiting
-    assert shop.trace.wait_for(40 - waiting)
     # When the broker restarts, and loses its ring
     restart_broker()
     shop.send("step", "k0", 40)
