@@ -78,11 +78,11 @@ class Runs:
         submit: Celery's way into the pool.
         call_after: Calls a function after some seconds, where lanes may be moved.
         call_soon: Calls a function when the event loop comes round; None if runs end elsewhere than in its thread.
-        read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
         bucket_for: Returns the rate-limit bucket of a task name, or None.
         is_alive: Says whether the broker has shown life lately; nothing starts while it has not.
         slots: Says how many runs the pool takes at once.
         node: The worker's name.
+        read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Runs:
         submit: Callable[[Any], Any],
         call_after: Callable[[float, Callable[[], None]], Any],
         call_soon: Callable[[Callable[[], None]], Any] | None,
-        read: Callable[[], bool] | None,
         bucket_for: Callable[[str], Any],
         is_alive: Callable[[], bool],
         slots: Callable[[], int],
         log: Log,
         node: str,
+        read: Callable[[], bool] | None = None,
     ) -> None:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
         self.turn = Turn(call_soon, self._pump, read)

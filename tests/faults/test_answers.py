@@ -33,7 +33,6 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
         submit=lambda request: None,
         call_after=lambda seconds, call: None,
         call_soon=None,
-        read=None,
         bucket_for=lambda name: None,
         is_alive=lambda: True,
         slots=lambda: 1,
