@@ -65,7 +65,7 @@ def _change(connect: Connect, group: ShardGroup, index: int | None, *, by: str, 
     ):
         layout = load(connection, names)
         _check(layout, group.name, index)
-        if not (_needs_pause if verb == "pause" else _needs_resume)(layout, group.name, index):
+        if not (_needs_pause(layout, index) if verb == "pause" else _needs_resume(layout, group.name, index)):
             return False
         write(connection, names, layout, {"event": verb, "shard": index}, by=by)
         return True
@@ -80,7 +80,7 @@ def _check(layout: Layout, group: str, index: int | None) -> None:
         check_shard(group, index, layout.shards)
 
 
-def _needs_pause(layout: Layout, group: str, index: int | None) -> bool:
+def _needs_pause(layout: Layout, index: int | None) -> bool:
     return None not in layout.paused and index not in layout.paused
 
 

@@ -245,9 +245,11 @@ class Lanes:
         with self._lock:
             return iter([entry for entry in self._sources.get(source, ()) if entry.state not in _IN_POOL])
 
-    def pump(self) -> None:
-        """Start what may start. One thread pumps at a time; others leave their work to it."""
-        while True:
+    def pump(self, most: int | None = None) -> None:
+        """Start what may start, at most `most` entries. One thread pumps at a time; others leave their work to it."""
+        started = 0
+        while most is None or started < most:
+            started += 1
             with self._lock:
                 if self._pumping:
                     return

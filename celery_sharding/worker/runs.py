@@ -82,6 +82,7 @@ class Runs:
         is_alive: Says whether the broker has shown life lately; nothing starts while it has not.
         slots: Says how many runs the pool takes at once.
         node: The worker's name.
+        read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class Runs:
         slots: Callable[[], int],
         log: Log,
         node: str,
+        read: Callable[[], bool] | None = None,
     ) -> None:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
-        self.turn = Turn(call_soon, self._pump)
-        self._acks = None if call_soon is None else Acks(call_after)
+        self.turn = Turn(call_soon, self._pump, read)
+        self._acks = None if call_soon is None or read is not None else Acks(call_after)
+        self._starts_at_once = None if read is None else 1
         self.announcements = Announcements(log, self.lanes)
         self._suspects = Suspects()
         self._on_idle: Callable[[Shard], None] | None = None
@@ -293,7 +296,7 @@ class Runs:
     def _pump(self) -> None:
         for entry in self._suspects.take_ready():
             self.lanes.due(entry)
-        self.lanes.pump()
+        self.lanes.pump(self._starts_at_once)
         self.announcements.announce_next()
         if self._acks is not None and not self.lanes.is_full():
             self._acks.tell_all()

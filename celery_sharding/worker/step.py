@@ -35,7 +35,7 @@ from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bou
 from celery_sharding.dedup.notices import Notice, Notices
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.layout import Layout
-from celery_sharding.worker.green import read_more
+from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.mailbox import Mailbox
@@ -80,6 +80,7 @@ class ShardsStep(bootsteps.StartStopStep):
         pool = type(c.pool).__module__
         has_children = pool == PREFORK
         sharding.check_stores(has_child_processes=has_children)
+        has_turns = bool(c.hub) and pool == SOLO
         self._notices = Notices(self._note)  # before the pool forks
         self._mailbox = Mailbox() if c.hub else None
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
@@ -88,7 +89,8 @@ class ShardsStep(bootsteps.StartStopStep):
         self._runs = Runs(
             submit=c.on_task_request,
             call_after=self._call_after,
-            call_soon=c.hub.call_soon if c.hub and has_children else None,
+            call_soon=c.hub.call_soon if c.hub and has_children else self._call_next if has_turns else None,
+            read=self._read if has_turns else None,
             bucket_for=self._bucket_for,
             is_alive=self._is_alive,
             slots=self._slots,
@@ -222,7 +224,7 @@ class ShardsStep(bootsteps.StartStopStep):
             runs=self._runs,
             log=self._log,
             receive=self._intake.receive,
-            call_soon=c.call_soon,
+            call_soon=self._call_soon,
             call_after=self._call_after,
             look=self._look,
             release_orphans=self._release_orphans,
@@ -389,5 +391,26 @@ class ShardsStep(bootsteps.StartStopStep):
         else:
             call()
 
+    def _call_soon(self, call: Callable[[], None]) -> None:
+        """Run a call where the connection may be read, as soon as Celery's loop comes round."""
+        self._consumer.call_soon(call)
+        if self._mailbox is not None:
+            # Asked from another such call, or a timer, the loop would wait for something to read first.
+            self._mailbox.post(_do_nothing)
+
+    def _call_next(self, call: Callable[[], None]) -> None:
+        """Run a call in the next turn of the event loop, not in this one, whoever asks."""
+        hub = self._consumer.hub
+        self._post(lambda: hub.call_soon(call))
+
+    def _read(self) -> bool:
+        """Read what the connection has received, and say whether that was anything."""
+        connection = self._consumer.connection
+        return connection is not None and read_what_came(connection)
+
     def _call_after(self, seconds: float, call: Callable[[], None]) -> Any:
         return self._consumer.timer.call_after(seconds, call)
+
+
+def _do_nothing() -> None:
+    """Wake the event loop."""

@@ -7,8 +7,14 @@ it is acknowledged. The way from the end of one run to the start of the next bou
     message, message … ──▶ end of the turn ─┐
     result ─────────────────────────────────┴▶ pump, then write to the children
 
-Only prefork pools have turns: a solo pool runs tasks inside the pump, a thread pool settles from its threads. There, on
-an embedded broker, and once the worker stops, everything is done at once. With turns, all calls come from one thread.
+A solo pool runs the task inside the pump, while nothing is read. So each turn starts one run, and only after all that
+had come was read and has taken effect: a signal, a command, a pause must not wait for all that the worker holds.
+
+    result ──▶ the next turn: read ──nothing came──▶ pump, one run
+                                └──something came──▶ two turns later the same again
+
+A thread pool settles from its threads. There, on an embedded broker, and once the worker stops, everything is done at
+once. With turns, all calls come from one thread.
 """
 
 from __future__ import annotations
@@ -23,11 +29,18 @@ class Turn:
     Args:
         call_soon: Calls a function when the event loop comes round; None to have no turns.
         pump: Starts what may run.
+        read: Of a solo pool: reads what has come, and says whether that was anything.
     """
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], Any] | None, pump: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], Any] | None,
+        pump: Callable[[], None],
+        read: Callable[[], bool] | None = None,
+    ) -> None:
         self._call_soon = call_soon
         self._pump = pump
+        self._read = read
         self._write: Callable[[], None] | None = None
         self._is_ending = False
 
@@ -40,7 +53,10 @@ class Turn:
             self._call_soon(self._end)
 
     def end(self) -> None:
-        """Pump now, and let nothing that this starts wait in the pool's buffer."""
+        """Pump now, and let nothing that this starts wait in the pool's buffer; in a solo pool, in the next turn."""
+        if self._read is not None:
+            self.end_soon()
+            return
         self._pump()
         if self._write is not None:
             self._write()
@@ -57,9 +73,22 @@ class Turn:
 
     def stop(self) -> None:
         """Have no more turns: the event loop is about to end."""
-        self._call_soon = self._write = None
+        self._call_soon = self._write = self._read = None
 
     def _end(self) -> None:
-        if self._is_ending:
-            self._is_ending = False
-            self.end()
+        if not self._is_ending:
+            return
+        if self._read is not None and self._read() and self._call_soon is not None:
+            # What was read may have asked for a call in the next turn, which calls in no certain order.
+            self._call_soon(self._go_on)
+            return
+        self._is_ending = False
+        self._pump()
+        if self._write is not None:
+            self._write()
+
+    def _go_on(self) -> None:
+        if self._call_soon is not None:
+            self._call_soon(self._end)
+        else:
+            self._end()

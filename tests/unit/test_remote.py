@@ -96,6 +96,16 @@ def test_the_commands_are_installed_once_and_described_as_celerys(state: State) 
     assert all(Panel.meta[name].help and Panel.meta[name].signature for name in COMMANDS)
 
 
+def test_workers_can_be_asked_for_their_shards_and_the_command_line_knows_it(state: State) -> None:
+    # Given what Celery's command line goes by
+    assert (Panel.meta["shards"].type, Panel.meta["shards"].visible) == ("inspect", True)
+    # When a worker is asked, then its step answers, and one without groups says so
+    state.consumer.shards.roles = lambda: {"orders": {"shards.orders.g001.000": "owner"}}  # type: ignore[attr-defined]
+    assert Panel.data["shards"](state) == {"orders": {"shards.orders.g001.000": "owner"}}
+    del state.consumer.shards
+    assert Panel.data["shards"](state) == {}
+
+
 def test_the_consumer_still_has_what_the_commands_and_the_step_take_hold_of() -> None:
     # Given Celery's consumer, then what is wrapped or called by name is there
     from celery.worker.consumer import Consumer as CelerysConsumer

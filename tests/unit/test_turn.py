@@ -67,3 +67,26 @@ def test_without_turns_everything_is_done_at_once():
     loop.turn.end_soon()
     loop.turn.end()
     assert loop.done == ["pump", "pump"]
+
+
+def test_a_solo_pool_reads_before_each_run_and_lets_what_it_read_take_effect_first():
+    # Given a pool that runs the task in the pump, and two things to read, one of which is a command
+    loop = Loop()
+    arrived = [lambda: loop.calls.append(lambda: loop.done.append("command obeyed")), lambda: None]
+
+    def read() -> bool:
+        loop.done.append("read")
+        was_any = bool(arrived)
+        while arrived:
+            arrived.pop(0)()
+        return was_any
+
+    loop.turn = Turn(loop.calls.append, lambda: loop.done.append("run"), read)
+    # When a run has ended, and the loop comes round
+    loop.turn.end()
+    assert loop.done == []
+    for _ in range(4):
+        loop.calls.reverse()  # Celery's loop keeps no order within a turn
+        loop.come_round()
+    # Then the next run starts after the command was obeyed, and there is nothing more to read
+    assert loop.done == ["read", "command obeyed", "read", "run"]

@@ -1,0 +1,44 @@
+"""What `shards pause` says of what cannot be paused, without a broker."""
+
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
+
+from celery_sharding import ShardGroup, Sharding
+from celery_sharding.cli import shards
+
+NOWHERE = "amqp://ann:secret@127.0.0.1:1//"
+
+
+@pytest.mark.parametrize(
+    ("verb", "place", "broker", "status", "says"),
+    [
+        (
+            "pause",
+            "order/1",
+            NOWHERE,
+            2,
+            "names the shard group 'order', which is not configured (did you mean 'orders'?)",
+        ),
+        ("pause", "orders/x", NOWHERE, 2, "'orders/x' is no shard of 'orders'; name one as orders/0"),
+        ("resume", "orders.", NOWHERE, 2, "'orders.' is no shard of 'orders'"),
+        ("pause", "orders", NOWHERE, 69, "could not be reached"),
+        ("resume", "orders/1", "memory://", 2, "`shards resume` needs RabbitMQ"),
+        ("history", "orders", "memory://", 2, "`shards history` needs RabbitMQ"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_its_exit_code(verb: str, place: str, broker: str, status: int, says: str):
+    # Given an app whose broker does not answer, or lives in its own processes
+    app = Celery("shop", broker=broker, set_as_current=False)
+    Sharding(app, groups=[ShardGroup("orders", shards=4)])
+    # When it is asked for
+    done = CliRunner().invoke(shards, [verb, place], obj=CLIContext(app, no_color=True, workdir=None))
+    # Then the error is one line on stderr, without the password
+    assert (done.exit_code, done.stdout) == (status, "")
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert "secret" not in done.stderr
