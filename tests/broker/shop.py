@@ -100,6 +100,18 @@ def poison(key, number):
 
 
 @app.task(**sharded)
+def fragile(key, number, how):
+    """Go wrong as long as there is a file that says so."""
+    trace.mark("begin", key, number)
+    if os.path.exists(f"{trace.path}.broken"):
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise Reject("not wanted", requeue=False) if how == "reject" else ValueError("broken")
+    trace.mark("end", key, number)
+    return number
+
+
+@app.task(**sharded)
 def poison_parent(key, number):
     trace.mark("begin", key, number)
     os.killpg(os.getpgid(0), signal.SIGKILL)
