@@ -26,13 +26,13 @@ _LOCK_SECONDS = 10.0
 
 
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
-    """Return by queue how much `purge` would throw away; a hint, as brokers count late. Errors as for `purge`."""
+    """Return by queue how much `purge` would throw away; a hint. Errors as for `purge`."""
     with _locked(connect, group, index, by="shards purge") as (connection, _, queues):
         return {queue: topology.count_ready(connection, queue) or 0 for queue in queues}
 
 
 def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[str, int]:
-    """Throw away what waits in a shard of a group, or in all of it; return how much by queue.
+    """Throw away what waits in a shard of a group, or in all of it; return how much by queue, workers' probes included.
 
     Args:
         index: Of the shard, in the live generation; None for all shards, what waits in earlier segments included.

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject
@@ -103,7 +104,7 @@ def poison(key, number):
 def fragile(key, number, how):
     """Go wrong as long as there is a file that says so."""
     trace.mark("begin", key, number)
-    if os.path.exists(f"{trace.path}.broken"):
+    if Path(f"{trace.path}.broken").exists():
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         raise Reject("not wanted", requeue=False) if how == "reject" else ValueError("broken")

@@ -151,7 +151,8 @@ def test_a_replay_keeps_the_order_of_death_of_each_key_and_starts_from_nothing(c
     found = take_replayed(connection, names, 30)
     for key in ("k0", "k1", "k2"):
         numbers = [json.loads(m.body)[1]["number"] for m in found if m.delivery_info["routing_key"] == key]
-        assert numbers == sorted(numbers) and len(numbers) == 10
+        assert numbers == sorted(numbers)
+        assert len(numbers) == 10
     assert {name for message in found for name in message.headers} == {
         "id", "task", "retries", "expires", "shard_key", "shard_sent_at", "shard_group"
     }  # fmt: skip
@@ -198,7 +199,7 @@ def test_one_that_cannot_be_done_lets_nothing_be_done(connect, connection, group
     # When they are replayed together, or with one that is not there
     with pytest.raises(DeadLetterError, match=f"{keyless.id}: without a shard key"):
         replay(connect, group, [good.id, keyless.id], by=BY)
-    with pytest.raises(DeadLetterError, match="no such dead letter.*nobody"):
+    with pytest.raises(DeadLetterError, match=r"no such dead letter.*nobody"):
         replay(connect, group, [good.id, "nobody"], by=BY)
     # Then both are there still, and the history says nothing
     assert [letter.id for letter in list_dead(connect, group.name, limit=10)] == [good.id, keyless.id]
@@ -285,7 +286,7 @@ def test_a_letter_that_the_group_does_not_take_stays(connect, connection, group,
             channel.exchange_delete(names.ring(1))
             channel.queue_unbind(names.limbo(2), names.unrouted, "")
     # When a letter is replayed, then it stays, and whoever does it is told what to do
-    with pytest.raises(TopologyError, match="run `celery shards declare`|Run `celery shards declare`"):
+    with pytest.raises(TopologyError, match=r"[rR]un `celery shards declare`"):
         replay(connect, group, None, by=BY)
     assert len(list_dead(connect, group.name, limit=10)) == 1
     ((verb, _, count, result),) = notes(connection, names)
