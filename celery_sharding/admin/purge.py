@@ -85,6 +85,10 @@ def _find_queues(connection: Any, names: Names, layout: Layout, index: int | Non
             f"group {group!r} is in the middle of a switch; run `celery shards declare`, then try again", group=group
         )
     if index is not None:
+        if not layout.generation:
+            raise TopologyError(
+                f"group {group!r} has no shards yet; what waits is in its limbo, and goes without a number", group=group
+            )
         check_shard(group, index, layout.shards)
         return {names.shard(layout.generation, index): False}
     queues: dict[str, bool] = {}
