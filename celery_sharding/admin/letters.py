@@ -17,7 +17,7 @@ from typing import Any
 import amqp
 from kombu.compression import decompress
 from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.serialization import loads
+from kombu.serialization import loads, prepare_accept_content
 
 from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER
 from celery_sharding.topology import Names
@@ -41,7 +41,7 @@ _ARGUMENTS = ("argsrepr", "kwargsrepr")
 _DROPPED = frozenset({"application_headers", "expiration", "priority", "message_id", "delivery_mode"})
 _ID_CHARACTERS = 10
 # Serializations that run no code when they are read.
-_SAFE = ("json", "msgpack", "yaml", "text/plain", "application/data")
+_SAFE = prepare_accept_content(["json", "msgpack", "yaml"])
 
 
 @dataclass(frozen=True, slots=True)

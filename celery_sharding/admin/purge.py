@@ -26,13 +26,13 @@ _LOCK_SECONDS = 10.0
 
 
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
-    """Return by queue how much `purge` would throw away; a hint, as brokers count late. Errors as for `purge`."""
+    """Return by queue how much `purge` would throw away; a hint. Errors as for `purge`."""
     with _locked(connect, group, index, by="shards purge") as (connection, _, queues):
         return {queue: topology.count_ready(connection, queue) or 0 for queue in queues}
 
 
 def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[str, int]:
-    """Throw away what waits in a shard of a group, or in all of it; return how much by queue.
+    """Throw away what waits in a shard of a group, or in all of it; return how much by queue, workers' probes included.
 
     Args:
         index: Of the shard, in the live generation; None for all shards, what waits in earlier segments included.
@@ -85,6 +85,10 @@ def _find_queues(connection: Any, names: Names, layout: Layout, index: int | Non
             f"group {group!r} is in the middle of a switch; run `celery shards declare`, then try again", group=group
         )
     if index is not None:
+        if not layout.generation:
+            raise TopologyError(
+                f"group {group!r} has no shards yet; what waits is in its limbo, and goes without a number", group=group
+            )
         check_shard(group, index, layout.shards)
         return {names.shard(layout.generation, index): False}
     queues: dict[str, bool] = {}

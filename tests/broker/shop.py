@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject
@@ -97,6 +98,18 @@ def reject(key, number):
 def poison(key, number):
     trace.mark("begin", key, number)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(**sharded)
+def fragile(key, number, how):
+    """Go wrong as long as there is a file that says so."""
+    trace.mark("begin", key, number)
+    if Path(f"{trace.path}.broken").exists():
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise Reject("not wanted", requeue=False) if how == "reject" else ValueError("broken")
+    trace.mark("end", key, number)
+    return number
 
 
 @app.task(**sharded)

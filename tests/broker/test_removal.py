@@ -14,13 +14,14 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import topology
+from celery_sharding.admin.leftovers import Finding, collect
 from celery_sharding.admin.removal import remove_drained
 from celery_sharding.admin.switch import ensure_group, find_fault
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock
 from celery_sharding.manifest import drained_event, load
-from celery_sharding.streams import append, publish_confirmed
+from celery_sharding.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 
@@ -182,6 +183,56 @@ def test_a_lock_that_is_held_leaves_it_to_a_later_look(connect, connection, grou
     with TopologyLock(connect, names, owner="other", timeout_seconds=5):
         remove_drained(connect, group.name, owner="w", known=load(connection, names))
     assert len(left_behind(connection, names)) == 6
+
+
+def test_gc_removes_what_is_drained_and_says_why_the_rest_stays(connect, connection, group, names):
+    # Given three segments that are drained, a worker that has not left the second, and a message that came too late
+    put_late(connection, names.limbo(1), "k")
+    with brief_channel(connection) as channel:
+        channel.basic_consume(names.shard(1, 1), callback=lambda message: None)
+        kept = [
+            Finding("g001", "a worker consumes it still"),
+            Finding("limbo002", "g001 comes before it"),
+        ]
+        # When gc is tried, then nothing changes; when it is done, then the first is removed, and its message runs
+        assert collect(connect, group.name, by="op", dry_run=True) == [Finding("limbo001"), *kept]
+        assert len(left_behind(connection, names)) == 6
+        assert collect(connect, group.name, by="op", dry_run=False) == [Finding("limbo001", moved=1), *kept]
+        assert len(left_behind(connection, names)) == 5
+    assert len(read_live(connection, names, 1)) == 1
+    # and when the worker has left, the rest is removed, though it was drained less than a minute ago
+    drain(connection, names, (names.limbo(2),), "limbo002", at=time.time() - 10)
+    assert collect(connect, group.name, by="op", dry_run=False) == [Finding("g001"), Finding("limbo002")]
+    assert left_behind(connection, names) == []
+    assert find_fault(connection, names, load(connection, names)) is None
+    assert collect(connect, group.name, by="op", dry_run=False) == []
+
+
+def test_gc_leaves_what_is_not_drained_or_was_just_now(connect, connection, group_name, names):
+    ensure_group(connect, ShardGroup(group_name, 2), owner="w")
+    assert collect(connect, group_name, by="op", dry_run=False) == [
+        Finding("limbo001", "not drained: 0 of 1 queues are done")
+    ]
+    drain(connection, names, (names.limbo(1),), "limbo001", at=time.time() + 60)
+    (found,) = collect(connect, group_name, by="op", dry_run=False)
+    assert "drained just now" in str(found.kept_because)
+    assert topology.queue_exists(connection, names.limbo(1))
+
+
+def test_gc_removes_what_came_back_after_its_removal(connect, connection, group, names):
+    # Given a queue of a generation that was removed, brought back with a message in it by something that was slow
+    remove_drained(connect, group.name, owner="w", known=load(connection, names))
+    with brief_channel(connection) as channel:
+        topology.declare_ring(channel, group, 1, 1)
+    put_late(connection, names.shard(1, 0), "k")
+    # When gc is done, then it is removed, the message runs, and the history says so
+    found = collect(connect, group.name, by="op", dry_run=False)
+    assert found == [Finding(names.ring(1)), Finding(names.shard(1, 0), moved=1)]
+    assert not topology.ring_exists(connection, names, 1)
+    assert left_behind(connection, names) == []
+    assert len(read_live(connection, names, 1)) == 1
+    (note,) = [event for _, event in read_to_end(connection, names.manifest) if event["event"] == "operated"]
+    assert (note["verb"], note["by"], note["queue"]) == ("gc", "op", names.shard(1, 0))
 
 
 def test_workers_remove_what_was_left_behind_while_they_run(connect, connection, group, names, shop: Shop):
