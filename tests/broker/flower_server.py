@@ -49,6 +49,14 @@ def fail(key):
 """
 
 
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nobody: the answer is that one is sent elsewhere."""
+
+
+_OPENER = urllib.request.build_opener(_StayHere)
+
+
 class Show:
     """A group that is consumed and published to, and beside it another that was never declared.
 
@@ -171,7 +179,7 @@ class FlowerServer:
         data = body.encode() if body is not None else b"" if method == "POST" else None
         request = urllib.request.Request(f"{self.url}{path}", method=method, data=data, headers=given)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with _OPENER.open(request, timeout=60) as answer:
                 return Answer(answer.status, answer.read().decode(), dict(answer.headers))
         except urllib.error.HTTPError as error:
             with error:

@@ -1,7 +1,7 @@
 """Does what a page of the documentation says, block by block, as a reader would.
 
     ```python   with `# name.py` as its first line: written to that file; else run in a process of its own
-    ```sh       each line is run; a `celery … worker` or `shards exporter` goes on in the background to the end of its
+    ```sh       each line is run; a `celery … worker`, `exporter` or `flower` goes on in the background to the end of its
                 `##` section
     ```text     what the block before it printed; `…` stands for anything
     ```json     parsed
@@ -150,6 +150,8 @@ class Reader:
             self._start_worker(words, where)
         elif words[0] == "celery" and "exporter" in words:
             self._start(words, where, until="/metrics")
+        elif words[0] == "celery" and "flower" in words:
+            self._start(words, where, until="Connected to")
         else:
             self._printed += self._run(["bash", "-euc", line], where)
 

@@ -36,6 +36,7 @@ def reader(tmp_path: Path, group_name: str, broker_url: str, redis_url: str) -> 
         '"amqp://guest:guest@localhost/%2F"': f'"{re.sub("//$", "/%2F", broker_url)}"',
         '"redis://"': f'"{redis_url}"',
         r"\b9808\b": str(find_free_port()),
+        r"\b5555\b": str(find_free_port()),
     }
     commands = tmp_path / "bin"
     commands.mkdir()

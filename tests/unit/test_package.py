@@ -66,4 +66,6 @@ def test_the_wheel_is_typed_and_holds_the_package_only(tmp_path: Path):
     names = zipfile.ZipFile(wheel).namelist()
     # Then type checkers will look into it, and tests and examples stay out
     assert "celery_sharding/py.typed" in names
+    for asset in (ROOT / "celery_sharding" / "flower").glob("*/*.*"):
+        assert asset.suffix == ".pyc" or str(asset.relative_to(ROOT)) in names
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"celery_sharding"}
