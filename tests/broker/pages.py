@@ -1,8 +1,8 @@
 """Does what a page of the documentation says, block by block, as a reader would.
 
     ```python   with `# name.py` as its first line: written to that file; else run in a process of its own
-    ```sh       each line is run; a `celery … worker`, `exporter` or `flower` goes on in the background to the end of its
-                `##` section
+    ```sh       each line is run; a `celery … worker`, `exporter` or `flower` goes on in the background to the end of
+                its `##` section
     ```text     what the block before it printed; `…` stands for anything
     ```json     parsed
     ```         a picture: nothing to run

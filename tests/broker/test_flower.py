@@ -271,7 +271,7 @@ def test_without_a_login_pages_are_open_and_nothing_is_done_also_while_the_broke
 
 
 def test_who_is_logged_in_elsewhere_acts_in_their_name_and_nobody_else_does(show):
-    options = [r"--auth=.*@shop\.test", "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler"]
+    options = ["--auth=.*@shop.test", "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler"]
     options += [
         "--oauth2_key=key",
         "--oauth2_secret=secret",
