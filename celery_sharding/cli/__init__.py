@@ -14,6 +14,9 @@ import click
 from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
+from celery_sharding.cli.doctor import doctor
+from celery_sharding.cli.exporting import export
+from celery_sharding.cli.locate import locate
 from celery_sharding.cli.status import status
 
 
@@ -34,5 +37,5 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, describe, declare, dedup):
+for command in (list_groups, status, describe, locate, declare, doctor, export, dedup):
     shards.add_command(command)
