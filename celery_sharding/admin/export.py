@@ -60,9 +60,7 @@ def plan_export(groups: Sequence[str], *, virtual_host: str, users: Iterable[tup
         virtual_host,
         tuple(Fanout(name, fanout_arguments(alternate)) for each in names for name, alternate in fanouts(each)),
         # Of a policy and an argument the lower limit counts, so this is what the queues have already.
-        tuple(
-            Guard(each.publish, rf"^shards\.{each.group}\.", {"delivery-limit": DELIVERY_LIMIT}) for each in names
-        ),
+        tuple(Guard(each.publish, rf"^shards\.{each.group}\.", {"delivery-limit": DELIVERY_LIMIT}) for each in names),
         tuple(users),
     )
 

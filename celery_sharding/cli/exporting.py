@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -57,7 +57,7 @@ def _read_user(text: str) -> tuple[Role, str]:
         raise WrongUsage(f"--user takes ROLE=NAME, as in worker=shop, not {text!r}")
     if role not in ROLES:
         raise WrongUsage(f"--user {text!r}: there is no role {role!r}{suggest(role, ROLES)}; {', '.join(ROLES)} are")
-    return cast(Role, role), name
+    return role, name
 
 
 def _permissions(app: Any, role: Role, groups: list[str]) -> Permissions:

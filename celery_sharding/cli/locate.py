@@ -49,7 +49,9 @@ def locate(ctx: click.Context, group: str, keys: tuple[str, ...], as_json: bool)
             (status,) = read_snapshot(connection, [chosen.name]).groups
     rows = {row.queue: row for row in status.rows}
     if as_json:
-        ctx.obj.echo(json.dumps({"schema": 1, "group": chosen.name, "keys": [_to_json(each, rows) for each in located]}))
+        ctx.obj.echo(
+            json.dumps({"schema": 1, "group": chosen.name, "keys": [_to_json(each, rows) for each in located]})
+        )
     else:
         table = [_row(each.key, place, rows.get(place.queue)) for each in located for place in each.places]
         for line in align(_HEADINGS, table, numeric={1, 2}):
