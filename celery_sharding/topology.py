@@ -23,6 +23,8 @@ from celery_sharding.errors import OutOfReach, PluginMissing, ShardingError, Top
 
 PREFIX = "shards."
 RING_TYPE = "x-consistent-hash"
+# Of each binding of a ring; equal for all.
+RING_WEIGHT = "1"
 # 4.x drops a message after 20 deliveries unless told otherwise; attempts are counted by the worker, not by the broker.
 DELIVERY_LIMIT = 1_000_000
 # A stream forgets whole segments only, so segments must be small for an age to mean anything.
@@ -87,6 +89,15 @@ class Names:
         return f"{self.publish}.limbo{number:03d}"
 
 
+def fanouts(names: Names) -> tuple[tuple[str, str | None], ...]:
+    """Return the durable fanout exchanges of a group, each with its alternate exchange, in the order of declaration."""
+    return ((names.unrouted, None), (names.next, names.unrouted), (names.publish, names.next))
+
+
+def fanout_arguments(alternate: str | None) -> dict[str, Any]:
+    return {"alternate-exchange": alternate} if alternate else {}
+
+
 def queue_arguments(group: ShardGroup) -> dict[str, Any]:
     """Return the arguments of the group's shard and limbo queues. They cannot be changed once a queue exists."""
     arguments: dict[str, Any] = {
@@ -138,13 +149,14 @@ def declare_fixed(channel: Any, group: ShardGroup, *, limbo: int) -> None:
     names = Names(group.name)
     declare_logs(channel, group.name)
     declare_limbo(channel, group, limbo)
-    _declare_fanout(channel, group.name, names.unrouted, None)
+    (unrouted, alternate), *others = fanouts(names)
+    _declare_fanout(channel, group.name, unrouted, alternate)
     with explained(group.name, names.unrouted):
         channel.queue_bind(names.limbo(limbo), names.unrouted, "")
         for other in (limbo - 1, limbo + 1):
             channel.queue_unbind(names.limbo(other), names.unrouted, "")
-    _declare_fanout(channel, group.name, names.next, names.unrouted)
-    declare_entrance(channel, group.name)
+    for exchange, alternate in others:
+        _declare_fanout(channel, group.name, exchange, alternate)
 
 
 def declare_entrance(channel: Any, group: str) -> None:
@@ -172,16 +184,14 @@ def declare_ring(channel: Any, group: ShardGroup, generation: int, shards: int) 
         queue = names.shard(generation, index)
         _declare_queue(channel, group.name, queue, arguments)
         with explained(group.name, queue):
-            channel.queue_bind(queue, names.ring(generation), "1")
+            channel.queue_bind(queue, names.ring(generation), RING_WEIGHT)
 
 
 def check_fixed(connection: Opener, group: ShardGroup) -> None:
     """Raise `TopologyMismatch` if the exchanges of the group, which exist, were declared otherwise."""
-    names = Names(group.name)
     with brief_channel(connection) as channel:
-        _declare_fanout(channel, group.name, names.unrouted, None)
-        _declare_fanout(channel, group.name, names.next, names.unrouted)
-        declare_entrance(channel, group.name)
+        for exchange, alternate in fanouts(Names(group.name)):
+            _declare_fanout(channel, group.name, exchange, alternate)
 
 
 def check_queue(connection: Opener, group: ShardGroup, queue: str) -> None:
@@ -330,9 +340,10 @@ def _declare_queue(channel: Any, group: str, queue: str, arguments: dict[str, An
 
 
 def _declare_fanout(channel: Any, group: str, exchange: str, alternate: str | None) -> None:
-    arguments = {"alternate-exchange": alternate} if alternate else None
     with explained(group, exchange):
-        channel.exchange_declare(exchange, "fanout", durable=True, auto_delete=False, arguments=arguments)
+        channel.exchange_declare(
+            exchange, "fanout", durable=True, auto_delete=False, arguments=fanout_arguments(alternate)
+        )
 
 
 def _exists(connection: Opener, declare: Callable[[Any], object]) -> bool:

@@ -42,6 +42,12 @@ def broker_url() -> str:
 
 
 @pytest.fixture(scope="session")
+def management_url() -> str:
+    """The management API of the RabbitMQ under test."""
+    return _required("SHARDING_TEST_MANAGEMENT_URL")
+
+
+@pytest.fixture(scope="session")
 def redis_url() -> str:
     """The Redis under test; shared, so every test uses keys of its own."""
     return _required("SHARDING_TEST_REDIS_URL")

@@ -94,18 +94,26 @@ class Management:
         read = [_read_consumer(each) for each in consumers if isinstance(each, Mapping)]
         return _read_queue(found), tuple(sorted(read, key=lambda each: (not each.active, each.worker)))
 
-    def _get(self, path: str) -> Mapping[str, Any]:
+    def get(self, path: str) -> Any:
+        """Return what the API answers at `path`, as in `/api/nodes`.
+
+        Raises:
+            ManagementUnavailable: It could not be asked; the message says why.
+        """
         headers = {"Authorization": self._authorization, "Accept": "application/json"}
         request = urllib.request.Request(self.url + path, headers=headers)
         try:
             with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                found = json.load(answer)
+                return json.load(answer)
         except urllib.error.HTTPError as exc:
             raise self._unavailable(_explain_status(exc.code)) from None
         except (OSError, http.client.HTTPException) as exc:
             raise self._unavailable(f"cannot be reached ({getattr(exc, 'reason', exc)})") from exc
         except ValueError as exc:
             raise self._unavailable("does not answer in JSON; is this the port of the management plugin?") from exc
+
+    def _get(self, path: str) -> Mapping[str, Any]:
+        found = self.get(path)
         if not isinstance(found, Mapping):
             raise self._unavailable("answers what this version does not know")
         return found

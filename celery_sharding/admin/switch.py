@@ -85,7 +85,7 @@ def ensure_group(
         with _connected(connect, group.name, first_node=node) as connection:
             layout = seen or load(connection, names)
             seen = None
-            _check_queue_type(group, layout)
+            check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
         with TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock:
@@ -178,7 +178,7 @@ def _repair(lock: TopologyLock, group: ShardGroup, by: str, log: logging.Logger)
     names = Names(group.name)
     with lock.operation() as connection:
         layout = load(connection, names)
-        _check_queue_type(group, layout)
+        check_queue_type(group, layout)
         for _ in range(_ROUNDS_MAX):
             fault = find_fault(connection, names, layout)
             if fault is None:
@@ -297,7 +297,8 @@ def _adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: st
     return layout
 
 
-def _check_queue_type(group: ShardGroup, layout: Layout) -> None:
+def check_queue_type(group: ShardGroup, layout: Layout) -> None:
+    """Raise `TopologyMismatch` if the live queues are of another type than the group's."""
     live = layout.segment(f"g{layout.generation:03d}")
     if live is not None and live.queue_type != group.queue_type:
         raise TopologyMismatch(

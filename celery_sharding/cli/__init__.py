@@ -19,6 +19,9 @@ from celery_sharding.cli.exporter import exporter
 from celery_sharding.cli.flower import flower
 from celery_sharding.cli.pausing import history, pause, resume
 from celery_sharding.cli.removing import gc, purge, remove
+from celery_sharding.cli.doctor import doctor
+from celery_sharding.cli.exporting import export
+from celery_sharding.cli.locate import locate
 from celery_sharding.cli.status import status
 from celery_sharding.worker.remote import install_commands
 
@@ -47,7 +50,9 @@ for command in (
     list_groups,
     status,
     describe,
+    locate,
     declare,
+    doctor,
     pause,
     resume,
     history,
@@ -56,6 +61,7 @@ for command in (
     purge,
     gc,
     remove,
+    export,
     flower,
     exporter,
 ):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from celery_sharding.admin.switch import check_queue_type, find_fault
 from celery_sharding.backing import process_name
 from celery_sharding.cli.exits import explained
 from celery_sharding.cli.groups import choose_groups, connected, find_sharding, open_backing
 from celery_sharding.cli.tables import align
+from celery_sharding.config import ShardGroup
 from celery_sharding.extension import Sharding
 from celery_sharding.layout import Layout
 from celery_sharding.manifest import load
@@ -37,18 +39,22 @@ def list_groups(ctx: click.Context) -> None:
 
 @click.command()
 @click.argument("group", required=False)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.pass_context
-def declare(ctx: click.Context, group: str | None) -> None:
+def declare(ctx: click.Context, group: str | None, dry_run: bool) -> None:
     """Make GROUP, or all groups, ready on the broker, as a worker does when it starts. May be repeated.
 
     \b
     Examples:
       celery -A shop shards declare
-      celery -A shop shards declare orders
+      celery -A shop shards declare orders --dry-run
     """
     with explained():
         sharding = find_sharding(ctx)
         chosen = choose_groups(sharding, group)
+        if dry_run:
+            _say_what_to_declare(ctx, sharding, chosen)
+            return
         backing = open_backing(sharding)
         for each in chosen:
             before = Layout()
@@ -63,6 +69,26 @@ def declare(ctx: click.Context, group: str | None) -> None:
                     f"so set shards={after.shards}",
                     err=True,
                 )
+
+
+def _say_what_to_declare(ctx: click.Context, sharding: Sharding, groups: list[ShardGroup]) -> None:
+    with connected(sharding, needed_by="declare --dry-run") as connection:
+        for group in groups:
+            names = Names(group.name)
+            layout = load(connection, names)
+            check_queue_type(group, layout)
+            fault = find_fault(connection, names, layout)
+            ctx.obj.echo(f"{group.name}: {_describe_plan(group, layout, fault)}")
+
+
+def _describe_plan(group: ShardGroup, layout: Layout, fault: str | None) -> str:
+    if fault is None:
+        return f"in place, generation {layout.generation}, {layout.shards} shards; nothing to do"
+    if layout.switch is not None:
+        return f"{fault}; it would be carried on, to {layout.shards} shards"
+    if not layout.generation:
+        return f"{fault}; generation 1 would be declared, {group.shards} shards"
+    return f"{fault}; it would be put right, with {layout.shards} shards"
 
 
 def _find_tasks(sharding: Sharding) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from kombu import Connection
 from shops import Shop
+from virtual_hosts import VirtualHost
 
 
 @pytest.fixture
@@ -24,3 +25,11 @@ def shop(group_name: str, broker_url: str, tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(group_name, broker_url, tmp_path)
     yield shop
     shop.kill_workers()
+
+
+@pytest.fixture
+def virtual_host(broker_url: str, management_url: str) -> Iterator[VirtualHost]:
+    """A virtual host that nobody else uses."""
+    host = VirtualHost(broker_url, management_url)
+    yield host
+    host.remove()
