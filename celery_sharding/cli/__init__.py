@@ -15,13 +15,13 @@ from celery_sharding.cli.dead_letters import dead_letters
 from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
+from celery_sharding.cli.doctor import doctor
 from celery_sharding.cli.exporter import exporter
+from celery_sharding.cli.exporting import export
 from celery_sharding.cli.flower import flower
+from celery_sharding.cli.locate import locate
 from celery_sharding.cli.pausing import history, pause, resume
 from celery_sharding.cli.removing import gc, purge, remove
-from celery_sharding.cli.doctor import doctor
-from celery_sharding.cli.exporting import export
-from celery_sharding.cli.locate import locate
 from celery_sharding.cli.status import status
 from celery_sharding.worker.remote import install_commands
 

@@ -1,4 +1,4 @@
-"""`shards status` and `describe` on a real broker: workers' words are put into a real journal, where they are enough."""
+"""`shards status` and `describe` on a real broker: workers' words are put into a real journal, where they suffice."""
 
 from __future__ import annotations
 
