@@ -15,6 +15,7 @@ from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
 from celery_sharding.cli.exporter import exporter
+from celery_sharding.cli.flower import flower
 from celery_sharding.cli.status import status
 
 
@@ -35,5 +36,5 @@ def shards() -> None:
     logging.getLogger("amqp").setLevel(logging.ERROR)
 
 
-for command in (list_groups, status, describe, declare, dedup, exporter):
+for command in (list_groups, status, describe, declare, dedup, flower, exporter):
     shards.add_command(command)

@@ -81,6 +81,11 @@ class ShardRequestMixin:
         except WorkerLostError:
             super().on_failure(ExceptionInfo())  # type: ignore[misc]
 
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
+        if self.delivery is not None:
+            fields["shard"] = self.delivery.label
+        super().send_event(type, **fields)  # type: ignore[misc]
+
     def acknowledge(self) -> None:
         if self.delivery is None:
             super().acknowledge()  # type: ignore[misc]

@@ -1,0 +1,47 @@
+"""`shards flower`: Flower with the page of shards."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from celery_sharding.cli.exits import WrongUsage, explained
+from celery_sharding.cli.groups import check_has_logs, find_sharding
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def flower(ctx: click.Context, options: tuple[str, ...]) -> None:
+    """Start Flower with a page of the shards, their metrics and an API. Needs the extra `flower`.
+
+    Takes all of Flower's own OPTIONS, its environment variables and its flowerconfig.py. Pausing, resuming and
+    replaying from the page needs a login, as Flower's API does.
+
+    \b
+    Examples:
+      celery -A shop shards flower
+      celery -A shop shards flower --port=5556 --basic-auth=ann:secret --url-prefix=flower
+      celery -A shop shards flower --basic-auth=ann:secret --read-only
+    """
+    with explained():
+        sharding = find_sharding(ctx)
+        check_has_logs(sharding, needed_by="flower")
+        try:
+            from flower.command import flower as start_flower
+            from flower.options import default_options
+
+            from celery_sharding.flower import install
+        except ModuleNotFoundError as exc:
+            raise WrongUsage(f"{exc.name} is missing; install it with: pip install 'celery-sharding[flower]'") from exc
+        _check_read_only(options, default_options)
+        install(ctx.obj.app)
+    ctx.invoke(start_flower, tornado_argv=options)
+
+
+def _check_read_only(options: tuple[str, ...], known: object) -> None:
+    """Refuse the mode to a Flower that has none: it passes over options that it does not know."""
+    asked = any(option.lstrip("-").partition("=")[0].replace("-", "_") == "read_only" for option in options)
+    if (asked or "FLOWER_READ_ONLY" in os.environ) and not hasattr(known, "read_only"):
+        raise WrongUsage("this Flower has no read-only mode; install a later one: pip install 'flower>=2.2'")

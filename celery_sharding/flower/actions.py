@@ -1,0 +1,105 @@
+"""What may be done from Flower: who may, whether a request is one that our page or a program made, and doing it.
+
+A post is refused if
+
+    it may come from another site        `check_origin`: a browser would add the operator's password to it by itself
+    nobody had to authenticate           by Flower's own API: 401 unless FLOWER_UNAUTHENTICATED_API says so
+    Flower runs with --read-only         403
+
+Doing it takes the group's lock and waits for the broker, so it is done in a thread. It stands in the group's history
+with the name of Flower's user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from amqp import exceptions as amqp_errors
+from kombu.exceptions import OperationalError
+
+from celery_sharding.admin import dead_letters, pausing
+from celery_sharding.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    DeadLetterError,
+    LogError,
+    ManifestConflict,
+    OutOfReach,
+    ShardingError,
+    TopologyError,
+    UnknownGroup,
+    UnknownShard,
+)
+from celery_sharding.extension import Sharding
+
+# No form of another site can send it, and none of Flower's answers allows another site's script to.
+HEADER = "X-Requested-By"
+_LOST = (BrokerUnavailable, OutOfReach, LogError, OperationalError, amqp_errors.AMQPError, OSError)
+_VERBS = {"pause": (pausing.pause, "paused", "already paused"), "resume": (pausing.resume, "resumed", "not paused")}
+
+
+class Refused(Exception):
+    """A request that is not carried out; `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def check_origin(headers: Mapping[str, str], host: str) -> None:
+    """Raise `Refused` unless a post was made by a page of this Flower, or by a program.
+
+    Args:
+        headers: Of the request; names are not case-sensitive.
+        host: The one that was asked, with its port.
+    """
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    # A proxy may change the host, so the browser's own word counts first.
+    if site is not None and site != "same-origin":
+        raise Refused(403, "this was sent from another site")
+    if site is None and origin is not None and urlsplit(origin).netloc != host:
+        raise Refused(403, f"this was sent from another site, {origin}; a proxy before Flower must pass Host on")
+    if not headers.get(HEADER):
+        raise Refused(403, f"add the header {HEADER}, with any value: no other site can send it")
+
+
+def set_paused(sharding: Sharding, verb: str, group_name: str, index: int | None, *, by: str) -> dict[str, Any]:
+    """Pause or resume a group, or a shard of it, and return what to tell the user.
+
+    Raises:
+        ShardingError and errors of the connection, which `judge` understands.
+    """
+    change, done, unchanged = _VERBS[verb]
+    group = sharding.settings.group(group_name, needed_by="the address")
+    changed = change(sharding.connect, group, index, by=by)
+    place = group.name if index is None else f"{group.name}/{index}"
+    return {"changed": changed, "message": f"{place}: {done if changed else unchanged}"}
+
+
+def replay(sharding: Sharding, group_name: str, ids: Collection[str] | None, *, by: str) -> dict[str, Any]:
+    """Replay dead letters of a group, None for all, and return what to tell the user. Errors as for `set_paused`."""
+    group = sharding.settings.group(group_name, needed_by="the address")
+    letters = dead_letters.replay(sharding.connect, group, ids, by=by)
+    return {
+        "changed": bool(letters),
+        "message": f"{group.name}: {len(letters)} dead letters replayed",
+        "ids": [letter.id for letter in letters],
+    }
+
+
+def judge(exc: Exception) -> Refused | None:
+    """Return how an error of an action is answered; None if it is none that was to be expected."""
+    text = " ".join(str(exc).split())
+    if isinstance(exc, UnknownGroup | UnknownShard):
+        return Refused(404, text)
+    if isinstance(exc, ManifestConflict):
+        return Refused(409, text)
+    if isinstance(exc, _LOST):
+        return Refused(503, text or type(exc).__name__)
+    if isinstance(exc, TopologyError | DeadLetterError):
+        return Refused(409, text)
+    if isinstance(exc, ConfigurationError | ShardingError):
+        return Refused(500, text)
+    return None

@@ -1,0 +1,126 @@
+"""Where the page enters Flower: the only module that touches what Flower does not offer to others.
+
+Flower has no hook for pages. Read in Flower 2.0.1 and 2.2.0, whose names these are:
+
+    flower.urls.handlers    the list of addresses, read when Flower's application is made; the last takes everything
+    flower.urls.settings    of tornado's application; `template_loader` is tornado's own, and Flower sets none
+    navbar.html             the navigation, written out: the entry of `broker` is taken twice, the second time for us
+
+Both files are read by Flower after `flowerconfig.py` and after the command that starts it, so both may call `install`.
+If a later Flower changes its navigation, only the entry in it is missing, and the log says so.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from flower import urls
+from tornado.template import Loader, Template
+from tornado.web import url
+
+from celery_sharding.errors import ConfigurationError
+from celery_sharding.extension import Sharding
+from celery_sharding.flower import api, pages
+from celery_sharding.flower.feed import Feed
+from celery_sharding.metrics import ShardCollector, register
+
+logger = logging.getLogger(__name__)
+
+_OURS = Path(__file__).parent / "templates"
+# The names of our templates begin with this.
+_FOLDER = "shards/"
+_ENTRY = re.compile(r"<li\b(?:(?!</li>).)*?reverse_url\('broker'\).*?</li>", re.DOTALL)
+_GROUP, _INDEX = r"([a-z][a-z0-9_-]*)", r"([0-9]{1,4})"
+
+_mounted: Feed | None = None
+
+
+def install(app: Any = None) -> None:
+    """Add the page of shards to the Flower that starts in this process, and follow the groups until it ends.
+
+    Call it in `flowerconfig.py`; again is without effect.
+
+    Args:
+        app: The Celery app; None: that of `celery -A`.
+
+    Raises:
+        ConfigurationError: The app has no shard groups.
+        UnsupportedBroker: The broker keeps no logs.
+    """
+    global _mounted
+    if _mounted is not None:
+        return
+    feed = Feed(_find_sharding(app))
+    mount(feed, urls.handlers, urls.settings)
+    register(ShardCollector(lambda: feed.watcher.view))
+    feed.watcher.start()
+    atexit.register(feed.watcher.stop)
+    _mounted = feed
+
+
+def mounted_sharding() -> Sharding | None:
+    """Return that of the app whose shards are shown in this process, if any."""
+    return None if _mounted is None else _mounted.sharding
+
+
+def mount(feed: Feed, handlers: list[Any], settings: dict[str, Any]) -> None:
+    """Put our addresses before the last of Flower's `handlers`, and our templates beside its own."""
+    own = {"feed": feed}
+    # All are `url`s, with names: under a url prefix, Flower forgets the arguments of others.
+    handlers[-1:-1] = [
+        url(r"/shards", pages.ShardsPage, own, name="shards"),
+        url(r"/shards/data", pages.ShardsData, own, name="shards-data"),
+        url(r"/shards/static/(.+)", pages.ShardsStatic, {"path": str(pages.STATIC)}, name="shards-static"),
+        url(rf"/shards/{_GROUP}/{_INDEX}", pages.ShardPage, own, name="shard"),
+        url(rf"/shards/{_GROUP}/{_INDEX}/data", pages.ShardData, own, name="shard-data"),
+        url(r"/api/shards", api.ShardsApi, own, name="shards-api"),
+        url(rf"/api/shards/{_GROUP}", api.GroupApi, own),
+        url(rf"/api/shards/{_GROUP}/{_INDEX}", api.ShardApi, own),
+        url(rf"/api/shards/{_GROUP}/dead-letters/replay", api.ReplayApi, own),
+        url(rf"/api/shards/{_GROUP}(?:/{_INDEX})?/(pause|resume)", api.PauseApi, own),
+    ]
+    settings["template_loader"] = _Loader(settings["template_path"])
+
+
+class _Loader(Loader):
+    """Flower's templates, with one entry more in the navigation, and ours beside them."""
+
+    def _create_template(self, name: str) -> Template:  # the method that a loader is made of, in tornado's own words
+        if name.startswith(_FOLDER):
+            text = (_OURS / name.removeprefix(_FOLDER)).read_text()
+        else:
+            text = (Path(self.root) / name).read_text()
+        if name == "navbar.html":
+            text = _add_entry(text)
+        return Template(text, name=name, loader=self)
+
+    def resolve_path(self, name: str, parent_path: str | None = None) -> str:
+        return name  # Flower's folder is flat, and ours extends Flower's templates
+
+
+def _add_entry(navigation: str) -> str:
+    """Return Flower's navigation with an entry for the shards behind that of the broker, made as that one is."""
+    found = _ENTRY.search(navigation)
+    if found is None:
+        logger.warning("this Flower has another navigation than expected; the page of shards is at /shards")
+        return navigation
+    entry = found[0].replace("broker", "shards").replace("Broker", "Shards")
+    return f"{navigation[: found.end()]}\n{entry}{navigation[found.end() :]}"
+
+
+def _find_sharding(app: Any) -> Sharding:
+    if app is None:
+        context = click.get_current_context(silent=True)
+        app = getattr(context.obj if context is not None else None, "app", None)
+    sharding = getattr(app, "sharding", None)
+    if not isinstance(sharding, Sharding) or not sharding.settings.groups:
+        raise ConfigurationError(
+            "the page of shards is for an app with shard groups: name it with `celery -A`, and add "
+            'Sharding(app, groups=[ShardGroup("orders", shards=8)]) to it'
+        )
+    return sharding

@@ -1,0 +1,140 @@
+"""The pages `/shards` and `/shards/GROUP/N`, and the data that their scripts ask for.
+
+Who may read Flower's other pages may read these: they are handlers of the same class, and each asks who it is. What a
+page shows beyond its frame comes from its data address, once in a while, so a page is served whatever becomes of the
+broker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from flower.utils import strtobool
+from flower.views import BaseHandler
+from tornado import web
+
+from celery_sharding.admin.judging import STATES
+from celery_sharding.errors import ShardingError, TopologyError, UnknownGroup, UnknownShard
+from celery_sharding.flower.actions import HEADER
+from celery_sharding.flower.feed import Feed
+
+STATIC = Path(__file__).parent / "static"
+
+
+class _Page(BaseHandler):  # type: ignore[misc]  # Flower is not typed
+    """A page that reads the feed it was mounted with."""
+
+    def initialize(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        # Flower 2.0 lets pages of any site read its own, if nobody has to log in.
+        self.clear_header("Access-Control-Allow-Origin")
+
+    def refused_because(self) -> str:
+        """Return why actions are not possible, "" if they are."""
+        if is_read_only(self.application):
+            return "Flower runs in read-only mode"
+        return "actions need a login: start Flower with --basic-auth or --auth" if needs_login(self.application) else ""
+
+    def show(self, template: str, **facts: Any) -> None:
+        self.render(
+            template,
+            asset=lambda name: f"{self.reverse_url('shards-static', name)}?v={_content_version(name)}",
+            shards_url=self.reverse_url("shards"),
+            api_url=self.reverse_url("shards-api"),
+            header=HEADER,
+            refused=self.refused_because(),
+            states=json.dumps({state: {"meaning": text, "advice": advice} for state, (text, advice) in STATES.items()}),
+            **facts,
+        )
+
+
+class ShardsPage(_Page):
+    """All groups."""
+
+    @web.authenticated
+    def get(self) -> None:
+        self.show("shards/overview.html", data_url=self.reverse_url("shards-data"))
+
+
+class ShardsData(_Page):
+    """What the page of all groups shows."""
+
+    @web.authenticated
+    def get(self) -> None:
+        self.set_header("Cache-Control", "no-store")
+        self.write(self.feed.overview())
+
+
+class ShardPage(_Page):
+    """One shard."""
+
+    @web.authenticated
+    def get(self, group: str, index: str) -> None:
+        try:
+            self.feed.shard(group, int(index))
+        except (UnknownGroup, UnknownShard) as exc:
+            raise web.HTTPError(404, str(exc)) from exc
+        except TopologyError:
+            pass  # not declared: the page says what to do
+        self.show(
+            "shards/shard.html", data_url=self.reverse_url("shard-data", group, index), group=group, index=int(index)
+        )
+
+
+class ShardData(_Page):
+    """What the page of one shard shows."""
+
+    @web.authenticated
+    def get(self, group: str, index: str) -> None:
+        self.set_header("Cache-Control", "no-store")
+        try:
+            found = self.feed.shard(group, int(index))
+        except (UnknownGroup, UnknownShard) as exc:
+            raise web.HTTPError(404, str(exc)) from exc
+        except ShardingError as exc:
+            found = self.feed.group(group) | {
+                "group": group,
+                "shard": None,
+                "trend": [],
+                "events": [],
+                "hint": str(exc),
+            }
+        self.write(found | {"tasks": _running_tasks(self.application, f"{group}/{int(index)}", found["shard"])})
+
+
+class ShardsStatic(web.StaticFileHandler):
+    """Scripts and styles; nothing in them is private."""
+
+
+def is_read_only(application: Any) -> bool:
+    """Say whether Flower refuses all actions. Flower 2.0 has no such mode."""
+    return bool(getattr(application.options, "read_only", False))
+
+
+def needs_login(application: Any) -> bool:
+    """Say whether Flower's API is closed, because nobody can log in and it was not opened to everybody."""
+    options = application.options
+    opened = strtobool(os.environ.get("FLOWER_UNAUTHENTICATED_API") or "false")
+    return not (options.basic_auth or options.auth or opened)
+
+
+def _running_tasks(application: Any, shard: str, row: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the tasks that run in a shard, as far as events of its owner told Flower of them."""
+    if row is None or not row["running"]:
+        return []
+    return [
+        {"task_id": uuid, "task": task.name, "started": task.started}
+        for uuid, task in list(application.events.state.tasks.items())
+        if task.state == "STARTED" and getattr(task, "shard", None) == shard
+        if task.worker is not None and task.worker.hostname == row["owner"]
+    ]
+
+
+def _content_version(name: str) -> str:
+    return str(web.StaticFileHandler.get_content_version(str(STATIC / name)))

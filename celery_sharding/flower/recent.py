@@ -1,0 +1,103 @@
+"""What the journal said of each queue in the last minutes: a trend, and what happened. No broker, no Flower.
+
+    vitals                      every second a point of lag and rate, gathered into one every `STEP_SECONDS`
+    failure, handover, dead     kept as they are, the last `EVENTS_MAX` of a queue
+
+After a lost connection the journal is read from further back, so events come again: they count once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+WINDOW_SECONDS = 600.0
+STEP_SECONDS = 5.0
+EVENTS_MAX = 50
+_SHOWN = ("failure", "handover", "dead")
+
+
+@dataclass(slots=True)
+class Point:
+    """The step of `STEP_SECONDS` that begins at `at`: the largest lag in it, and how many messages were done in it."""
+
+    at: float
+    lag_seconds: float
+    done: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Messages done in a second."""
+        return self.done / STEP_SECONDS
+
+
+@dataclass(slots=True)
+class _Queue:
+    points: deque[Point] = field(default_factory=lambda: deque(maxlen=int(WINDOW_SECONDS / STEP_SECONDS) + 1))
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+    owner: tuple[str, float] | None = None
+    at: float = 0.0
+    done: int = 0
+
+
+class Recent:
+    """Notes events of journals, and tells of one queue what they were. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._lock = threading.Lock()
+
+    def note(self, group: str, event: Mapping[str, Any]) -> None:
+        """Note one event of a group's journal; others than those above, and damaged ones, are passed over."""
+        name, at = event.get("event"), event.get("at")
+        if not isinstance(at, int | float):
+            return
+        with self._lock:
+            if name == "vitals" and isinstance(event.get("owned"), Mapping):
+                for queue, facts in event["owned"].items():
+                    self._note_vital(str(queue), str(event.get("by")), float(at), facts)
+            elif name in _SHOWN and isinstance(event.get("queue"), str):
+                self._note_event(event["queue"], event)
+
+    def points(self, queue: str, *, now: float) -> list[Point]:
+        """Return the steps of the last `WINDOW_SECONDS`, the oldest first; none where nobody owned the queue."""
+        with self._lock:
+            known = self._queues.get(queue)
+            return [] if known is None else [point for point in known.points if now - point.at <= WINDOW_SECONDS]
+
+    def events(self, queue: str) -> list[Mapping[str, Any]]:
+        """Return what happened to a queue, the latest first."""
+        with self._lock:
+            known = self._queues.get(queue)
+            return [] if known is None else known.events[::-1]
+
+    def _note_vital(self, name: str, by: str, at: float, facts: Any) -> None:
+        try:
+            owner = (by, float(facts.get("since") or 0.0))
+            lag = float(facts.get("lag_seconds") or 0.0)
+            done = int(facts.get("counters", {}).get("done", 0))
+        except (AttributeError, TypeError, ValueError):
+            return
+        queue = self._queues.setdefault(name, _Queue())
+        if at <= queue.at:  # it has come before, or its owner's clock is behind that of the one before
+            return
+        step = at // STEP_SECONDS * STEP_SECONDS
+        if not queue.points or queue.points[-1].at < step:
+            queue.points.append(Point(step, lag))
+        point = queue.points[-1]
+        point.lag_seconds = max(point.lag_seconds, lag)
+        if owner == queue.owner:
+            point.done += max(0, done - queue.done)
+        elif queue.owner is not None:  # the next owner counts from nothing; of the first, it is not known since when
+            point.done += done
+        queue.owner, queue.at, queue.done = owner, at, done
+
+    def _note_event(self, name: str, event: Mapping[str, Any]) -> None:
+        events = self._queues.setdefault(name, _Queue()).events
+        if event not in events:
+            events.append(event)
+            events.sort(key=lambda each: float(each["at"]))
+            del events[:-EVENTS_MAX]
