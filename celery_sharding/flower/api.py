@@ -1,7 +1,7 @@
 """The API: `/api/shards[/GROUP[/N]]` to read, and posts to act. Open to whom Flower's own API is.
 
-Errors are a line of text: 404 no such group or shard, 409 it cannot be done now, 503 the broker is out of reach; 401 and
-403 as in `actions`.
+Errors are a line of text: 404 no such group or shard, 409 it cannot be done now, 503 the broker is out of reach,
+401 and 403 as in `actions`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from flower.api import BaseApiHandler
 from tornado import web
 from tornado.ioloop import IOLoop
 
+from celery_sharding.errors import TopologyError
 from celery_sharding.flower.actions import Refused, check_origin, judge, replay, set_paused
 from celery_sharding.flower.feed import Feed
 from celery_sharding.flower.pages import is_read_only
@@ -24,7 +25,7 @@ from celery_sharding.flower.pages import is_read_only
 logger = logging.getLogger(__name__)
 
 
-class _Api(BaseApiHandler):  # type: ignore[misc]  # Flower is not typed
+class _Api(BaseApiHandler):
     """Answers errors of ours as text, with the status that fits."""
 
     def initialize(self, feed: Feed) -> None:
@@ -78,7 +79,10 @@ class ShardApi(_Api):
 
     @web.authenticated
     def get(self, group: str, index: str) -> None:
-        found = self.feed.shard(group, int(index))
+        try:
+            found = self.feed.shard(group, int(index))
+        except TopologyError as exc:
+            raise Refused(404, str(exc)) from exc
         self.answer(found, found["shard"])
 
 

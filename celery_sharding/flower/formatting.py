@@ -1,12 +1,13 @@
 """Tasks as Flower lists them, for its option `format_task`: the shard, and no key if that is wanted.
 
-Flower gives a copy of what it knows of a task. Workers name the shard in the events of a sharded task, from the one
-that says it has started. Flower has no column for it, so it takes the place of the exchange, which says nothing more
-of a sharded task: `--tasks-columns=name,uuid,state,exchange,…`.
+Flower knows of a task what events said, and gives a copy of that which has Celery's own fields only; none is for a
+queue. So workers name the queue of a sharded task as its exchange, from the event that says it has started, and here it
+becomes the shard. To see it, name the column: `--tasks-columns=name,uuid,state,exchange,…`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from celery import current_app
@@ -14,13 +15,14 @@ from celery import current_app
 from celery_sharding.flower.mount import mounted_sharding
 
 MASKED = "(masked)"
+_QUEUE = re.compile(r"shards\.(?P<group>[^.]+)\.(?:g[0-9]+\.(?P<index>[0-9]+)|(?P<limbo>limbo[0-9]+))")
 
 
 def format_task(task: Any) -> Any:
     """Return a task of Flower's with its shard, `orders/3`, as the exchange."""
-    shard = getattr(task, "shard", None)
-    if shard is not None:
-        task.exchange = shard
+    found = _QUEUE.fullmatch(str(task.exchange))
+    if found is not None:
+        task.exchange = f"{found['group']}/{found['limbo'] or int(found['index'])}"
     return task
 
 
@@ -37,6 +39,6 @@ def mask_task(task: Any) -> Any:
 def _may_be_sharded(task: Any) -> bool:
     """Say whether a task is sharded; one of which nothing is known may be."""
     sharding = mounted_sharding() or getattr(current_app, "sharding", None)
-    if getattr(task, "shard", None) is not None or sharding is None or not task.name:
+    if sharding is None or not task.name or str(task.exchange).startswith("shards."):
         return True
     return bool(sharding.is_sharded(task.name))

@@ -24,7 +24,7 @@ from celery_sharding.flower.feed import Feed
 STATIC = Path(__file__).parent / "static"
 
 
-class _Page(BaseHandler):  # type: ignore[misc]  # Flower is not typed
+class _Page(BaseHandler):
     """A page that reads the feed it was mounted with."""
 
     def initialize(self, feed: Feed) -> None:

@@ -63,10 +63,11 @@ class Recent:
                 self._note_event(event["queue"], event)
 
     def points(self, queue: str, *, now: float) -> list[Point]:
-        """Return the steps of the last `WINDOW_SECONDS`, the oldest first; none where nobody owned the queue."""
+        """Return the steps of the last `WINDOW_SECONDS` that are over, the oldest first; none while it had no owner."""
         with self._lock:
             known = self._queues.get(queue)
-            return [] if known is None else [point for point in known.points if now - point.at <= WINDOW_SECONDS]
+            points = () if known is None else known.points
+            return [point for point in points if STEP_SECONDS <= now - point.at <= WINDOW_SECONDS]
 
     def events(self, queue: str) -> list[Mapping[str, Any]]:
         """Return what happened to a queue, the latest first."""

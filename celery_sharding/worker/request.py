@@ -83,7 +83,8 @@ class ShardRequestMixin:
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
         if self.delivery is not None:
-            fields["shard"] = self.delivery.label
+            # Monitors know no field for a queue: Celery's of the exchange is seen in them (`flower.formatting`).
+            fields |= {"shard": self.delivery.label, "exchange": self.delivery.shard.queue}
         super().send_event(type, **fields)  # type: ignore[misc]
 
     def acknowledge(self) -> None:
@@ -110,7 +111,7 @@ class ShardRequestMixin:
                 self.delivery.runs.lose(self, "rejected with requeue")
             else:
                 self.delivery.runs.bury(self, "rejected")
-                self.send_event("task-rejected", requeue=False)  # type: ignore[attr-defined]
+                self.send_event("task-rejected", requeue=False)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         self._killed = True
@@ -138,9 +139,7 @@ class ShardRequestMixin:
         if isinstance(retry, InPlaceRetry):
             self.acknowledged = True
             self.delivery.runs.retry(self, retry)
-            self.send_event(  # type: ignore[attr-defined]
-                "task-retried", exception=repr(retry.exc), traceback=str(exc_info.traceback)
-            )
+            self.send_event("task-retried", exception=repr(retry.exc), traceback=str(exc_info.traceback))
         else:
             super().on_retry(exc_info)  # type: ignore[misc]
 
