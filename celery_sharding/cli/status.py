@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import sys
 import time
@@ -130,6 +131,7 @@ class _Printer:
 
 def _watch(watcher: Watcher, printer: _Printer) -> None:
     """Print the groups once a second, until Ctrl-C; a lost broker is told, and waited for."""
+    logging.getLogger("celery_sharding.admin.watcher").setLevel(logging.CRITICAL)  # it is printed here, with its age
     watcher.start()
     try:
         shown, view = watcher.view, watcher.wait_newer(watcher.view, timeout_seconds=_FIRST_SECONDS)

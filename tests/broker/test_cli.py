@@ -198,6 +198,9 @@ def test_a_backlog_has_a_lag_which_is_estimated_once_the_owner_is_gone(store):
     found = store.wait_for(lambda status: any(row["lag_seconds"] for row in status["shards"]))
     (busy,) = [row for row in found["shards"] if row["held"]]
     assert (busy["state"], busy["owner"], busy["lag_estimated"]) == ("no standby", worker.name, False)
+    # And once it was seen for some seconds, how fast that gets less
+    found = store.wait_for(lambda status: bool(status["shards"][busy["index"]]["clear_seconds"]))
+    assert found["shards"][busy["index"]]["out_rate"] > found["shards"][busy["index"]]["in_rate"] >= 0
     # When it is killed
     worker.kill()
     # Then its shard is unowned, and the lag grows on from the last that was known
@@ -280,7 +283,7 @@ def test_a_broker_url_that_cannot_be_read_shows_no_part_of_its_password(store, v
     assert "hunt" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["list", "status", "declare"])
+@pytest.mark.parametrize("verb", ["list", "status", "describe", "declare"])
 def test_every_verb_has_examples_in_its_help(store, verb):
     done = store.run(verb, "--help")
 

@@ -75,7 +75,7 @@ class Places:
         # What all of them are, and then what two of them are while the broker lets us in.
         refused = tuple(url.replace(SECRET, f"{SECRET}x") for url in (broker, api, backend))
         nobody = tuple(f"{kind}://{user}:{SECRET}@127.0.0.1:1/" for kind in ("amqp", "http", "redis"))
-        unreadable = tuple(f"{kind}://{user}:a/{SECRET}@127.0.0.1:1/" for kind in ("amqp", "redis"))
+        unreadable = tuple(f"{kind}://{user}:{SECRET}/a@127.0.0.1:1/" for kind in ("amqp", "redis"))
         self.urls = {
             "good": (broker, api, backend),
             "refused": refused,

@@ -31,7 +31,6 @@ def proxy(broker_url: str) -> Iterator[FaultProxy]:
 @pytest.fixture
 def watcher(proxy: FaultProxy, group_name: str) -> Iterator[Watcher]:
     watcher = Watcher(lambda: Connection(proxy.url), [group_name], every_seconds=0.1)
-    watcher.start()
     yield watcher
     watcher.stop()
 
@@ -45,11 +44,15 @@ def wait_for(watcher: Watcher, condition: Callable[[View], bool]) -> View:
     raise AssertionError(view)
 
 
-def declare(broker_url: str, group: str) -> None:
+def declare(broker_url: str, group: str, watcher: Watcher | None = None) -> None:
+    """Declare the group, and then begin to watch it."""
     ensure_group(lambda: Connection(broker_url), ShardGroup(group, shards=2), owner="test")
+    if watcher is not None:
+        watcher.start()
 
 
 def test_it_shows_a_group_that_is_declared_while_it_watches(watcher, broker_url, group_name):
+    watcher.start()
     wait_for(watcher, lambda view: view.snapshot is not None and not view.snapshot.groups[0].declared)
 
     declare(broker_url, group_name)
@@ -60,7 +63,7 @@ def test_it_shows_a_group_that_is_declared_while_it_watches(watcher, broker_url,
 
 def test_it_shows_what_a_snapshot_shows_once_the_journal_says_more(watcher, broker_url, group_name, connection):
     names = Names(group_name)
-    declare(broker_url, group_name)
+    declare(broker_url, group_name, watcher)
     wait_for(watcher, lambda view: view.snapshot is not None and view.snapshot.groups[0].generation == 1)
 
     with brief_channel(connection) as channel:
@@ -73,7 +76,7 @@ def test_it_shows_what_a_snapshot_shows_once_the_journal_says_more(watcher, brok
 
 
 def test_a_lost_broker_is_told_and_the_last_snapshot_stays(watcher, proxy, broker_url, group_name):
-    declare(broker_url, group_name)
+    declare(broker_url, group_name, watcher)
     before = wait_for(watcher, lambda view: view.snapshot is not None and view.snapshot.groups[0].generation == 1)
 
     proxy.refuse()
@@ -90,7 +93,7 @@ def test_a_group_that_is_removed_and_declared_anew_while_it_watches_is_seen_as_i
     watcher, broker_url, group_name, connection
 ):
     # Given a group that was switched: its manifest is longer than a new one
-    declare(broker_url, group_name)
+    declare(broker_url, group_name, watcher)
     names = Names(group_name)
     wait_for(watcher, lambda view: view.snapshot is not None and view.snapshot.groups[0].generation == 1)
     with brief_channel(connection) as channel:
@@ -112,7 +115,7 @@ def test_a_group_that_is_removed_and_declared_anew_while_it_watches_is_seen_as_i
 def test_rates_come_from_its_own_counts_and_the_words_of_one_owner(watcher, broker_url, group_name, connection):
     # Given an owner that holds all that it may, and settles 10 a second
     names = Names(group_name)
-    declare(broker_url, group_name)
+    declare(broker_url, group_name, watcher)
     queue, since = names.shard(1, 0), time.time() - 60
     with brief_channel(connection) as channel:
         # When it speaks once a second, in its own time
@@ -162,7 +165,7 @@ def test_neither_a_receiver_nor_a_connection_that_raises_ends_it(broker_url, gro
 
 
 def test_a_forked_child_is_told_that_nobody_watches_there(watcher, broker_url, group_name):
-    declare(broker_url, group_name)
+    declare(broker_url, group_name, watcher)
     seen = wait_for(watcher, lambda view: view.snapshot is not None and view.snapshot.groups[0].generation == 1)
 
     read, write = os.pipe()
