@@ -7,7 +7,7 @@ import os
 import click
 
 from celery_sharding.cli.exits import WrongUsage, explained
-from celery_sharding.cli.groups import check_has_logs, find_sharding
+from celery_sharding.cli.groups import find_sharding, open_backing
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -27,7 +27,7 @@ def flower(ctx: click.Context, options: tuple[str, ...]) -> None:
     """
     with explained():
         sharding = find_sharding(ctx)
-        check_has_logs(sharding, needed_by="flower")
+        open_backing(sharding)  # says what is wrong with the broker's URL
         try:
             from flower.command import flower as start_flower
             from flower.options import default_options

@@ -76,9 +76,6 @@ def check_has_logs(sharding: Sharding, *, needed_by: str) -> None:
         raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
 
 
-need_rabbitmq = check_has_logs
-
-
 def name_group(sharding: Sharding, name: str) -> str:
     """Return the name of a group that is configured, or was once and is on the broker still.
 

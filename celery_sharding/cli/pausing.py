@@ -13,11 +13,11 @@ from celery_sharding.admin.history import Entry, read_history, to_json
 from celery_sharding.cli.exits import Unhealthy, explained
 from celery_sharding.cli.groups import (
     NOT_DECLARED,
+    check_has_logs,
     choose_groups,
     choose_shard,
     connected,
     find_sharding,
-    need_rabbitmq,
     operator_name,
 )
 from celery_sharding.cli.tables import align
@@ -94,7 +94,7 @@ def _change(
     with explained():
         sharding = find_sharding(ctx)
         group, index = choose_shard(sharding, text)
-        need_rabbitmq(sharding, needed_by=verb)
+        check_has_logs(sharding, needed_by=verb)
         done = change(sharding.connect, group, index, by=operator_name())
     place = group.name if index is None else f"{group.name}/{index}"
     ctx.obj.echo(f"{place}: {changed if done else unchanged}")

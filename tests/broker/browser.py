@@ -30,6 +30,7 @@ class Browser:
         options.add_argument("--headless=new")
         options.add_argument("--no-sandbox")  # which needs another user than root
         options.add_argument("--disable-dev-shm-usage")
+        options.add_argument("--hide-scrollbars")
         options.add_argument("--window-size=1280,860")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self._driver = Chrome(options, Service(_program("chromedriver", package="chromium-driver")))

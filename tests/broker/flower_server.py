@@ -35,7 +35,9 @@ app.conf.update(
     task_default_queue=GROUP + "-plain", broker_connection_retry_on_startup=True, worker_send_task_events=True,
     worker_prefetch_multiplier=1,
 )
-Sharding(app, groups=[ShardGroup(GROUP, shards=8, on_failure="dead-letter"), ShardGroup(GROUP + "-b", shards=2)])
+OTHER = os.environ["SHOW_OTHER"]
+groups = [ShardGroup(GROUP, shards=8, on_failure="dead-letter")] + ([ShardGroup(OTHER, shards=2)] if OTHER else [])
+Sharding(app, groups=groups)
 
 @app.task(shard_group=GROUP, shard_key="key", ignore_result=True)
 def nap(key, seconds):
@@ -47,27 +49,37 @@ def fail(key):
 """
 
 
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nobody: the answer is that one is sent elsewhere."""
+
+
+_OPENER = urllib.request.build_opener(_StayHere)
+
+
 class Show:
     """A group that is consumed and published to, and beside it another that was never declared.
 
     Args:
         folder: Where the app and the logs go.
+        other_group: None: the name of the first with "-b" behind it; "": there is no other.
     """
 
-    def __init__(self, group: str, broker_url: str, folder: Path) -> None:
+    def __init__(self, group: str, broker_url: str, folder: Path, *, other_group: str | None = None) -> None:
         self.group, self.folder, self.broker_url = group, folder, broker_url
         (folder / "show.py").write_text(APP)
         path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.env = {"SHOW_GROUP": group, "SHOW_BROKER": broker_url, "PYTHONPATH": path}
+        other = f"{group}-b" if other_group is None else other_group
+        self.env = {"SHOW_GROUP": group, "SHOW_OTHER": other, "SHOW_BROKER": broker_url, "PYTHONPATH": path}
         self.workers: list[WorkerNode] = []
         self._app = Celery("publisher", broker=broker_url, set_as_current=False)
         self._app.conf.sharding_routes = {"show.*": {"group": group, "key": "key"}}
         Sharding(self._app, groups=[ShardGroup(group, shards=8)])
 
-    def worker(self, *arguments: str) -> WorkerNode:
+    def worker(self, name: str = "") -> WorkerNode:
         """Start a worker of the group."""
-        name = f"w{len(self.workers)}-{uuid.uuid4().hex[:4]}@test"
-        arguments = (*(arguments or ("-c", "2")), "-Q", self.group)
+        name = name or f"w{len(self.workers)}-{uuid.uuid4().hex[:4]}@test"
+        arguments = ("-c", "2", "-Q", self.group)
         self.workers.append(WorkerNode("show", name, arguments, env=self.env, folder=self.folder))
         return self.workers[-1].start()
 
@@ -167,7 +179,7 @@ class FlowerServer:
         data = body.encode() if body is not None else b"" if method == "POST" else None
         request = urllib.request.Request(f"{self.url}{path}", method=method, data=data, headers=given)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with _OPENER.open(request, timeout=60) as answer:
                 return Answer(answer.status, answer.read().decode(), dict(answer.headers))
         except urllib.error.HTTPError as error:
             with error:

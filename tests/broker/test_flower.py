@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from flower_server import FlowerServer, Show
 from kombu import Connection
+from tornado.web import create_signed_value
 
+from celery_sharding.admin.dead_letters import discard
 from celery_sharding.admin.history import read_history
 from celery_sharding.admin.removal import delete_group
 from celery_sharding.admin.snapshot import read_snapshot, to_json
@@ -194,7 +196,7 @@ def test_dead_letters_are_replayed_all_or_by_their_ids(flower, show):
     assert (gone.status, "no such dead letter" in gone.text) == (409, True)
     damaged = flower.act(f"{path}/dead-letters/replay", body='{"ids": "all"}')
     assert damaged.status == 400
-    show.celery("shards", "dead-letters", "discard", show.group, "--all", "--yes")
+    discard(lambda: Connection(show.broker_url), show.group, None, by="test")
     wait_for(flower, path, lambda found: found["group"]["dead_letters"] == 0)
 
 
@@ -269,6 +271,33 @@ def test_without_a_login_pages_are_open_and_nothing_is_done_also_while_the_broke
         assert "Access-Control-Allow-Origin" not in flower.ask("/api/shards").headers
 
 
+def test_who_is_logged_in_elsewhere_acts_in_their_name_and_nobody_else_does(show):
+    options = ["--auth=.*@shop.test", "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler"]
+    options += [
+        "--oauth2_key=key",
+        "--oauth2_secret=secret",
+        "--oauth2_redirect_uri=http://x.test",
+        "--cookie_secret=own",
+    ]
+    pause = f"/api/shards/{show.group}/1/pause"
+    with FlowerServer("shards flower", options, env=show.env, folder=show.folder) as flower:
+        # Given somebody who is logged in, and somebody whom the options keep out
+        ann, eve = (create_signed_value("own", "user", name).decode() for name in ("ann@shop.test", "eve@evil.test"))
+        for cookie in ("", f"user={eve}"):
+            assert flower.ask("/shards", Cookie=cookie).status == 302
+            assert flower.ask("/shards/data", Cookie=cookie).status == 302
+            assert flower.ask("/api/shards", Cookie=cookie).status == 302
+            for path in (pause, f"/api/shards/{show.group}/dead-letters/replay"):
+                assert flower.act(path, Cookie=f"_xsrf=1; {cookie}", X_XSRFToken="1").status == 403
+        # When the first pauses a shard, with the token that Flower asks for beside ours
+        assert flower.act(pause, Cookie=f"user={ann}").status == 403
+        done = flower.act(pause, Cookie=f"user={ann}; _xsrf=1", X_XSRFToken="1")
+        # Then it is done, in their name
+        assert json.loads(done.text)["changed"] is True
+        assert last_entry(show)[0] == "ann@shop.test (Flower)"
+        flower.act(f"/api/shards/{show.group}/1/resume", Cookie=f"user={ann}; _xsrf=1", X_XSRFToken="1")
+
+
 def test_it_does_not_start_where_it_cannot_serve(show, tmp_path: Path):
     # Given no Flower at all, one without a read-only mode, and an app without groups
     (tmp_path / "flower.py").write_text("raise ModuleNotFoundError(\"No module named 'flower'\", name='flower')")
@@ -277,8 +306,10 @@ def test_it_does_not_start_where_it_cannot_serve(show, tmp_path: Path):
     # When it is started
     missing = show.celery("shards", "flower", **no_flower)
     too_old = show.celery("shards", "flower", "--read-only", **show.old_flower())
+    embedded = show.celery("shards", "flower", SHOW_BROKER="memory://")
     plain = show.celery("-A", "plain", "shards", "flower")
     # Then it says what to do
     assert (missing.returncode, "pip install 'celery-sharding[flower]'" in missing.stderr) == (2, True)
     assert (too_old.returncode, "pip install 'flower>=2.2'" in too_old.stderr) == (2, True)
+    assert (embedded.returncode, "needs RabbitMQ" in embedded.stderr) == (2, True)
     assert (plain.returncode, "Sharding(app, groups=" in plain.stderr) == (2, True)

@@ -68,24 +68,25 @@ window.Shards = (function () {
     if (asking !== null || document.hidden) { return; }
     asking = new AbortController();
     const limit = setTimeout(() => asking.abort(), PATIENCE_MS);
+    let found = null;
     try {
       const answer = await fetch(whole(page.dataset.url), { signal: asking.signal, cache: "no-store" });
       if (answer.redirected || answer.status === 401 || answer.status === 403) {
         throw new Error("You are not logged in any more; load this page again.");
       }
       if (!answer.ok) { throw new Error("Flower answered with an error (" + answer.status + ")."); }
-      const found = await answer.json();
+      found = await answer.json();
       takenAt = found.age_seconds === null ? null : Date.now() - found.age_seconds * 1000;
       trouble = found.error ? "The broker cannot be read: " + found.error + "." : "";
-      show(found);
     } catch (error) {
       trouble = error instanceof TypeError || error.name === "AbortError" ? "Flower does not answer." : error.message;
     } finally {
       clearTimeout(limit);
       asking = null;
     }
-    tellAge();
     timer = setTimeout(ask, EVERY_MS);
+    tellAge();
+    if (found !== null) { show(found); }
   }
 
   function tellAge() {

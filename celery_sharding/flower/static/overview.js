@@ -39,12 +39,12 @@
   }
 
   function makeLegend(list) {
-    LAGS.forEach(function (each, level) {
+    const samples = [0, 5, 30, 300, 3600, null];
+    for (const [level, text] of [...LAGS.map((each) => each.text), "not known"].entries()) {
       const bar = make("span", { className: "shards-bar" });
-      bar.style.setProperty("--colour", "var(--lag-" + level + ")");
-      bar.style.setProperty("--height", each.height + "%");
-      list.append(make("li", {}, bar, each.text));
-    });
+      paint(bar, { lag_seconds: samples[level], state: "ok" });
+      list.append(make("li", {}, bar, text));
+    }
     for (const [sign, text] of [["!", "unowned, stuck or missing"], ["‖", "paused"]]) {
       const bar = make("span", { className: "shards-bar" });
       bar.dataset.alarm = sign;
