@@ -283,7 +283,7 @@ def test_a_broker_url_that_cannot_be_read_shows_no_part_of_its_password(store, v
     assert "hunt" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["list", "status", "describe", "declare"])
+@pytest.mark.parametrize("verb", ["list", "status", "describe", "declare", "locate", "doctor", "export"])
 def test_every_verb_has_examples_in_its_help(store, verb):
     done = store.run(verb, "--help")
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
 
 import amqp
+import pytest
+from celery import Celery
+from command_line import run_shards
 from kombu import Connection
 
-from celery_sharding import ShardGroup
+from celery_sharding import ShardGroup, Sharding
 from celery_sharding.admin.locating import locate_keys
 from celery_sharding.admin.steps import begin_reshard, carry_on
-from celery_sharding.admin.switch import ensure_group
+from celery_sharding.admin.switch import ensure_fixed, ensure_group
+from celery_sharding.journal import vitals_event
 from celery_sharding.lock import TopologyLock
 from celery_sharding.manifest import load
+from celery_sharding.streams import append
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 
@@ -111,3 +117,43 @@ def read_queues(url: str, queues: list[str]) -> dict[str, dict[str, str]]:
             while True:
                 connection.drain_events(timeout=1)
     return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("ordres", "42"), 2, "did you mean 'orders'"),
+        (("orders", ""), 2, "the shard key is empty"),
+        (("orders", "x" * 256), 2, "at most 255"),
+        (("orders",), 2, "Missing argument"),
+        (("orders", "42"), 1, "not declared"),
+    ],
+)
+def test_what_cannot_be_located_is_said_in_one_line(virtual_host, arguments, code, text):
+    app = Celery("locate", broker=virtual_host.url(), set_as_current=False)
+    Sharding(app, groups=[ShardGroup("orders", 2)])
+
+    done = run_shards(app, "locate", *arguments)
+
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert text in done.stderr.splitlines()[-1]
+
+
+def test_a_key_is_shown_with_its_owner_and_a_limbo_that_waits_for_a_worker_is_named(virtual_host):
+    app = Celery("locate", broker=virtual_host.url(), set_as_current=False)
+    Sharding(app, groups=[ShardGroup("orders", 2)])
+    ensure_fixed(app.sharding.connect, ShardGroup("orders", 2), owner="test")
+    assert "shards.orders.limbo001 until a worker starts" in run_shards(app, "locate", "orders", "42").stderr
+    ensure_group(app.sharding.connect, ShardGroup("orders", 2), owner="test")
+    # When its shard has an owner
+    with Connection(virtual_host.url()) as connection:
+        (located,) = locate_keys(connection, Names("orders"), load(connection, Names("orders")), ["42"])
+        facts = {"index": 0, "since": 0.0, "held": 0, "running": 0, "lag_seconds": None, "counters": {}}
+        owned = {located.places[0].queue: facts}
+        with brief_channel(connection) as channel:
+            append(channel, Names("orders").journal, vitals_event("w@h", 1, owned=owned, standby=()))
+    # Then
+    as_json = json.loads(run_shards(app, "locate", "orders", "42", "--json").stdout)
+    (place,) = as_json["keys"][0]["places"]
+    assert (place["queue"], place["takes_new"], place["owner"]) == (located.places[0].queue, True, "w@h")
+    assert "w@h" in run_shards(app, "locate", "orders", "42").stdout

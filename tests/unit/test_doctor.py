@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from command_line import run_shards
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.admin.doctor.policies import check_policies, read_policies
@@ -166,3 +167,18 @@ def test_the_export_for_the_operator_has_names_that_kubernetes_takes_and_no_queu
     )
     assert all(re.fullmatch("[a-z0-9]([a-z0-9-]*[a-z0-9])?", name) for name in names), names
     assert all('rabbitmqClusterReference:\n    name: "rabbit"' in document for document in documents)
+
+
+@pytest.mark.parametrize(
+    ("user", "text"),
+    [("worker", "ROLE=NAME"), ("worker=", "ROLE=NAME"), ("workers=shop", "did you mean 'worker'")],
+)
+def test_an_export_for_an_unknown_role_is_refused_in_one_line(user, text):
+    app = Celery("export", broker="amqp://", set_as_current=False)
+    Sharding(app, groups=[ShardGroup("orders", 2)])
+
+    done = run_shards(app, "export", "--format", "definitions", "--user", user)
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert text in line
