@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 
 import amqp
 import pytest
@@ -151,7 +152,7 @@ def test_a_key_is_shown_with_its_owner_and_a_limbo_that_waits_for_a_worker_is_na
         facts = {"index": 0, "since": 0.0, "held": 0, "running": 0, "lag_seconds": None, "counters": {}}
         owned = {located.places[0].queue: facts}
         with brief_channel(connection) as channel:
-            append(channel, Names("orders").journal, vitals_event("w@h", 1, owned=owned, standby=()))
+            append(channel, Names("orders").journal, vitals_event("w@h", 1, owned=owned, standby=(), at=time.time()))
     # Then
     as_json = json.loads(run_shards(app, "locate", "orders", "42", "--json").stdout)
     (place,) = as_json["keys"][0]["places"]

@@ -29,6 +29,13 @@ ARGUMENTS = {
     "describe": ["orders/0"],
     "locate": ["orders", "a"],
     "export": ["--format=operator", "--user=worker=w"],
+    "pause": ["orders/1"],
+    "resume": ["orders/1"],
+    "dead-letters show": ["orders", "0123456789"],
+    "dead-letters replay": ["orders", "--all", "--yes"],
+    "dead-letters discard": ["orders", "--all", "--yes"],
+    "purge": ["orders", "--yes"],
+    "remove": ["orders", "--yes"],
     "dedup show": ["a"],
     "dedup forget": ["a", "--yes"],
 }
@@ -50,8 +57,10 @@ def pay(key):
 
 
 def verbs(group: click.Group = shards, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield every verb of the command line."""
+    """Yield every verb of the command line that comes to an end by itself."""
     for name, command in group.commands.items():
+        if name in ("flower", "exporter"):
+            continue
         if isinstance(command, click.Group):
             yield from verbs(command, (*prefix, name))
         else:
