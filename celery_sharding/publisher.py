@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AccessRefused, AMQPError
 from kombu import Connection
 
 from celery_sharding.admin.switch import ensure_fixed
@@ -45,7 +45,7 @@ from celery_sharding.errors import (
 )
 from celery_sharding.keys import SENT_AT_HEADER
 from celery_sharding.link import Answer, Fate, Link
-from celery_sharding.topology import Names, explained, fixed_exists
+from celery_sharding.topology import Names, fixed_exists
 
 IDLE_LINKS_MAX = 10
 NACK_PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -195,8 +195,11 @@ class Publisher:
             return None
         names = Names(call.group)
         try:
-            with explained(call.group, names.publish):
+            try:
                 exists = fixed_exists(link.connection, names)
+            except AccessRefused:
+                # RabbitMQ 4.3 wants the right to configure for a look, which who only publishes has not.
+                exists = True
             if not exists:
                 # Declaring writes to the manifest, and would wait long for a broker that blocks publishers. It tells
                 # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the

@@ -4,7 +4,8 @@
                 needs but for Celery's own names.
     worker      all of the group, and Celery's own queues and exchanges; also `shards declare` and what removes.
     operator    looks and acts on what is there: status, describe, locate, doctor, history, pause and resume, dead
-                letters. Declares and removes nothing.
+                letters. It needs not declare, but RabbitMQ 4.3 wants the right to for a look at a queue (a passive
+                declaration); to 4.0 `admin` and `locate.…` are enough.
 
 Write on `amq.default` lets a user put messages into any queue of the virtual host, by its name. The logs are written
 that way, and read: their end is found by a nonce.
@@ -46,7 +47,7 @@ def permissions_for(role: Role, groups: Sequence[str], *, celery_names: Collecti
         return Permissions(_NOTHING, f"^{ours}$", _NOTHING)
     if role == "operator":
         return Permissions(
-            configure=rf"^{ours}\.(admin$|locate\.)",
+            configure=rf"^{ours}(\.|$)",
             write=rf"^({_DEFAULT_EXCHANGE}|{ours}($|\.locate\.))",
             read=rf"^{ours}\.((manifest|journal|dead)$|locate\.)",
         )
