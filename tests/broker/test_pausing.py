@@ -24,6 +24,7 @@ from celery_sharding.manifest import load
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.order import Mark
 from celery_sharding.testing.processes import wait_until
+from celery_sharding.topology import brief_channel
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -190,8 +191,10 @@ def test_a_paused_shard_stays_paused_when_the_broker_restarts_and_the_chain_wait
     assert wait_until(lambda: (operator.rows()[1].ready or 0) + shop.trace.count() == 40, timeout_seconds=30)
     waiting = 40 - shop.trace.count()
     assert waiting
-    # When the broker restarts, and loses its ring
+    # When the broker restarts, and loses its ring, as one does that keeps it in memory only
     restart_broker()
+    with operator.connect() as connection, brief_channel(connection) as channel:
+        channel.exchange_delete(shop.names.ring(1))
     shop.send("step", "k0", 40)
     worker.wait_for("waits for the paused")
     # Then nothing of it has run, nor what came later

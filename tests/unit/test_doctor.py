@@ -152,7 +152,8 @@ def test_permissions_fit_the_names_they_are_for_and_no_others():
     assert re.search(worker.write, "amq.default")
     assert not re.search(worker.read, "amq.default")
     operator = permissions_for("operator", ["orders"])
-    assert not re.search(operator.configure, "shards.orders.g001.000")
+    assert not re.search(operator.configure, "shards.orders2")
+    assert not re.search(operator.write, "shards.orders.g001.000")
     assert not re.search(operator.read, "shards.orders.g001.000")
 
 
