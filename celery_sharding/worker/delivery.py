@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER
+from celery_sharding.keys import KEY_HEADER, SENT_AT_HEADER
 from celery_sharding.worker.request import DELIVERY
 
 if TYPE_CHECKING:
@@ -104,20 +104,3 @@ class Delivery:
         # are done: what only the garbage collector frees costs a busy worker a tenth of its time.
         self.message.delivery_info.pop(DELIVERY, None)
         self.shard.acknowledge(self, gather=gather)
-
-
-def dead_headers(delivery: Delivery, *, reason: str, error: str | None) -> dict[str, Any]:
-    """Return the headers of a dead letter: the original ones, and why, where and when it died."""
-    original = dict(delivery.headers)
-    if not delivery.message.errors:
-        original.pop("compression", None)  # kombu has decompressed the body
-    return {
-        **original,
-        GROUP_HEADER: delivery.shard.group.name,
-        KEY_HEADER: delivery.key,
-        "shard_queue": delivery.shard.queue,
-        "shard_dead_reason": reason,
-        "shard_dead_error": error or "",
-        "shard_dead_attempts": delivery.attempts or 0,
-        "shard_dead_at": time.time(),
-    }

@@ -34,7 +34,7 @@ class ShardRequestMixin:
 
     _killed = False
     _timed_out = False
-    _dead_reason: str | None = None
+    _failure: BaseException | None = None
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)  # type: ignore[call-arg]
@@ -92,8 +92,10 @@ class ShardRequestMixin:
             super().acknowledge()  # type: ignore[misc]
         elif not self.acknowledged:
             self.acknowledged = True
-            if self._dead_reason is not None:
-                self.delivery.runs.bury(self, self._dead_reason)
+            if self._failure is not None:
+                # The text may hold a key, or data: it goes into the letter, and not into the journal.
+                reason = f"failed: {type(self._failure).__name__}"
+                self.delivery.runs.bury(self, reason, str(self._failure))
             elif self._killed:
                 self.delivery.runs.finish_when_gone(self, self.worker_pid)  # type: ignore[attr-defined]
             else:
@@ -164,7 +166,7 @@ class ShardRequestMixin:
         elif isinstance(exc, TimeLimitExceeded) and self.worker_pid != os.getpid():  # type: ignore[attr-defined]
             self._killed = self._timed_out = True
         if self.delivery.keeps_failures and not isinstance(exc, Retry | Ignore | Reject | Terminated):
-            self._dead_reason = f"failed: {exc!r}"
+            self._failure = exc
         try:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)  # type: ignore[misc]
         except MemoryError:

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.journal import (
-    dead_event,
     failure_event,
     retry_event,
     settled_event,
 )
 from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements, begun_before
-from celery_sharding.worker.delivery import Delivery, dead_headers
+from celery_sharding.worker.burial import store_dead_letter
+from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
 from celery_sharding.worker.suspects import Suspects
@@ -209,43 +209,12 @@ class Runs:
         """Store a message as a dead letter, also one that never became a request; then acknowledge it."""
         if self.leave_orphan(delivery):
             return
-        logger.error(
-            "%s: task %s[%s] becomes a dead letter: %s%s",
-            delivery.label,
-            delivery.headers.get("task"),
-            delivery.task_id,
-            reason,
-            f" ({error})" if error else "",
-        )
-        delivery.shard.count("dead")
-        message = delivery.message
-        names = delivery.shard.names
 
         def stored() -> None:
             self._settle(delivery)
             self._leave(delivery)
 
-        self._log.put(
-            names.dead,
-            message.body if isinstance(message.body, bytes) else str(message.body).encode(),
-            stored,
-            content_type=message.content_type or "application/octet-stream",
-            content_encoding=message.content_encoding or "binary",
-            correlation_id=delivery.task_id or "",
-            application_headers=dead_headers(delivery, reason=reason, error=error),
-        )
-        self._log.append(
-            names.journal,
-            dead_event(
-                delivery.shard.queue,
-                owner=self._node,
-                task_id=delivery.task_id,
-                task=delivery.headers.get("task"),
-                reason=reason,
-                attempts=delivery.attempts or 0,
-            ),
-            optional=True,
-        )
+        store_dead_letter(self._log, delivery, node=self._node, reason=reason, error=error, stored=stored)
 
     def leave_orphan(self, delivery: Delivery) -> bool:
         """If the run's message is the broker's again, only unlock its lane; say whether that was so."""

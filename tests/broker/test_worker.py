@@ -11,6 +11,7 @@ from celery import Celery
 from kombu import Connection
 from shops import Shop
 
+from celery_sharding.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -126,12 +127,17 @@ def test_failures_are_kept_as_dead_letters_where_the_group_says_so(shop: Shop) -
     # Then its message is kept with reason, key and time, the result is FAILURE, and the key goes on
     [letter] = shop.dead_letters(1)
     headers = letter.headers
-    assert headers["shard_dead_reason"].startswith("failed: ValueError")
+    assert (headers["shard_dead_reason"], headers["shard_dead_error"]) == ("failed: ValueError", "no luck with 7")
     assert headers["shard_key"] == "a"
     assert headers["shard_dead_at"] > 0
     with pytest.raises(ValueError, match="no luck"):
         result.get(timeout=20)
     assert shop.trace.wait_for(1)
+    # And the journal, which holds no data of users, does not repeat what the error says
+    with Connection(shop.broker_url) as connection:
+        told = [event for _, event in read_to_end(connection, shop.names.journal) if event["event"] == "dead"]
+    assert [event["reason"] for event in told] == ["failed: ValueError"]
+    assert "no luck" not in str(told)
 
 
 def test_a_task_that_kills_its_child_becomes_a_dead_letter_after_max_attempts(shop: Shop) -> None:

@@ -148,7 +148,8 @@ def test_a_failed_task_is_kept_as_a_dead_letter_that_can_be_read(group: str) -> 
     letter = shop.dead_letter()
     assert letter.headers["id"] == failed.id
     assert letter.headers["shard_key"] == "a"
-    assert "no luck" in letter.headers["shard_dead_reason"]
+    assert letter.headers["shard_dead_reason"] == "failed: ValueError"
+    assert "no luck" in letter.headers["shard_dead_error"]
     assert letter.decode()[1] == {"key": "a", "number": 1}
 
 
