@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
 
 # A step of a switch takes milliseconds, and any worker carries on a switch whose author died.
-_SWITCH_SECONDS = 60.0
+SWITCH_SECONDS = 60.0
 _NAMED = 5
 
 
@@ -48,7 +48,7 @@ def _problems(group: GroupStatus, now: float, max_lag_seconds: float | None) -> 
         late = [row for row in wanted if (row.lag_seconds or 0.0) > max_lag_seconds]
         yield from _name(group, f"lag above {max_lag_seconds:g} s", late)
     switch = group.switch
-    if switch is not None and switch.at is not None and now - switch.at > _SWITCH_SECONDS:
+    if switch is not None and switch.at is not None and now - switch.at > SWITCH_SECONDS:
         yield (
             f"{group.name}: the switch to generation {switch.generation} stands at step {switch.step} "
             f"for {now - switch.at:.0f} s; a worker, or `celery shards declare`, carries it on"
@@ -63,6 +63,10 @@ def _warnings(group: GroupStatus) -> Iterator[str]:
 
 def _name(group: GroupStatus, what: str, rows: list[ShardStatus]) -> Iterator[str]:
     if rows:
-        labels = [group.label(row) for row in rows]
-        more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
-        yield f"{group.name}: {what}: {', '.join(labels[:_NAMED])}{more}"
+        yield f"{group.name}: {what}: {name_some([group.label(row) for row in rows])}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first few of `names`, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

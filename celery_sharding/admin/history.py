@@ -16,9 +16,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
+from celery_sharding.admin.moments import format_moment
 from celery_sharding.admin.steps import RESHARD, STEPS
 from celery_sharding.errors import LogError
 from celery_sharding.layout import Layout, fold
@@ -101,12 +101,10 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]]) -> list[En
 
 def to_json(group: str, entries: Iterable[Entry]) -> dict[str, Any]:
     """Return a group's history in the shape that programs are promised; moments are ISO 8601 in UTC."""
-    return {
-        "name": group,
-        "entries": [
-            dataclasses.asdict(entry) | {"at": None if entry.at is None else _moment(entry.at)} for entry in entries
-        ],
-    }
+    shown = [dataclasses.asdict(entry) for entry in entries]
+    for entry in shown:
+        entry["at"] = None if entry["at"] is None else format_moment(entry["at"])
+    return {"name": group, "entries": shown}
 
 
 def _describe(group: str, offset: int, event: Event, before: Layout) -> Entry:
@@ -204,7 +202,3 @@ def _number(value: Any) -> str:
 def _line(text: object) -> str:
     """Return `text` as one line without control characters: anybody may write into the manifest."""
     return " ".join("".join(part if part.isprintable() else " " for part in str(text)).split())
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -19,6 +19,7 @@ from kombu.compression import decompress
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads, prepare_accept_content
 
+from celery_sharding.admin.moments import format_moment
 from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER
 from celery_sharding.topology import Names
 
@@ -124,7 +125,7 @@ def letter_to_json(letter: DeadLetter, *, details: bool = False, body: bool = Fa
         "reason": letter.reason,
         "error": letter.error,
         "attempts": letter.attempts,
-        "dead_at": None if letter.dead_at is None else _iso(letter.dead_at),
+        "dead_at": None if letter.dead_at is None else format_moment(letter.dead_at),
     }
     if details:
         hidden = () if body else _ARGUMENTS
@@ -180,10 +181,6 @@ def _moment(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-
-
 def _plain(value: Any) -> Any:
     """Return `value` as JSON can hold it."""
     if isinstance(value, Mapping):
@@ -191,7 +188,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, datetime):
-        return _iso(_moment(value) or 0.0)
+        return format_moment(_moment(value) or 0.0)
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode(errors="backslashreplace")
     return value if isinstance(value, str | int | float | bool | None) else str(value)

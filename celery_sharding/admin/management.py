@@ -55,12 +55,15 @@ class ConsumerFacts:
 
 
 class Management:
-    """The management API at `url`, without credentials in it, for the queues of one virtual host."""
+    """The management API at `url`, without credentials in it, for the queues of one virtual host.
+
+    `virtual_host` is its name as it stands in the API's paths.
+    """
 
     def __init__(self, url: str, *, user: str, password: str, virtual_host: str) -> None:
         self.url = url.rstrip("/")
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-        self._virtual_host = quote(virtual_host, safe="")
+        self.virtual_host = quote(virtual_host, safe="")
         # No redirects: they would be followed with the credentials.
         self._opener = urllib.request.build_opener(_NoRedirects)
 
@@ -70,14 +73,17 @@ class Management:
         Raises:
             ManagementUnavailable: It could not be asked; the message says why.
         """
-        found: dict[str, QueueFacts] = {}
+        return {str(_field(each, "name", str)): _read_queue(each) for each in self.list_queues(names)}
+
+    def list_queues(self, names: Names) -> list[Mapping[str, Any]]:
+        """Return the API's own words on each queue of a group, without statistics. Errors as for `read_queues`."""
+        found: list[Mapping[str, Any]] = []
         pattern = "^" + names.publish.replace(".", r"\.") + r"\."
         page, pages = 1, 1
         while page <= pages:
             query = {**_CHEAP, "name": pattern, "use_regex": "true", "page": page, "page_size": _PAGE}
-            listing = self._get(f"/api/queues/{self._virtual_host}?{urlencode(query)}")
-            for each in _field(listing, "items", list):
-                found[str(_field(each, "name", str))] = _read_queue(each)
+            listing = self._get(f"/api/queues/{self.virtual_host}?{urlencode(query)}")
+            found += [each for each in _field(listing, "items", list) if isinstance(each, Mapping)]
             page, pages = page + 1, int(listing.get("page_count") or 1)
         return found
 
@@ -87,7 +93,7 @@ class Management:
         Raises:
             ManagementUnavailable: As for `read_queues`, or there is no such queue.
         """
-        found = self._get(f"/api/queues/{self._virtual_host}/{quote(queue, safe='')}")
+        found = self._get(f"/api/queues/{self.virtual_host}/{quote(queue, safe='')}")
         consumers = found.get("consumer_details")
         if not isinstance(consumers, list):
             return _read_queue(found), None

@@ -11,12 +11,10 @@ Nothing is changed on the broker but for the nonces by which the ends of the log
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from amqp import exceptions as amqp_errors
 
@@ -28,8 +26,6 @@ from celery_sharding.errors import BrokerUnavailable, ManagementUnavailable
 from celery_sharding.layout import Layout, OpenSwitch
 from celery_sharding.manifest import load
 from celery_sharding.topology import Names, Opener
-
-SCHEMA = 1
 
 Kind = Literal["live", "old", "limbo"]
 
@@ -240,7 +236,7 @@ def judge_group(
                     counted=[(ago, count) for ago, counts in counted if (count := counts.get(queue)) is not None],
                 )
                 in_turn = segment in layout.open_segments
-                paused = None in layout.paused or (is_live and layout.is_paused(index))
+                paused = layout.pauses(segment, index)
                 facts = broker.get(queue)
                 row = _judge_queue(kind, index, queue, known, facts, now, in_turn=in_turn, paused=paused)
                 (live if is_live else earlier).append(row)
@@ -256,15 +252,6 @@ def judge_group(
         dead_letters=ready.get(names.dead) or 0,
         paused=None in layout.paused,
     )
-
-
-def to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the snapshot in the shape that programs are promised; moments are ISO 8601 in UTC."""
-    return {
-        "schema": SCHEMA,
-        "at": format_moment(snapshot.taken_at),
-        "groups": [_group_to_json(group) for group in snapshot.groups],
-    }
 
 
 def _read_group(connection: Opener, name: str, broker: Mapping[str, QueueFacts]) -> GroupStatus:
@@ -318,44 +305,3 @@ def _judge_queue(
         counters={} if owner is None else owner.counters,
         broker=facts,
     )
-
-
-def format_moment(at: float) -> str:
-    """Return a moment, in seconds since the epoch, as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _group_to_json(group: GroupStatus) -> dict[str, Any]:
-    switch = group.switch
-    return {
-        "name": group.name,
-        "declared": group.declared,
-        "generation": group.generation,
-        "ready": group.ready,
-        "limbo_ready": group.limbo_ready,
-        "dead_letters": group.dead_letters,
-        "paused": group.paused,
-        "skew": _round(group.skew),
-        "switch": None if switch is None else _switch_to_json(switch),
-        "segments": [dataclasses.asdict(segment) for segment in group.segments],
-        "shards": [_row_to_json(row) for row in group.shards],
-        "earlier": [_row_to_json(row) for row in group.earlier],
-    }
-
-
-def _switch_to_json(switch: OpenSwitch) -> dict[str, Any]:
-    found = {name: getattr(switch, name) for name in ("kind", "generation", "shards", "step")}
-    return found | {"at": None if switch.at is None else format_moment(switch.at)}
-
-
-def _row_to_json(row: ShardStatus) -> dict[str, Any]:
-    return dataclasses.asdict(row) | {
-        "standbys": list(row.standbys),
-        "unacknowledged": row.unacknowledged,
-        **{name: _round(getattr(row, name)) for name in ("lag_seconds", "in_rate", "out_rate", "clear_seconds")},
-        "since": None if row.since is None else format_moment(row.since),
-    }
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)

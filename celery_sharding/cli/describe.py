@@ -13,14 +13,17 @@ import click
 
 from celery_sharding.admin.judging import STATES
 from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
+from celery_sharding.admin.moments import format_moment
 from celery_sharding.admin.recent import Recent, read_recent_of
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, format_moment, read_snapshot, to_json
+from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, read_snapshot
+from celery_sharding.admin.snapshot_json import to_json
 from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
-from celery_sharding.cli.groups import NOT_DECLARED, connected, find_sharding
+from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_sharding
 from celery_sharding.cli.rows import format_lag, format_rate
-from celery_sharding.config import Settings, check_shard, parse_shard
+from celery_sharding.config import check_shard
 from celery_sharding.errors import ManagementUnavailable
+from celery_sharding.extension import Sharding
 from celery_sharding.topology import Names
 
 _WITHOUT_MANAGEMENT = (
@@ -63,7 +66,7 @@ def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
     """
     with explained():
         sharding = find_sharding(ctx)
-        group, index = _parse(shard, sharding.settings)
+        group, index = _choose(sharding, shard)
         with connected(sharding, needed_by="describe") as connection:
             management = open_management(sharding.settings, connection)
             snapshot = read_snapshot(connection, [group], management=management)
@@ -85,13 +88,8 @@ def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
         click.echo(missing, err=True)
 
 
-def _parse(text: str, settings: Settings) -> tuple[str, int]:
-    found = parse_shard(text, settings)
-    if found is None:
-        name = text.replace(".", "/").partition("/")[0]
-        settings.group(name, needed_by="the command line")
-        raise WrongUsage(f"{text!r} is no shard; write it as {name}/3 or {name}.003")
-    group, index = found
+def _choose(sharding: Sharding, text: str) -> tuple[str, int]:
+    group, index = choose_shard(sharding, text)
     if index is None:
         raise WrongUsage(
             f"{text!r} is a whole group; name a shard of it, as {group.name}/0, or use `status {group.name}`"

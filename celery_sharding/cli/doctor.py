@@ -12,7 +12,8 @@ import click
 
 from celery_sharding.admin.doctor import Finding, Patient, examine
 from celery_sharding.admin.management import open_management
-from celery_sharding.admin.snapshot import format_moment, read_snapshot
+from celery_sharding.admin.moments import format_moment
+from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.cli.doctor_app import examine_app
 from celery_sharding.cli.exits import Unhealthy, explained
 from celery_sharding.cli.groups import choose_groups, connected, find_sharding

@@ -10,8 +10,7 @@ import click
 from celery_sharding.admin.management import open_management
 from celery_sharding.admin.watcher import Watcher
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
-from celery_sharding.cli.groups import choose_groups, find_sharding, open_backing
-from celery_sharding.errors import UnsupportedBroker
+from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding
 
 # Prometheus asks every 15 s or less often.
 _EVERY_SECONDS = 3.0
@@ -35,8 +34,7 @@ def exporter(ctx: click.Context, host: str, port: int) -> None:
     with explained():
         sharding = find_sharding(ctx)
         chosen = choose_groups(sharding, None)
-        if not open_backing(sharding).has_logs:
-            raise UnsupportedBroker("`shards exporter` needs RabbitMQ; this app's broker lives in its own processes")
+        check_has_logs(sharding, needed_by="exporter")
         try:
             from celery_sharding.metrics import ShardCollector
             from celery_sharding.metrics.serving import MetricsServer

@@ -9,9 +9,8 @@ import click
 from celery_sharding.admin.export import plan_export, to_definitions, to_operator
 from celery_sharding.admin.permissions import ROLES, Permissions, Role, celery_names, permissions_for
 from celery_sharding.cli.exits import WrongUsage, explained
-from celery_sharding.cli.groups import choose_groups, find_sharding, open_backing
+from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding
 from celery_sharding.config import suggest
-from celery_sharding.errors import UnsupportedBroker
 
 
 @click.command("export")
@@ -42,8 +41,7 @@ def export(ctx: click.Context, group: str | None, form: str, users: tuple[str, .
     with explained():
         sharding = find_sharding(ctx)
         names = [each.name for each in choose_groups(sharding, group)]
-        if not open_backing(sharding).has_logs:
-            raise UnsupportedBroker("`shards export` is for RabbitMQ; this app's broker lives in its own processes")
+        check_has_logs(sharding, needed_by="export")
         allowed = [(name, _permissions(sharding.app, role, names)) for role, name in map(_read_user, users)]
         connection: Any = sharding.connect()
         plan = plan_export(names, virtual_host=connection.virtual_host or "/", users=allowed)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from celery_sharding.admin.management import open_management
-from celery_sharding.admin.snapshot import SCHEMA, to_json
+from celery_sharding.admin.moments import format_moment
+from celery_sharding.admin.snapshot_json import SCHEMA, to_json
 from celery_sharding.admin.watcher import Watcher
 from celery_sharding.config import check_shard
 from celery_sharding.errors import TopologyError, UnsupportedBroker
@@ -90,7 +90,7 @@ class Feed:
         return found | {
             "shard": shards[index],
             "trend": [
-                {"at": _moment(each.at), "lag_seconds": round(each.lag_seconds, 3), "done_rate": each.rate}
+                {"at": format_moment(each.at), "lag_seconds": round(each.lag_seconds, 3), "done_rate": each.rate}
                 for each in points
             ],
             "events": [_shown(event) for event in self.recent.events(queue)],
@@ -98,8 +98,4 @@ class Feed:
 
 
 def _shown(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {**event, "at": _moment(float(event["at"]))}
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {**event, "at": format_moment(float(event["at"]))}

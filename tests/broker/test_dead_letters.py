@@ -6,7 +6,6 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,6 @@ from celery_sharding.topology import Names, brief_channel
 pytestmark = pytest.mark.timeout(120)
 
 BY = "somebody@here"
-
-
-@pytest.fixture
-def names(group_name) -> Names:
-    return Names(group_name)
-
-
-@pytest.fixture
-def connect(broker_url) -> Callable[[], Connection]:
-    return lambda: Connection(broker_url)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from tornado.web import create_signed_value
 
 from celery_sharding.admin.dead_letters import discard
 from celery_sharding.admin.history import read_history
-from celery_sharding.admin.removal import delete_group
-from celery_sharding.admin.snapshot import read_snapshot, to_json
+from celery_sharding.admin.snapshot import read_snapshot
+from celery_sharding.admin.snapshot_json import to_json
 from celery_sharding.flower.mount import mount
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
@@ -30,28 +29,10 @@ USER = "ann:secret"
 TWO_LINES = "from celery_sharding.flower import install\ninstall()\n"
 
 
-@pytest.fixture(scope="module")
-def show(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Show]:
-    """A group with a worker."""
-    show = Show(f"t{uuid.uuid4().hex[:12]}", broker_url, tmp_path_factory.mktemp("show"))
-    show.worker()
-    yield show
-    show.kill_workers()
-    with Connection(broker_url) as connection:
-        delete_group(connection, show.group)
-
-
-@pytest.fixture(scope="module")
-def proxy(broker_url: str) -> Iterator[FaultProxy]:
-    """What stands between Flower and the broker."""
-    with FaultProxy(broker_url) as proxy:
-        yield proxy
-
-
 @pytest.fixture(scope="module", params=["installed", "2.0"])
-def flower(request: pytest.FixtureRequest, show: Show, proxy: FaultProxy) -> Iterator[FlowerServer]:
+def flower(request: pytest.FixtureRequest, show: Show, flowers_broker: FaultProxy) -> Iterator[FlowerServer]:
     """Flower behind a login and under a prefix, which has seen the group."""
-    env = show.env | {"SHOW_BROKER": proxy.url} | (show.old_flower() if request.param == "2.0" else {})
+    env = show.env | {"SHOW_BROKER": flowers_broker.url} | (show.old_flower() if request.param == "2.0" else {})
     options = [f"--basic-auth={USER}", "--url-prefix=flower"]
     with FlowerServer("shards flower", options, env=env, folder=show.folder, user=USER, prefix="/flower") as flower:
         wait_for(
@@ -211,8 +192,8 @@ def test_what_cannot_be_done_is_told_in_a_line_with_the_status_that_fits(flower,
     assert "Traceback" not in answer.text
 
 
-def test_without_a_broker_the_last_data_is_shown_with_its_age_and_nothing_is_done(flower, show, proxy):
-    proxy.refuse()
+def test_without_a_broker_the_last_data_is_shown_with_its_age_and_nothing_is_done(flower, show, flowers_broker):
+    flowers_broker.refuse()
     lost = wait_for(flower, "/shards/data", lambda found: found["error"])
     try:
         later = wait_for(flower, "/api/shards", lambda found: found["age_seconds"] > lost["age_seconds"])
@@ -223,7 +204,7 @@ def test_without_a_broker_the_last_data_is_shown_with_its_age_and_nothing_is_don
         assert (refused.status, "Traceback" in refused.text) == (503, False)
         assert "celery_sharding_up 0.0" in flower.ask("/metrics").text
     finally:
-        proxy.heal()
+        flowers_broker.heal()
     wait_for(flower, "/shards/data", lambda found: not found["error"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +11,8 @@ from flower_server import FlowerServer, Show
 from kombu import Connection
 
 from celery_sharding.admin.history import read_history
-from celery_sharding.admin.removal import delete_group
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, to_json
+from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.admin.snapshot_json import to_json
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
 
@@ -23,24 +22,8 @@ ROWS = ".shards-group tbody tr"
 
 
 @pytest.fixture(scope="module")
-def show(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Show]:
-    show = Show(f"t{uuid.uuid4().hex[:12]}", broker_url, tmp_path_factory.mktemp("show"))
-    show.worker()
-    yield show
-    show.kill_workers()
-    with Connection(broker_url) as connection:
-        delete_group(connection, show.group)
-
-
-@pytest.fixture(scope="module")
-def proxy(broker_url: str) -> Iterator[FaultProxy]:
-    with FaultProxy(broker_url) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def flower(show: Show, proxy: FaultProxy) -> Iterator[FlowerServer]:
-    with start(show, show.env | {"SHOW_BROKER": proxy.url}) as flower:
+def flower(show: Show, flowers_broker: FaultProxy) -> Iterator[FlowerServer]:
+    with start(show, show.env | {"SHOW_BROKER": flowers_broker.url}) as flower:
         yield flower
 
 
@@ -167,10 +150,10 @@ def test_in_read_only_mode_what_acts_is_off_and_says_why(browser, show):
         assert browser.run(state) == [True, "Off: Flower runs in read-only mode"]
 
 
-def test_a_lost_broker_is_told_with_the_age_of_what_is_still_shown(page, proxy):
+def test_a_lost_broker_is_told_with_the_age_of_what_is_still_shown(page, flowers_broker):
     assert not page.is_shown("#shards-banner")
 
-    proxy.refuse()
+    flowers_broker.refuse()
     try:
         page.wait_for(lambda page: page.is_shown("#shards-banner"))
         assert "The broker cannot be read" in page.text("#shards-banner")
@@ -178,7 +161,7 @@ def test_a_lost_broker_is_told_with_the_age_of_what_is_still_shown(page, proxy):
         assert len(column(page, 1)) == 8
         page.take_picture("shards-without-broker")
     finally:
-        proxy.heal()
+        flowers_broker.heal()
 
     page.wait_for(lambda page: not page.is_shown("#shards-banner"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import logging
 import threading
-from collections.abc import Callable
 
 import amqp
 import pytest
@@ -39,11 +38,6 @@ def names(connection, group_name) -> Names:
     with topology.brief_channel(connection) as channel:
         topology.declare_logs(channel, group_name)
     return Names(group_name)
-
-
-@pytest.fixture
-def connect(broker_url) -> Callable[[], Connection]:
-    return lambda: Connection(broker_url)
 
 
 def put(connection, stream, *bodies):

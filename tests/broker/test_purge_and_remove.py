@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import amqp
 import pytest
@@ -25,16 +24,6 @@ from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-def names(group_name) -> Names:
-    return Names(group_name)
-
-
-@pytest.fixture
-def connect(broker_url) -> Callable[[], Connection]:
-    return lambda: Connection(broker_url)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import amqp
 import pytest
@@ -26,16 +25,6 @@ from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 
 LONG_AGO = time.time() - 3_600
-
-
-@pytest.fixture
-def names(group_name) -> Names:
-    return Names(group_name)
-
-
-@pytest.fixture
-def connect(broker_url) -> Callable[[], Connection]:
-    return lambda: Connection(broker_url)
 
 
 @pytest.fixture

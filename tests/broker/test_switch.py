@@ -33,16 +33,6 @@ def group(group_name) -> ShardGroup:
     return ShardGroup(group_name, 4)
 
 
-@pytest.fixture
-def names(group_name) -> Names:
-    return Names(group_name)
-
-
-@pytest.fixture
-def connect(broker_url) -> Callable[[], Connection]:
-    return lambda: Connection(broker_url)
-
-
 class Publisher:
     """Publishes numbered messages, one after the other, and knows which of them were confirmed."""
 

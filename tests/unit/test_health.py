@@ -5,26 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from unit.rows import NOW, ROW
 
 from celery_sharding.admin.health import check_health
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.layout import OpenSwitch
 
-NOW = 1_000_000.0
-ROW = ShardStatus(
-    kind="live",
-    index=0,
-    queue="shards.orders.g001.000",
-    state="ok",
-    ready=3,
-    held=1,
-    running=1,
-    owner="a",
-    standbys=("b",),
-    lag_seconds=1.0,
-    lag_estimated=False,
-    since=NOW - 60,
-)
 GONE = replace(ROW, index=1, state="unowned", owner=None, standbys=(), held=None)
 SWITCH = OpenSwitch("recover", 2, 2, limbo=1, next_limbo=2, step=4, at=NOW - 300)
 

@@ -5,27 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from unit.rows import NOW, ROW
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
+from celery_sharding.admin.snapshot import GroupStatus
 from celery_sharding.cli.durations import format_duration, parse_duration
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.rows import DEFAULT_COLUMNS, describe_group, read_columns
-
-NOW = 1_000_000.0
-ROW = ShardStatus(
-    kind="live",
-    index=0,
-    queue="shards.orders.g001.000",
-    state="ok",
-    ready=3,
-    held=1,
-    running=1,
-    owner="a",
-    standbys=("b",),
-    lag_seconds=1.0,
-    lag_estimated=False,
-    since=NOW - 60,
-)
 
 
 @pytest.mark.parametrize(

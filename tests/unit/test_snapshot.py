@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, judge_group, to_json
+from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, judge_group
+from celery_sharding.admin.snapshot_json import to_json
 from celery_sharding.admin.vitals import fold_vitals
 from celery_sharding.journal import vitals_event
 from celery_sharding.layout import Layout, OpenSwitch, Segment
@@ -123,6 +124,16 @@ def test_a_paused_shard_is_paused_whoever_owns_it():
     assert [row.state for row in judge(layout=one, ready={Q1: 4}).shards] == ["unowned", "paused"]
     assert [row.state for row in judge(vitals("a", owned={Q0: owning()}), layout=whole).shards] == ["paused"] * 2
     assert (judge(layout=one).paused, judge(layout=whole).paused) == (False, True)
+
+
+def test_the_queues_of_an_earlier_generation_are_paused_with_the_shard_they_follow():
+    # Given a generation of three shards that is not drained, and after it one of two, of which shard 0 is paused
+    old, live = Segment("ring", 1, 3, ended=True), Segment("ring", 2, 2)
+    layout = Layout(offset=9, segments=(old, live), generation=2, shards=2, limbo=1, paused=frozenset({0}))
+
+    rows = judge(layout=layout, ready={queue: 1 for s in (old, live) for queue in s.queues(NAMES)}).earlier
+
+    assert [row.state for row in rows] == ["paused", "unowned", "paused"]
 
 
 def test_the_skew_is_the_busiest_shard_over_an_even_share():

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from celery_sharding import topology
-from celery_sharding.admin.doctor.broker import Reader, check_broker, unexamined
+from celery_sharding.admin.doctor.broker import check_broker, unexamined
 from celery_sharding.admin.doctor.finding import Finding, Patient
 from celery_sharding.admin.doctor.layout import (
     check_arguments,
@@ -25,9 +25,10 @@ from celery_sharding.admin.doctor.layout import (
     check_version,
 )
 from celery_sharding.admin.doctor.state import check_backlog, check_clocks, check_shards
+from celery_sharding.admin.management import Management
 from celery_sharding.errors import ManagementUnavailable
 
-__all__ = ["Finding", "Patient", "Reader", "examine"]
+__all__ = ["Finding", "Patient", "examine"]
 
 _CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     check_configuration,
@@ -39,7 +40,7 @@ _CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
 )
 
 
-def examine(patient: Patient, api: Reader | None, *, consumer_timeout_seconds: float) -> Iterator[Finding]:
+def examine(patient: Patient, api: Management | None, *, consumer_timeout_seconds: float) -> Iterator[Finding]:
     """Yield what is found in a group.
 
     Args:

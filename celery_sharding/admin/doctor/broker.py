@@ -7,34 +7,24 @@ broker may do anything to the group's names, so nothing here takes for granted t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
-from urllib.parse import quote, urlencode
+from typing import Any
+from urllib.parse import quote
 
 from celery_sharding import topology
-from celery_sharding.admin.doctor.finding import Finding, Patient, name_some
+from celery_sharding.admin.doctor.finding import Finding, Patient
 from celery_sharding.admin.doctor.layout import exchange_exists
 from celery_sharding.admin.doctor.policies import check_policies, read_policies
+from celery_sharding.admin.health import name_some
+from celery_sharding.admin.management import Management
 from celery_sharding.topology import RING_WEIGHT, Names
 
-_PAGE = 500
 _TAP = (
     "unbind it: what reaches it counts as routed, so messages that no shard took are lost in silence. To watch, read "
     "the journal"
 )
 
 
-class Reader(Protocol):
-    """The management API: `get("/api/nodes")`."""
-
-    def get(self, path: str) -> Any:
-        """Return the answer's JSON.
-
-        Raises:
-            ManagementUnavailable: There is none.
-        """
-
-
-def check_broker(patient: Patient, api: Reader, *, consumer_timeout_seconds: float) -> Iterator[Finding]:
+def check_broker(patient: Patient, api: Management, *, consumer_timeout_seconds: float) -> Iterator[Finding]:
     """Yield what the management API tells of a group.
 
     Args:
@@ -43,9 +33,9 @@ def check_broker(patient: Patient, api: Reader, *, consumer_timeout_seconds: flo
     Raises:
         ManagementUnavailable: It could not be asked.
     """
-    vhost = quote(patient.connection.virtual_host or "/", safe="")
+    vhost = api.virtual_host
     nodes = [node for node in api.get("/api/nodes") if isinstance(node, Mapping)]
-    queues = _read_queues(api, vhost, patient.names)
+    queues = api.list_queues(patient.names)
     yield from _check_nodes(nodes)
     yield from _check_bindings(patient, api, vhost)
     policies = [*read_policies(api.get(f"/api/policies/{vhost}"), operator=False)]
@@ -84,7 +74,7 @@ def _has_alarm(node: Mapping[str, Any]) -> bool:
     return bool(node.get("mem_alarm") or node.get("disk_free_alarm"))
 
 
-def _check_bindings(patient: Patient, api: Reader, vhost: str) -> Iterator[Finding]:
+def _check_bindings(patient: Patient, api: Management, vhost: str) -> Iterator[Finding]:
     names, layout = patient.names, patient.layout
     ring = names.ring(layout.generation)
     wanted = {names.publish: [(ring, "")], names.next: [], names.unrouted: [(names.limbo(layout.limbo), "")]}
@@ -170,15 +160,3 @@ def _check_replicas(
 def _is_passing(names: Names, queue: str) -> bool:
     """Tell whether a queue is one of those that live for the time of a command."""
     return queue == names.admin or queue.startswith(f"{names.publish}.locate.")
-
-
-def _read_queues(api: Reader, vhost: str, names: Names) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    pattern = "^" + names.publish.replace(".", r"\.") + r"\."
-    page, pages = 1, 1
-    while page <= pages:
-        query = {"disable_stats": "true", "enable_queue_totals": "true", "name": pattern, "use_regex": "true"}
-        listing = api.get(f"/api/queues/{vhost}?{urlencode({**query, 'page': page, 'page_size': _PAGE})}")
-        found += [each for each in listing.get("items", ()) if isinstance(each, Mapping)]
-        page, pages = page + 1, int(listing.get("page_count") or 1)
-    return found

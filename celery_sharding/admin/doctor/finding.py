@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,8 +13,6 @@ from celery_sharding.layout import Layout
 from celery_sharding.topology import Names
 
 Severity = Literal["error", "warning", "note", "ok"]
-
-_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +50,3 @@ class Patient:
 
 def unchecked(check: str, exc: TopologyError) -> Finding:
     return Finding("note", check, f"not checked: {exc.message.split(' (')[0]}", "run it as a user who may declare")
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Return the first few of `names`, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

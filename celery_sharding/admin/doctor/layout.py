@@ -10,14 +10,13 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 
 from celery_sharding import topology
-from celery_sharding.admin.doctor.finding import Finding, Patient, name_some, unchecked
+from celery_sharding.admin.doctor.finding import Finding, Patient, unchecked
+from celery_sharding.admin.health import SWITCH_SECONDS, name_some
 from celery_sharding.admin.switch import find_fault
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatch
 from celery_sharding.topology import RING_TYPE, brief_channel, explained
 
-# A step of a switch takes milliseconds.
-_SWITCH_SECONDS = 60.0
 _OLDEST, _BEST = (3, 10), (4, 0)
 
 
@@ -97,7 +96,7 @@ def check_layout(patient: Patient) -> Iterator[Finding]:
         yield Finding("ok", "layout", f"generation {layout.generation} is whole")
         return
     switch = layout.switch
-    if switch is not None and switch.at is not None and time.time() - switch.at < _SWITCH_SECONDS:
+    if switch is not None and switch.at is not None and time.time() - switch.at < SWITCH_SECONDS:
         yield Finding("note", "layout", f"{fault}, since a moment", "look again in a minute")
     else:
         yield Finding(

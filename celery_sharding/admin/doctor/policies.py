@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery_sharding.admin.doctor.finding import Finding, Severity, name_some
+from celery_sharding.admin.doctor.finding import Finding, Severity
+from celery_sharding.admin.health import name_some
 from celery_sharding.config import ShardGroup
 from celery_sharding.topology import DELIVERY_LIMIT, Names
 

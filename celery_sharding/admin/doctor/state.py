@@ -6,7 +6,8 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-from celery_sharding.admin.doctor.finding import Finding, Patient, Severity, name_some
+from celery_sharding.admin.doctor.finding import Finding, Patient, Severity
+from celery_sharding.admin.health import name_some
 from celery_sharding.admin.judging import STATES
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
 from celery_sharding.admin.vitals import FRESH_SECONDS
