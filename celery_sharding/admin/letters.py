@@ -71,6 +71,11 @@ class DeadLetter:
     body: bytes
     properties: Mapping[str, Any]
 
+    @property
+    def why(self) -> str:
+        """Why it died, in a line: the reason, and the error if there is one."""
+        return " ".join(f"{self.reason}: {self.error}".split()) if self.error else self.reason
+
 
 def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
     """Return what `message`, from the dead-letter queue of a group, says."""

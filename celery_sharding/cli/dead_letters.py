@@ -113,7 +113,7 @@ def show(ctx: click.Context, group: str, letter_id: str, body: bool, as_json: bo
 @click.argument("group")
 @click.argument("ids", nargs=-1, metavar="[ID]…")
 @click.option("--all", "every", is_flag=True, help="All that have a key.")
-@click.option("--reason", help="With --all: only those whose reason contains this.")
+@click.option("--reason", help="With --all: only those whose REASON, as `list` shows it, contains this.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def replay_letters(
@@ -165,7 +165,7 @@ def replay_letters(
 @click.argument("group")
 @click.argument("ids", nargs=-1, metavar="[ID]…")
 @click.option("--all", "every", is_flag=True, help="All of them.")
-@click.option("--reason", help="With --all: only those whose reason contains this.")
+@click.option("--reason", help="With --all: only those whose REASON, as `list` shows it, contains this.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def discard_letters(
@@ -208,7 +208,7 @@ def _choose(
         return _pick(group, found, ids)
     if found.more:
         click.echo(f"{found.more} letters are beyond the first {LETTERS_MAX}; repeat this for them", err=True)
-    return [letter for letter in found.letters if reason is None or reason in letter.reason]
+    return [letter for letter in found.letters if reason is None or reason in letter.why]
 
 
 def _pick(group: str, found: Listing, ids: Sequence[str]) -> list[DeadLetter]:
@@ -253,7 +253,7 @@ def _describe_listing(name: str, found: Listing) -> list[str]:
             letter.task_id or "-",
             letter.key or "-",
             str(letter.attempts),
-            _shorten(f"{letter.reason}: {letter.error}" if letter.error else letter.reason),
+            _shorten(letter.why),
         )
         for letter in found.letters
     ]

@@ -128,7 +128,7 @@ WRONG = [
     (("describe", "GROUP/2"), "has the shards 0 to 1"),
     (("describe", "GROUP.999"), "has the shards 0 to 1"),
     (("describe", "GROUP"), "name a shard of it, as GROUP/0"),
-    (("describe", "GROUP/x"), "is no shard; write it as GROUP/3"),
+    (("describe", "GROUP/x"), "is no shard of 'GROUP'; name one as GROUP/0"),
     (("describe", "GROUPx/0"), "did you mean 'GROUP'"),
 ]
 
