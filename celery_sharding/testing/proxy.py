@@ -85,11 +85,14 @@ class FaultProxy:
             self._end(pair, reset=True)
 
     def cut(self, *, reset: bool = False) -> None:
-        """Close all open connections, with a reset (RST) if told so."""
+        """Close all open connections, with a reset (RST) if told so; on return the peers' sockets have it."""
         with self._changed:
             pairs = list(self._pairs)
         for pair in pairs:
             self._end(pair, reset=reset)
+        # A thread inside recv() holds its socket open, so the reset leaves only with the last of them.
+        for thread in [thread for pair in pairs for thread in pair.threads]:
+            thread.join(_JOIN_SECONDS)
 
     def wait_for(
         self, direction: Direction, *, passed: int = 0, swallowed: int = 0, timeout_seconds: float = 20.0
@@ -146,12 +149,16 @@ class FaultProxy:
                 client.close()
                 continue
             pair = _Pair(client, server)
+            for direction in Direction:
+                pair.threads.append(
+                    threading.Thread(
+                        target=self._pump, args=(pair, direction), name=f"fault-proxy {direction.value}", daemon=True
+                    )
+                )
             with self._changed:
                 self._pairs.add(pair)
-            for direction in Direction:
-                threading.Thread(
-                    target=self._pump, args=(pair, direction), name=f"fault-proxy {direction.value}", daemon=True
-                ).start()
+                for thread in pair.threads:
+                    thread.start()
 
     def _pump(self, pair: _Pair, direction: Direction) -> None:
         source, sink = (pair.client, pair.server) if direction is Direction.TO_SERVER else (pair.server, pair.client)
@@ -192,5 +199,6 @@ class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
         self.server = server
+        self.threads: list[threading.Thread] = []
         self.has_hole = False
         self.ended = False
