@@ -21,8 +21,8 @@ from celery_sharding.publisher import Publisher
 
 if TYPE_CHECKING:
     from celery_sharding.extension import Sharding
+    from celery_sharding.worker.log import Log
     from celery_sharding.worker.log_writer import LogWriter
-    from celery_sharding.worker.runs import Log
 
 RABBITMQ = ("amqp",)
 EMBEDDED = ("memory", "sql")

@@ -20,7 +20,7 @@ from celery_sharding.topology import Names
 
 if TYPE_CHECKING:
     from celery_sharding.extension import Sharding
-    from celery_sharding.worker.runs import Record
+    from celery_sharding.worker.log import Record
 
 _PAUSE_SECONDS = 0.1
 _LOG_PATIENCE_SECONDS = 30.0

@@ -27,7 +27,7 @@ from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.lanes import Entry, Lanes, State
 
 if TYPE_CHECKING:
-    from celery_sharding.worker.runs import Log, Record
+    from celery_sharding.worker.log import Log, Record
     from celery_sharding.worker.shard import Shard
 
 AHEAD_SECONDS = 0.5

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from celery_sharding.journal import Attempt, AttemptLog
 from celery_sharding.streams import NONCE, decode
-from celery_sharding.worker.runs import Log
+from celery_sharding.worker.log import Log
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from celery_sharding.keys import GROUP_HEADER, KEY_HEADER
 from celery_sharding.worker.delivery import Delivery
 
 if TYPE_CHECKING:
-    from celery_sharding.worker.runs import Log
+    from celery_sharding.worker.log import Log
 
 logger = logging.getLogger(__name__)
 

@@ -30,17 +30,17 @@ from celery_sharding.worker.attempts import Attempts
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.departures import Departures
 from celery_sharding.worker.gates import Gate, gate_for
+from celery_sharding.worker.log import Log
 from celery_sharding.worker.ownership import Balancer, Member
-from celery_sharding.worker.runs import Log, Runs
+from celery_sharding.worker.runs import Runs
 from celery_sharding.worker.shard import Shard
+from celery_sharding.worker.vitals import describe_owned
 from celery_sharding.worker.wanted import find_blocked, find_paused, find_wanted
 
 logger = logging.getLogger(__name__)
 
 _OWNER_SILENT_SECONDS = 4.0
 _FREEZE_POLL_SECONDS = 0.05
-# Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
-_TIMES_EVERY = 5
 
 
 class GroupConsumer:
@@ -85,7 +85,6 @@ class GroupConsumer:
         self._connection: Any = None
         self._tails: list[Tail] = []
         self._ticks = 0
-        self._owned_since: dict[Shard, float] = {}
         self._blocked: list[str] = []
         self._probed_at: dict[str, float] = {}
         self._stopping = False
@@ -233,25 +232,10 @@ class GroupConsumer:
         self._call_soon(self._apply_layout)  # it may be wanted again meanwhile
 
     def _vitals(self, now: float) -> dict[str, Any]:
-        owned = {}
         self._ticks += 1
-        for queue, shard in list(self.shards.items()):
-            if shard.owned:
-                running = self._runs.lanes.running(shard)
-                waiting = next((e.item.delivery.sent_at for e in self._runs.lanes.waiting(shard)), None)
-                newest = shard.newest_sent_at
-                owned[queue] = {
-                    "index": shard.index,
-                    "held": len(shard.held),
-                    "running": running,
-                    "lag_seconds": None if waiting is None else max(0.0, round(now - waiting, 3)),
-                    "prefetch": self._prefetch,
-                    "behind_seconds": None if newest is None else max(0.0, round(now - newest, 3)),
-                    **shard.counted(with_times=(self._ticks + shard.index) % _TIMES_EVERY == 0),
-                }
-        standby = [queue for queue, shard in list(self.shards.items()) if not shard.owned]
-        if self._stopping:
-            standby = []
+        shards = list(self.shards.values())
+        owned = describe_owned(shards, self._runs.lanes, now=now, tick=self._ticks, prefetch=self._prefetch)
+        standby = [] if self._stopping else [shard.queue for shard in shards if not shard.owned]
         return vitals_event(self._node, self.layout.generation, owned=owned, standby=standby, at=now)
 
     def _on_manifest(self, body: bytes, offset: int) -> None:

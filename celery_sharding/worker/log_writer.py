@@ -35,7 +35,7 @@ from celery_sharding.errors import LogError
 from celery_sharding.streams import encode
 
 if TYPE_CHECKING:
-    from celery_sharding.worker.runs import Record
+    from celery_sharding.worker.log import Record
 
 logger = logging.getLogger(__name__)
 

@@ -21,22 +21,19 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from celery.worker.state import task_ready, task_reserved
 
-from celery_sharding.journal import (
-    failure_event,
-    retry_event,
-    settled_event,
-)
+from celery_sharding.journal import failure_event, retry_event, settled_event
 from celery_sharding.worker.acks import Acks
-from celery_sharding.worker.announcements import Announcements, begun_before
+from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.burial import store_dead_letter
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.judging import Judge
 from celery_sharding.worker.lanes import Entry, Lanes, State
-from celery_sharding.worker.retry import InPlaceRetry, decode_call, encode_call
-from celery_sharding.worker.suspects import Suspects
+from celery_sharding.worker.log import Log
+from celery_sharding.worker.retry import InPlaceRetry, encode_call
 from celery_sharding.worker.turn import Turn
 
 if TYPE_CHECKING:
@@ -47,28 +44,6 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.01
 _LIFE_SECONDS = 0.5
 _PAUSE_SECONDS = 1.0
-
-Record = tuple[str, dict[str, Any], Callable[[], None]]
-
-
-class Log(Protocol):
-    """Where runs write what must survive the worker."""
-
-    def append(
-        self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
-    ) -> None: ...
-
-    def append_all(self, records: list[Record]) -> None: ...
-
-    def put(
-        self,
-        queue: str,
-        body: bytes,
-        then: Callable[[], None] | None = None,
-        *,
-        optional: bool = False,
-        **properties: Any,
-    ) -> None: ...
 
 
 class Runs:
@@ -103,7 +78,7 @@ class Runs:
         self._acks = None if call_soon is None or read is not None else Acks(call_after)
         self._starts_at_once = None if read is None else 1
         self.announcements = Announcements(log, self.lanes)
-        self._suspects = Suspects()
+        self._judge = Judge(self, begin=self._begin, hold_for=self._hold_for)
         self._on_idle: Callable[[Shard], None] | None = None
         self._submit = submit
         self._call_after = call_after
@@ -263,8 +238,7 @@ class Runs:
                 kill(request.worker_pid)
 
     def _pump(self) -> None:
-        for entry in self._suspects.take_ready():
-            self.lanes.due(entry)
+        self._judge.release()
         self.lanes.pump(self._starts_at_once)
         self.announcements.announce_next()
         if self._acks is not None and not self.lanes.is_full():
@@ -277,11 +251,8 @@ class Runs:
         delivery: Delivery = request.delivery
         if not delivery.redelivered or delivery.is_judged:
             self._begin(entry)
-        elif delivery.shard.knows_attempts():
-            self._judge(delivery, entry)
         else:
-            # It keeps its slot meanwhile, and until its attempt is recorded: only what is about to begin is.
-            delivery.shard.attempts.when_complete(lambda: self._judge(delivery, entry))
+            self._judge.judge(entry)
 
     def _begin(self, entry: Entry) -> None:
         """Hand a run to the pool, unless something speaks against it for the moment."""
@@ -307,52 +278,6 @@ class Runs:
     def _hold_for(self, entry: Entry, seconds: float) -> None:
         if self.lanes.hold(entry):
             self._call_after(seconds, partial(self.lanes.due, entry))
-
-    def _judge(self, delivery: Delivery, entry: Entry) -> None:
-        """Find out how often a redelivered message was begun, and record that it begins again."""
-        if entry.state is not State.RUNNING:
-            self.leave_orphan(delivery)
-            return
-        known = delivery.shard.attempts.get(delivery.task_id or "")
-        if known is not None and (left_seconds := known.left_seconds(time.time())):
-            # A retry that waited when its shard changed hands; it is judged when it is due.
-            self._hold_for(entry, left_seconds)
-            return
-        begun, most = begun_before(known, delivery), delivery.shard.group.max_attempts
-        if begun < most and not self._may_begin(entry, is_last_chance=begun == most - 1 and begun >= 2):
-            return
-        delivery.is_judged = True
-        request = entry.item
-        if known is not None and known.retries > request.request_dict.get("retries", 0):
-            entry.item = request = request.rebuild(
-                retries=known.retries,
-                body=None if known.body is None else decode_call(request, known),
-                time_limits=known.time_limits,
-            )
-        if begun >= most:
-            delivery.attempts = begun
-            reason = f"begun {begun} times and never finished"
-            self.bury(request, reason)
-            request.store_failure(reason)
-        else:
-            self.announcements.record(delivery, begun, partial(self._begin_judged, entry))
-
-    def _may_begin(self, entry: Entry, *, is_last_chance: bool) -> bool:
-        """Say whether a suspect may begin; if not, it waits for others to end, and is judged again then."""
-        if self._suspects.begin(entry, is_last_chance=is_last_chance):
-            return True
-        if self.lanes.hold(entry):
-            self._suspects.wait(entry, is_last_chance=is_last_chance)
-            self.turn.end_soon()
-        return False
-
-    def _begin_judged(self, entry: Entry) -> None:
-        if entry.state is not State.RUNNING:
-            self.leave_orphan(entry.item.delivery)
-        elif self.lanes.is_frozen(entry.source):
-            self.lanes.again(entry)
-        else:
-            self._begin(entry)
 
     def _hold(self, delivery: Delivery, again: Any) -> bool:
         entry = delivery.entry

@@ -35,7 +35,8 @@ from celery_sharding.worker.gates import Gate
 
 if TYPE_CHECKING:
     from celery_sharding.worker.attempts import Attempts
-    from celery_sharding.worker.runs import Log, Runs
+    from celery_sharding.worker.log import Log
+    from celery_sharding.worker.runs import Runs
 
 logger = logging.getLogger(__name__)
 

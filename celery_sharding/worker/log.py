@@ -1,0 +1,31 @@
+"""What a worker writes with that must survive it: a `LogWriter`, or on the embedded broker what stands in for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Record = tuple[str, dict[str, Any], Callable[[], None]]
+
+
+class Log(Protocol):
+    """Writes in the background, each stream in the order of the calls; `then` is called when the broker has it.
+
+    What is optional may be dropped when too much waits.
+    """
+
+    def append(
+        self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
+    ) -> None: ...
+
+    def append_all(self, records: list[Record]) -> None: ...
+
+    def put(
+        self,
+        queue: str,
+        body: bytes,
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        **properties: Any,
+    ) -> None: ...
