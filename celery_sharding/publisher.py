@@ -27,8 +27,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from amqp.exceptions import AccessRefused, AMQPError
 from kombu import Connection
@@ -36,15 +35,11 @@ from kombu import Connection
 from celery_sharding.admin.switch import ensure_fixed
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import (
-    BrokerBlocked,
     BrokerUnavailable,
-    Nacked,
-    OutcomeUnknown,
-    PublishError,
-    Unroutable,
 )
 from celery_sharding.keys import SENT_AT_HEADER
 from celery_sharding.link import Answer, Fate, Link
+from celery_sharding.publish_call import Call
 from celery_sharding.topology import Names, fixed_exists
 
 IDLE_LINKS_MAX = 10
@@ -97,7 +92,7 @@ class Publisher:
             PublishError: As the module says; `task_id` and `group` tell which message.
             TopologyError: The group's exchanges are missing and could not be declared. Nothing was sent.
         """
-        call = _Call(group, f"task {headers.get('task')}[{task_id}] of group {group!r}", task_id)
+        call = Call(group, f"task {headers.get('task')}[{task_id}] of group {group!r}", task_id)
         deadline = time.monotonic() + (timeout_seconds or self._timeout_seconds)
         refused = unsent = 0
         while True:
@@ -134,7 +129,7 @@ class Publisher:
                     continue
             raise call.failed(answer) from answer.cause
 
-    def _take(self, call: _Call, deadline: float, *, fresh: bool) -> Link:
+    def _take(self, call: Call, deadline: float, *, fresh: bool) -> Link:
         """Take a live link for this thread alone; a new one if none is idle, or if it has to be `fresh`.
 
         While the broker blocks publishers, take one that it has told so, or wait until another thread brings it back,
@@ -170,7 +165,7 @@ class Publisher:
                     raise call.blocked()
         return self._open(call, deadline)
 
-    def _open(self, call: _Call, deadline: float) -> Link:
+    def _open(self, call: Call, deadline: float) -> Link:
         try:
             link = Link(
                 self._connect(),
@@ -185,7 +180,7 @@ class Publisher:
         self._links.add(link)
         return link
 
-    def _look(self, link: Link, call: _Call, deadline: float) -> Answer | None:
+    def _look(self, link: Link, call: Call, deadline: float) -> Answer | None:
         """See once on every link that the group can be published to, and declare it if need be.
 
         Returns:
@@ -262,63 +257,6 @@ class Publisher:
 
 
 _CONNECT_OPTIONS = frozenset({"max_retries", "interval_start", "interval_step", "interval_max"})
-
-
-_E = TypeVar("_E", bound=PublishError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """Which message it is about, and the errors that its publish may end in."""
-
-    group: str
-    label: str
-    task_id: str | None
-
-    @property
-    def exchange(self) -> str:
-        return Names(self.group).publish
-
-    def blocked(self) -> BrokerBlocked:
-        return self._error(
-            BrokerBlocked, "was not sent: the broker blocks publishers (memory or disk alarm, see its log)"
-        )
-
-    def unavailable(self, cause: object) -> BrokerUnavailable:
-        return self._error(BrokerUnavailable, f"was not sent: {cause}; check that the broker is up")
-
-    def failed(self, answer: Answer) -> PublishError:
-        if answer.fate is Fate.UNKNOWN:
-            return self._error(
-                OutcomeUnknown,
-                f"was sent, but not confirmed ({answer.cause}); it may have arrived. Sending it again with the same "
-                "task id is safe only for a task under @deduplicate, and may then arrive behind later tasks",
-            )
-        if answer.fate is Fate.RETURNED:
-            return self._error(
-                Unroutable,
-                f"was returned by the broker: nothing behind the exchange {self.exchange!r} takes it; run `celery "
-                "shards declare`",
-            )
-        if answer.fate is Fate.NACKED:
-            return self._error(
-                Nacked,
-                "was refused by the broker again and again, and is not stored; a queue of the group may be full (a "
-                "policy with max-length) or without a leader, see the broker's log",
-            )
-        if answer.is_gone:
-            return self._error(
-                Unroutable,
-                f"is not stored: the exchange {self.exchange!r} is gone again and again; does someone delete it?",
-            )
-        if answer.is_unsent:
-            return self.unavailable(answer.cause)
-        if answer.fate is Fate.BLOCKED:
-            return self.blocked()
-        return self._error(PublishError, f"was refused and is not stored: {answer.cause}")
-
-    def _error(self, cls: type[_E], text: str) -> _E:
-        return cls(f"{self.label} {text}", task_id=self.task_id, group=self.group)
 
 
 def _forget_in_child(publisher: weakref.ref[Publisher]) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """Making a group's layout whole: the first start, and recovery of a lost ring.
 
 `find_fault` looks; `ensure_group` and `ensure_fixed` look, too, and put right what they find: declare the fixed part,
-carry on a switch that someone began, take in what the manifest forgot, recover a lost ring (`steps`), and give every
-segment before the last its end markers (`endings`). A segment is never ended while a switch is open.
+carry on a switch that someone began, take in what the manifest forgot (`adopting`), recover a lost ring (`steps`), and
+give every segment before the last its end markers (`endings`). A segment is never ended while a switch is open.
 
 Whatever is done is done under the group's lock, on the lock's connection, after the manifest was read again. That holds
 for the fixed part, too: a publisher that was slow would otherwise bind a limbo which the group has left.
@@ -14,14 +14,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
 
 from celery_sharding import topology
+from celery_sharding.admin.adopting import adopt_unknown, exists_beyond, first_existing
 from celery_sharding.admin.endings import end_segment
-from celery_sharding.admin.steps import FLIPS, GRACE_SECONDS, RECOVER, begin_recovery, carry_on
+from celery_sharding.admin.steps import GRACE_SECONDS, begin_recovery, carry_on
 from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import (
@@ -37,7 +37,7 @@ from celery_sharding.errors import (
 from celery_sharding.layout import Layout
 from celery_sharding.lock import TopologyLock, reachable
 from celery_sharding.manifest import load, write
-from celery_sharding.topology import Names, Opener, brief_channel, explained
+from celery_sharding.topology import Names, Opener, brief_channel
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
         return f"the ring g{layout.generation:03d} is gone"
     if missing := topology.missing_shards(connection, names, layout.generation, layout.shards):
         return f"the shard queues {', '.join(map(str, missing))} of g{layout.generation:03d} are gone"
-    if _exists_beyond(connection, names, layout):
+    if exists_beyond(connection, names, layout):
         return "the broker holds queues that the manifest does not know"
     waiting = topology.count_ready(connection, names.limbo(layout.limbo))
     if waiting != 0:
@@ -214,7 +214,7 @@ def _repair_once(connection: Opener, group: ShardGroup, layout: Layout, by: str)
         with brief_channel(connection) as channel:
             topology.declare_logs(channel, group.name)
     if layout.switch is None:
-        layout = _adopt_unknown(connection, group, layout, by, ahead)
+        layout = adopt_unknown(connection, group, layout, by, ahead)
     layout = carry_on(connection, group, layout, by=by)
     if _needs_ring(connection, names, layout):
         layout = carry_on(connection, group, begin_recovery(connection, group, layout, by=by), by=by)
@@ -253,48 +253,10 @@ def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: s
     if layout.limbo and (layout.generation == 0 or layout.cut_off):
         return layout  # recorded by someone who did not get to the end of it
     names = Names(group.name)
-    limbo = layout.limbo or _first_existing(connection, names.limbo, 1, ahead) or 1
+    limbo = layout.limbo or first_existing(connection, names.limbo, 1, ahead) or 1
     with brief_channel(connection) as channel:
         topology.declare_logs(channel, group.name)
     return write(connection, names, layout, {"event": "created", "limbo": limbo}, by=by)
-
-
-def _adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:
-    """Take generations and limbos into the chain that exist on the broker, but not in the manifest.
-
-    Streams are not flushed to disk at once: a broker that lost power may have forgotten the last events, though the
-    queues they announced are there. How far that switch had come is unknown, so it counts as flipped, and what is not
-    routed goes to a limbo that is certainly the last. Publishers may get a moment of errors, but nothing is doubled.
-    """
-    names = Names(group.name)
-    while _exists_beyond(connection, names, layout, ahead):
-        found = _first_existing(connection, partial(names.shard, index=0), layout.generation + 1, ahead)
-        generation = found or layout.generation + 1
-        there = _count_existing(connection, names, generation)
-        for queue in (names.shard(generation, index) for index in range(there)):
-            topology.check_queue(connection, group, queue)
-        switch = {
-            "event": "switch",
-            "kind": RECOVER,
-            "generation": generation,
-            "shards": max(there, layout.shards or group.shards),
-            "limbo": layout.limbo,
-            "next_limbo": layout.limbo + 1,
-            "queue_type": group.queue_type,
-            "step": FLIPS[RECOVER],
-            "adopted": True,
-        }
-        rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
-        layout = write(connection, names, layout, switch, by=by)
-        with brief_channel(connection) as channel, explained(group.name, names.unrouted):
-            topology.declare_limbo(channel, group, layout.limbo - 1)
-            topology.declare_limbo(channel, group, layout.limbo)
-            channel.queue_unbind(names.limbo(layout.limbo - 1), names.unrouted, "")
-            channel.queue_bind(names.limbo(layout.limbo), names.unrouted, "")
-            for ring in rings:
-                channel.exchange_unbind(names.ring(ring), names.publish, "")
-        layout = carry_on(connection, group, layout, by=by)
-    return layout
 
 
 def check_queue_type(group: ShardGroup, layout: Layout) -> None:
@@ -308,26 +270,6 @@ def check_queue_type(group: ShardGroup, layout: Layout) -> None:
             actual=live.queue_type,
             expected=group.queue_type,
         )
-
-
-def _exists_beyond(connection: Opener, names: Names, layout: Layout, ahead: int = 1) -> bool:
-    first_shard = partial(names.shard, index=0)
-    return (
-        _first_existing(connection, names.limbo, layout.limbo + 1, ahead) is not None
-        or _first_existing(connection, first_shard, layout.generation + 1, ahead) is not None
-    )
-
-
-def _first_existing(connection: Opener, name: Callable[[int], str], start: int, ahead: int) -> int | None:
-    numbers = range(start, start + ahead)
-    return next((number for number in numbers if topology.queue_exists(connection, name(number))), None)
-
-
-def _count_existing(connection: Opener, names: Names, generation: int) -> int:
-    count = 0
-    while topology.queue_exists(connection, names.shard(generation, count)):
-        count += 1
-    return count
 
 
 @contextlib.contextmanager
