@@ -173,8 +173,7 @@ def test_a_task_in_a_pool_process_publishes_to_another_key(shop: Shop) -> None:
 
 def test_a_child_that_is_forked_beside_a_transaction_publishes(shop: Shop) -> None:
     # Given a process with a thread that publishes, declares, or consumes
-    script = Path(__file__).with_name("forking_process.py")
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(script)]
+    command = [sys.executable, str(Path(__file__).with_name("forking_process.py"))]
     # When it forks in the middle of that, and its child publishes
     done = subprocess.run(command, env={**os.environ, **shop.env}, check=False, capture_output=True, text=True)
     # Then no child hangs or fails, whatever the thread did
