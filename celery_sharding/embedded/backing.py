@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.config import ShardGroup
+from celery_sharding.embedded.gate import gate
 from celery_sharding.embedded.memory import MemoryStore
 from celery_sharding.embedded.ring import register
 from celery_sharding.embedded.stores import Store
@@ -132,7 +133,6 @@ class Outlet:
     def __init__(self, connect: Callable[[], Any], store: Store) -> None:
         self._connect = connect
         self._store = store
-        self._lock = threading.RLock()
         self._connection: Any = None
         self._channel: Any = None
         self._arranged: set[str] = set()
@@ -140,7 +140,7 @@ class Outlet:
 
     def arrange(self, group: ShardGroup) -> None:
         """Make the queues and bindings of the group, whatever was done before."""
-        with self._lock:
+        with gate:
             self._arranged.discard(group.name)
             self._arrange(self._open(), group)
 
@@ -162,7 +162,7 @@ class Outlet:
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            with self._lock:
+            with gate:
                 try:
                     channel = self._open()
                     if arranged is not None:

@@ -18,7 +18,6 @@ import fcntl
 import json
 import logging
 import os
-import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -30,6 +29,7 @@ from kombu import Connection
 from kombu.transport import sqlalchemy as kombu_sql
 from sqlalchemy.exc import DBAPIError
 
+from celery_sharding.embedded.gate import gate
 from celery_sharding.embedded.ring import bind_shards
 from celery_sharding.embedded.stores import ShardMessage, held, mismatch
 from celery_sharding.errors import LockHeld, UnsupportedBroker
@@ -41,7 +41,35 @@ _LOCK_WAIT_SECONDS = 2.0
 _BATCH = 500
 
 
-class SqlShardChannel(kombu_sql.Channel):
+class SqlChannel(kombu_sql.Channel):
+    """kombu's own, inside the gate wherever it reads or writes."""
+
+    def _open(self) -> Any:
+        with gate:
+            return super()._open()
+
+    def _new_queue(self, queue: str, **kwargs: Any) -> None:
+        with gate:
+            super()._new_queue(queue, **kwargs)
+
+    def _put(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        with gate:
+            super()._put(queue, *args, **kwargs)
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        with gate:
+            return super()._get(queue)
+
+    def _size(self, queue: str) -> Any:
+        with gate:
+            return super()._size(queue)
+
+    def _purge(self, queue: str) -> Any:
+        with gate:
+            return super()._purge(queue)
+
+
+class SqlShardChannel(SqlChannel):
     """Reads shard queues; only under the lock of their group."""
 
     Message = ShardMessage
@@ -53,13 +81,12 @@ class SqlShardChannel(kombu_sql.Channel):
         self._held: dict[str, int] = {}
         self._redelivered: set[int] = set()
         self._settled: deque[int] = deque()
-        self._deleting = threading.Lock()
         self._engine: sa.Engine = self._open()[0]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> None:
         """Consume `queue`, beginning with what a worker held when it was killed."""
         messages, queues = self.message_cls.__table__, self.queue_cls.__table__
-        with self._engine.begin() as database:
+        with gate, self._engine.begin() as database:
             found = database.execute(sa.select(queues.c.id).where(queues.c.name == queue)).scalar_one()
             left = messages.c.queue_id == found, messages.c.visible.is_(False)
             self._redelivered.update(database.execute(sa.select(messages.c.id).where(*left)).scalars())
@@ -81,7 +108,7 @@ class SqlShardChannel(kombu_sql.Channel):
             messages = self.message_cls.__table__
             rows = list(self._held.values())
             try:
-                with self._engine.begin() as database:
+                with gate, self._engine.begin() as database:
                     for start in range(0, len(rows), _BATCH):
                         batch = messages.c.id.in_(rows[start : start + _BATCH])
                         database.execute(sa.update(messages).where(batch).values(visible=True))
@@ -94,7 +121,7 @@ class SqlShardChannel(kombu_sql.Channel):
         messages = self.message_cls.__table__
         self._delete_settled()
         try:
-            with self._engine.begin() as database:
+            with gate, self._engine.begin() as database:
                 row = database.execute(
                     sa.select(messages.c.id, messages.c.payload)
                     .where(messages.c.queue_id == self._queue_ids[queue], messages.c.visible.is_(True))
@@ -120,7 +147,7 @@ class SqlShardChannel(kombu_sql.Channel):
         if not self._settled:
             return
         messages = self.message_cls.__table__
-        with self._deleting:
+        with gate:
             rows = list(self._settled)
             try:
                 with self._engine.begin() as database:
@@ -153,6 +180,8 @@ class SqlStore:
                 "shard groups on sqla+sqlite need the path of a file, sqla+sqlite:///FILE, that worker and publishers "
                 "share; within one process memory:// serves"
             )
+        # The worker reads its ordinary queues from the same file; they must not be in the middle of it either.
+        kombu_sql.Transport.Channel = SqlChannel
         self._file = Path(url.database).absolute()
         self._locks: dict[str, tuple[str, IO[str]]] = {}
 

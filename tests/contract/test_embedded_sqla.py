@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +169,15 @@ def test_a_task_in_a_pool_process_publishes_to_another_key(shop: Shop) -> None:
     # Then what they published runs, too, in order
     assert shop.trace.wait_for(20), shop.verdict()
     assert shop.verdict().is_clean, shop.verdict()
+
+
+def test_a_child_that_is_forked_beside_a_transaction_publishes(shop: Shop) -> None:
+    # Given a process with a thread that publishes, declares, or consumes
+    command = [sys.executable, str(Path(__file__).with_name("forking_process.py"))]
+    # When it forks in the middle of that, and its child publishes
+    done = subprocess.run(command, env={**os.environ, **shop.env}, check=False, capture_output=True, text=True)
+    # Then no child hangs or fails, whatever the thread did
+    assert done.stdout == "[0, 0, 0, 0]\n", done
 
 
 def test_a_retry_holds_its_key_and_no_other(shop: Shop) -> None:
