@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ def read_app() -> str:
     return re.findall(r"^```python\n(# shop\.py\n.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
 
 
+@cache
 def read_objects(path: Path) -> list[Object]:
-    """Return the objects in a file."""
+    """Return the objects in a file; not to be changed."""
     return list(yaml.safe_load_all(path.read_text()))
 
 
