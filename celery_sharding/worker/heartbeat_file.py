@@ -148,9 +148,6 @@ class HeartbeatStep(bootsteps.StartStopStep):
         if type(c.pool).__module__ == SOLO:
             keep_pulse(c.pool, self._file)
 
-    def start(self, c: Any) -> None:
-        """Nothing is left to be done."""
-
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Note each second that the event loop turns."""
         self._timer = c.timer.call_repeatedly(BEAT_SECONDS, partial(self._turn, c))
