@@ -32,6 +32,8 @@ NOT_RUN = {
     "make": "takes minutes and has tests of its own; that the target exists is checked",
     "pip": "installs packages; that the extras exist is checked",
     "rabbitmq-plugins": "changes the broker, on whose machine it must run",
+    "sudo": "changes the system; that the files exist is checked",
+    "kubectl": "changes a cluster; that the files exist is checked",
 }
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _STEP = re.compile(rf"{_FENCE.pattern}|^## (?P<heading>[^\n]*)$", re.MULTILINE | re.DOTALL)
@@ -196,7 +198,10 @@ class Reader:
 
 
 def check_command(words: list[str], where: str) -> None:
-    """Check a command that is not run: that the targets and extras which it names exist."""
+    """Check a command that is not run: that the targets, extras and files which it names exist."""
+    for word in words[1:]:
+        if word.startswith("deploy/"):
+            assert list(ROOT.glob(word)), f"{where}: there is no {word}"
     if words[0] == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         for word in words[1:]:

@@ -20,6 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from shops import Shop
 from store_servers import Server
+from unit.deployed import find_object
 
 from celery_sharding.metrics import table
 from celery_sharding.testing.processes import find_free_port, wait_until
@@ -145,6 +146,11 @@ def dashboard_queries(group: str) -> list[str]:
     return [text.replace("$group", group).replace("$__rate_interval", "10s").replace("[1h]", "[60s]") for text in texts]
 
 
+def scaling_query(group: str) -> str:
+    [trigger] = find_object("ScaledObject", "shop-workers")["spec"]["triggers"]
+    return trigger["metadata"]["query"].replace('"orders"', f'"{group}"')
+
+
 def test_what_workers_count_reaches_prometheus_whoever_owns_the_shards(shop: Shop, run_exporter):
     exporter = run_exporter("shop", shop.env)
     # Given tasks of all kinds of endings
@@ -201,7 +207,7 @@ def test_what_workers_count_reaches_prometheus_whoever_owns_the_shards(shop: Sho
         assert exporter.total("done") == 16
         assert max(exporter.samples(GAUGE.format("lag_seconds")).values()) > 0
         shop.worker("-c", "1", SHOP_PREFETCH="1")
-        queries = dashboard_queries(shop.group)
+        queries = [*dashboard_queries(shop.group), scaling_query(shop.group)]
         assert wait_until(lambda: all(map(prometheus.query, queries)), timeout_seconds=40), [
             query for query in queries if not prometheus.query(query)
         ]
