@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -85,6 +86,7 @@ class Settings:
     `publish_timeout_seconds` bounds the wait for a confirm, `heartbeat_seconds` is what the shard connection asks for,
     and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an acknowledgement.
     `management_url` is that of the broker's management API, None if it is not used; it may hold a password.
+    `heartbeat_file` is what a worker keeps fresh while it lives, a path with Celery's `%n` and so on; None for no file.
     """
 
     groups: Mapping[str, ShardGroup] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Settings:
     heartbeat_seconds: float = 15.0
     consumer_timeout_seconds: float = 1_800.0
     management_url: str | None = field(default=None, repr=False)
+    heartbeat_file: str | None = None
 
     def group(self, name: str, *, needed_by: str) -> ShardGroup:
         """Return the group called `name`.
@@ -156,7 +159,9 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
             ("consumer_timeout_seconds", 1_800.0),
         )
     }
-    return Settings(groups=found, routes=routes, **limits, management_url=_read_management_url(conf))
+    return Settings(
+        found, routes, **limits, management_url=_read_management_url(conf), heartbeat_file=_read_heartbeat_file(conf)
+    )
 
 
 def parse_shard(text: str, settings: Settings) -> tuple[ShardGroup, int | None] | None:
@@ -271,6 +276,13 @@ def _read_management_url(conf: Mapping[str, Any]) -> str | None:
             "percent-encode what is special in its user and password, '/' as %2F"
         )
     return str(url)
+
+
+def _read_heartbeat_file(conf: Mapping[str, Any]) -> str | None:
+    path = conf.get("sharding_heartbeat_file")
+    if path is not None and not (isinstance(path, str | os.PathLike) and str(path)):
+        raise ConfigurationError(f"sharding_heartbeat_file is the path of a file, not {path!r}")
+    return None if path is None else str(path)
 
 
 def _check_number(where: str, name: str, value: Any, least: int, most: int) -> None:

@@ -4,7 +4,7 @@ What is touched, all of it through public hooks:
 
     app.amqp_cls            makes a subclass of what it was: its router asks for sharded tasks first, its sender
                             confirms them, its queues know the groups named by -Q and -X
-    app.steps["consumer"]   the bootstep that consumes shards in a worker; loaded only there
+    app.steps["consumer"]   the bootsteps that consume shards in a worker, and tell that it lives; loaded only there
     app.sharding            this object
 
 Nothing here reads the configuration, opens a connection or finalizes the app: all of it happens at the first publish,
@@ -32,7 +32,7 @@ from celery_sharding.publishing import WatchPublish, send_sharded
 from celery_sharding.routing import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
 
-STEP = "celery_sharding.worker.step:ShardsStep"
+STEPS = ("celery_sharding.worker.step:ShardsStep", "celery_sharding.worker.heartbeat_file:HeartbeatStep")
 
 
 class Sharding:
@@ -60,7 +60,7 @@ class Sharding:
         self._backing: Backing | None = None
         self._lock = threading.Lock()
         app.sharding = self
-        app.steps["consumer"].add(STEP)
+        app.steps["consumer"].update(STEPS)
         _replace_amqp(app, self._groups)
 
     @cached_property

@@ -109,6 +109,11 @@ class GroupConsumer:
         """Whether it is following its group on a connection."""
         return self._connection is not None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it consumes all queues that were selected and are not paused."""
+        return self.is_open and self._complete and bool(self.layout.open_segments)
+
     def select(self, selection: frozenset[int] | None) -> None:
         """Consume these shards from now on; others are given up as soon as nothing of them runs."""
         self._selection = selection

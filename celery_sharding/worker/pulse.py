@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from amqp.exceptions import AMQPError
@@ -99,7 +100,7 @@ class Pulse:
             inner.last_heartbeat_received = time.monotonic()
 
 
-def keep_pulse(pool: Any, pulse: Pulse) -> None:
+def keep_pulse(pool: Any, pulse: AbstractContextManager[Any]) -> None:
     """Let `pool`, Celery's solo pool, run every task under `pulse`.
 
     `on_apply` is where a pool of Celery says how it runs a target; that the solo pool keeps a function of the module

@@ -173,6 +173,11 @@ class ShardsStep(bootsteps.StartStopStep):
             group.close()
         self._log.stop()
 
+    @property
+    def is_consuming(self) -> bool:
+        """Whether this worker consumes all that was selected for it, as owner or standby."""
+        return all(group.is_complete for group in list(self._groups))
+
     def cancel_shards(self, group: str, index: int | None) -> None:
         """Give up a shard of a group, or all of it: in order, and until it is added again.
 

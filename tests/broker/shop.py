@@ -11,6 +11,7 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import Reject
+from celery.worker.control import control_command
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.testing import Trace
@@ -159,6 +160,19 @@ def soft(key, number):
 @app.task(**sharded)
 def parent(key, number):
     step.delay(key, number)
+
+
+@app.task(**sharded)
+def spin(key, number):
+    while True:
+        pass
+
+
+@control_command()
+def stand_still(state):
+    """Keep the thread that reads the connection, or the hub of greenlets, from ever going on."""
+    while True:
+        pass
 
 
 @app.task

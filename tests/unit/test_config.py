@@ -86,6 +86,8 @@ def test_groups_in_code_and_in_settings_stand_side_by_side() -> None:
         ({"sharding_publish_timeout_seconds": 0}, [], "sharding_publish_timeout_seconds.*above 0"),
         ({"sharding_heartbeat_seconds": "15"}, [], "sharding_heartbeat_seconds"),
         ({"sharding_consumer_timeout_seconds": True}, [], "sharding_consumer_timeout_seconds"),
+        ({"sharding_heartbeat_file": ""}, [], "sharding_heartbeat_file is the path of a file"),
+        ({"sharding_heartbeat_file": 5}, [], "sharding_heartbeat_file is the path of a file"),
     ],
 )
 def test_a_wrong_configuration_is_an_error_that_says_where(conf: dict, groups: list, message: str) -> None:
