@@ -23,7 +23,9 @@ def main() -> int:
     send_parser = commands.add_parser("send", help=f"send events of {ORDERS} orders, in turn")
     send_parser.add_argument("events", type=int)
     send_parser.add_argument("--per-second", type=float, default=50.0)
-    check_parser = commands.add_parser("check", help="wait until all that was sent has run; exit with 1 if it is not in order")
+    check_parser = commands.add_parser(
+        "check", help="wait until all that was sent has run; exit with 1 if it is not in order"
+    )
     check_parser.add_argument("--wait-seconds", type=float, default=120.0)
     arguments = parser.parse_args()
     if arguments.command == "send":

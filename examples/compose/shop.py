@@ -1,4 +1,4 @@
-"""A shop whose orders are handled in order, by workers in containers; see docker-compose.yml in the root of the project."""
+"""A shop whose orders are handled in order, by workers in containers (docker-compose.yml)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.testing import Trace
 
 app = Celery("shop", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_URL"])
-app.conf.update(
-    sharding_heartbeat_file="/tmp/heartbeat",  # what the container's health check looks at
-    task_default_queue_type="quorum",  # Celery's own queue, too, outlives a node of the broker
-)
+app.conf.sharding_heartbeat_file = "/tmp/heartbeat"  # what the container's health check looks at
 Sharding(app, groups=[ShardGroup("orders", shards=8)])
 
 # On a volume that all workers share.
