@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from engine import EngineMissing, build_shop, build_stand_ins, check_engine, run_docker
+from engine import build_shop, build_stand_ins, find_missing, run_docker
 
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[None]:
     """All images that the tests need; stand-ins are removed afterwards, lest somebody takes them for the real ones."""
-    try:
-        check_engine()
-    except EngineMissing as exc:
-        pytest.fail(f"make test-compose: {exc}", pytrace=False)
+    missing = find_missing()
+    if missing:
+        pytest.fail(f"make test-compose: {missing}", pytrace=False)
     built = build_stand_ins()
     build_shop()
     yield

@@ -23,18 +23,10 @@ _STAND_INS = Path(__file__).with_name("stand-ins.Dockerfile")
 _BUILD_SECONDS = 1_200.0
 
 
-class EngineMissing(RuntimeError):
-    """Images cannot be built and composed here; the message says what is missing."""
-
-
-def check_engine() -> None:
-    """Find out whether images can be built and composed.
-
-    Raises:
-        EngineMissing: They cannot.
-    """
+def find_missing() -> str | None:
+    """Return what is missing to build images and compose them, in words, or None."""
     if shutil.which("docker") is None:
-        raise EngineMissing("the command docker is missing; install Docker with its plugins compose (v2) and buildx")
+        return "the command docker is missing; install Docker with its plugins compose (v2) and buildx"
     for command, missing in (
         (["version"], "no Docker engine answers; start one, or set DOCKER_HOST"),
         (["compose", "version"], "Docker's plugin compose (v2) is missing"),
@@ -42,7 +34,8 @@ def check_engine() -> None:
     ):
         done = subprocess.run(["docker", *command], capture_output=True, text=True)
         if done.returncode != 0:
-            raise EngineMissing(f"{missing}: {done.stderr.strip()}")
+            return f"{missing}: {done.stderr.strip()}"
+    return None
 
 
 def run_docker(*arguments: str, timeout_seconds: float = 120.0) -> str:
