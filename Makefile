@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cluster check lint bench soak stress pictures clean
+.PHONY: help demo test test-slow test-cluster test-compose check lint bench soak stress pictures clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
@@ -21,6 +21,9 @@ test-slow: $(VENV)/.dev ## further cases of what `make test` tests, some minutes
 
 test-cluster: $(VENV)/.dev ## nodes of a private three-node cluster killed, restarted and paused, one after the other; three minutes
 	$(BIN)/pytest -m cluster tests/faults
+
+test-compose: $(VENV)/.dev ## docker-compose.yml on a Docker engine, with stand-ins for missing images; ten minutes (tests/compose/engine.py)
+	$(BIN)/pytest -m compose --log-cli-level INFO tests/compose
 
 check: lint ## lint, format, types, layers, unit tests; no server, under a minute
 	$(BIN)/pytest tests/unit

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from celery_sharding.testing.processes import wait_until
@@ -29,6 +30,8 @@ from celery_sharding.testing.processes import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = frozenset({"python", "sh", "text", "json", ""})
 NOT_RUN = {
+    "docker": "needs a Docker engine, and has tests of its own; that the files exist is checked",
+    "deploy/compose/make-env": "writes into the project, and has tests of its own",
     "make": "takes minutes and has tests of its own; that the target exists is checked",
     "pip": "installs packages; that the extras exist is checked",
     "rabbitmq-plugins": "changes the broker, on whose machine it must run",
@@ -211,6 +214,9 @@ def check_command(words: list[str], where: str) -> None:
         for name in re.findall(r"\[([\w,]+)\]", " ".join(words)):
             for extra in name.split(","):
                 assert extra in extras, f"{where}: there is no extra {extra}"
+    elif words[0] == "docker":
+        for option, file in pairwise(words):
+            assert option != "-f" or (ROOT / file).is_file(), f"{where}: there is no file {file}"
 
 
 def _squeeze(line: str) -> str:

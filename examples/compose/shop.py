@@ -1,0 +1,26 @@
+"""A shop whose orders are handled in order, by workers in containers (docker-compose.yml)."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from celery import Celery
+
+from celery_sharding import ShardGroup, Sharding, deduplicate
+from celery_sharding.testing import Trace
+
+app = Celery("shop", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_URL"])
+app.conf.sharding_heartbeat_file = "/tmp/heartbeat"  # what the container's health check looks at
+Sharding(app, groups=[ShardGroup("orders", shards=8)])
+
+# On a volume that all workers share.
+ledger = Trace("/data/ledger.jsonl")
+
+
+@app.task(shard_group="orders", shard_key="order_id")
+@deduplicate()
+def apply_event(order_id: str, number: int) -> None:
+    """Do what has to be done for event `number` of an order, and enter it into the ledger."""
+    with ledger.run(order_id, number):
+        time.sleep(0.05)

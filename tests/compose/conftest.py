@@ -1,0 +1,21 @@
+"""The engine and the images of the compose tests; `make test-compose` runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from engine import build_shop, build_stand_ins, find_missing, run_docker
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[None]:
+    """All images that the tests need; stand-ins are removed afterwards, lest somebody takes them for the real ones."""
+    missing = find_missing()
+    if missing:
+        pytest.fail(f"make test-compose: {missing}", pytrace=False)
+    built = build_stand_ins()
+    build_shop()
+    yield
+    for name in built:
+        run_docker("image", "rm", name)
