@@ -154,7 +154,7 @@ class RedisStore:
         self._client = client
         self._prefix = prefix
         self._kept: Any = None
-        self._kept_of: Any = None
+        self._keeper: int | None = None
 
     def claim(
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
@@ -220,10 +220,13 @@ class RedisStore:
     def _run(self, script: str, key: str, *arguments: str | bytes | int) -> Any:
         command: Sequence[Any] = (1, self._prefix + key, *arguments)
         try:
+            if self._keeper == threading.get_ident():
+                return self._run_kept(script, command)
             client = self._client()
             if not _may_keep_connection(client):
                 return _call(client, script, command)
-            return self._run_kept(client, script, command)
+            self._kept, self._keeper = client.client(), threading.get_ident()
+            return self._run_kept(script, command)
         except ResponseError as exc:
             if "WRONGTYPE" in str(exc):
                 raise _damaged(key, "it is no hash") from exc
@@ -231,27 +234,23 @@ class RedisStore:
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"Redis did not answer for the claim {key!r}: {exc}", key=key) from exc
 
-    def _run_kept(self, client: Any, script: str, command: Sequence[Any]) -> Any:
+    def _run_kept(self, script: str, command: Sequence[Any]) -> Any:
         """Run a script on the connection that the main thread keeps."""
-        if self._kept is None or self._kept_of is not client:
-            self._drop_kept()
-            self._kept, self._kept_of = client.client(), client
         try:
             return _exchange(self._kept.connection, script, command)
         except RedisConnectionError:
             # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
             self._drop_kept()
-            return _call(client, script, command)
+            return _call(self._client(), script, command)
         except BaseException:
             # Also what a time limit raises in the middle of a call, whose answer is still to come.
             self._drop_kept()
             raise
 
     def _drop_kept(self) -> None:
-        kept, self._kept, self._kept_of = self._kept, None, None
-        if kept is not None:
-            kept.connection.disconnect()
-            kept.close()
+        kept, self._keeper, self._kept = self._kept, None, None
+        kept.connection.disconnect()
+        kept.close()
 
     def _owner(self, key: str, text: bytes) -> Owner:
         try:
