@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import sha1
 from typing import Any
 
@@ -267,21 +268,33 @@ def _call(client: Any, script: str, command: Sequence[Any]) -> Any:
 
 
 def _exchange(connection: Any, script: str, command: Sequence[Any]) -> Any:
+    size = b"*%d\r\n" % (2 + len(command))
+    words = _packed(command)
     try:
-        connection.send_packed_command([_packed("EVALSHA", _digest(script), *command)])
+        connection.send_packed_command([size + _packed_evalsha(script) + words])
         return connection.read_response(disable_decoding=True)
     except NoScriptError:
-        connection.send_packed_command([_packed("EVAL", script, *command)])
+        connection.send_packed_command([size + _packed(("EVAL", script)) + words])
         return connection.read_response(disable_decoding=True)
 
 
-def _packed(*words: str | bytes | int) -> bytes:
-    """Return a command as it goes over the wire (RESP, an array of bulk strings)."""
-    parts = [b"*%d\r\n" % len(words)]
+def _packed(words: Sequence[str | bytes | int]) -> bytes:
+    """Return words as they go over the wire (RESP, bulk strings)."""
+    parts = []
     for word in words:
         data = word if isinstance(word, bytes) else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+@cache
+def _packed_evalsha(script: str) -> bytes:
+    return _packed(("EVALSHA", _digest(script)))
+
+
+@cache
+def _digest(script: str) -> str:
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _may_keep_connection(client: Any) -> bool:
@@ -292,14 +305,6 @@ def _may_keep_connection(client: Any) -> bool:
 
 
 _SMALL_POOL = 10
-_digests: dict[str, str] = {}
-
-
-def _digest(script: str) -> str:
-    found = _digests.get(script)
-    if found is None:
-        found = _digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
-    return found
 
 
 def _micros(seconds: float) -> int:
