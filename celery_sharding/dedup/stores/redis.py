@@ -147,7 +147,7 @@ class RedisStore:
     """A `Store` in Redis or Valkey (5 or later).
 
     Args:
-        client: Returns the redis-py client; called for each operation, because the backend may replace it.
+        client: Returns the redis-py client; called whenever a connection is needed, because the backend may replace it.
         prefix: Begins the name of each record.
     """
 
