@@ -67,7 +67,7 @@ class Field:
             connection.default_channel.queue_delete(self.stock_queue)
             delete_group(connection, self.name)
 
-    def fill(self, side: str, task: str, keys: Sequence[str]) -> None:
+    def fill(self, side: str, task: str, keys: Sequence[str], *, ignore_result: bool = True) -> None:
         """Publish a backlog of `task`, one message a key, and return when all is confirmed."""
         exchange = Names(self.name).publish if side == "sharded" else ""
         with self.connect() as connection:
@@ -82,19 +82,21 @@ class Field:
             channel.events["basic_ack"].add(on_ack)
             for number, key in enumerate(keys, start=1):
                 unconfirmed.add(number)
-                message = self._message(task, key, side)
+                message = self._message(task, key, side, ignore_result)
                 channel.basic_publish(message, exchange, key if side == "sharded" else self.stock_queue)
                 if number % CONFIRM_EVERY == 0 or number == len(keys):
                     while unconfirmed:
                         connection.drain_events(timeout=30)
 
-    def time_worker(self, side: str, task: str, keys: Sequence[str], *, concurrency: int) -> float:
+    def time_worker(
+        self, side: str, task: str, keys: Sequence[str], *, concurrency: int, ignore_result: bool = True
+    ) -> float:
         """Run a backlog on a new worker and return the tasks it ended a second, from its first to its last.
 
         Raises:
             ServerNotReady: It did not end them all, or ended some twice.
         """
-        self.fill(side, task, keys)
+        self.fill(side, task, keys, ignore_result=ignore_result)
         with self.worker(side, concurrency=concurrency) as (node, ends):
             wait_until(lambda: count_ends(ends) >= len(keys) or not node.is_running, timeout_seconds=RUN_SECONDS_MAX)
             node.stop()
@@ -134,10 +136,10 @@ class Field:
         finally:
             node.kill()
 
-    def _message(self, task: str, key: str, side: str) -> amqp.Message:
+    def _message(self, task: str, key: str, side: str, ignore_result: bool) -> amqp.Message:
         task_id = str(uuid.uuid4())
         message = self._plain.amqp.create_task_message(
-            task_id, f"benchmarks.shop.{task}", (key, task_id), {}, ignore_result=True
+            task_id, f"benchmarks.shop.{task}", (key, task_id), {}, ignore_result=ignore_result
         )
         content_type, content_encoding, body = dumps(message.body, serializer="json")
         headers = dict(message.headers)

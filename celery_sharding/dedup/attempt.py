@@ -40,8 +40,11 @@ COMMIT_PATIENCE_SECONDS = 5.0
 """For so long a commit is tried again with `on_store_error="fail"`: the work is done, and would be done again."""
 
 
-def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) -> Any:
+def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, options: Options) -> Any:
     """Run `body` under the claim `key`, or return what an earlier run returned.
+
+    Args:
+        request: That of `task`, which takes its time to find it.
 
     Raises:
         ClaimLost: The claim was taken over; what `body` returned is not the task's result.
@@ -52,7 +55,7 @@ def run_once(body: Callable[[], Any], *, task: Any, key: str, options: Options) 
     if outer is not None and outer.is_held_around(key):
         raise ClaimHeld(f"the task that holds the claim {key!r} called itself with the same key", key=key)
     app = task.app
-    store, outcome = _claim(task, key, options)
+    store, outcome = _claim(task, request, key, options)
     if isinstance(outcome, Done):
         logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, task.request.id, key)
         tell(task, DEDUPLICATED)
@@ -124,13 +127,13 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
     return value
 
 
-def _claim(task: Any, key: str, options: Options) -> tuple[Store, Claimed | Done]:
-    owner = new_owner(task.request.id)
+def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[Store, Claimed | Done]:
+    owner = new_owner(request.id)
     evict: str | None = None
     pause_seconds, told = POLL_SECONDS_MIN, False
     while True:
         try:
-            store = store_for(task.app, eager=bool(task.request.is_eager))
+            store = store_for(task.app, eager=bool(request.is_eager))
             outcome = store.claim(
                 key,
                 owner=owner,
@@ -142,7 +145,7 @@ def _claim(task: Any, key: str, options: Options) -> tuple[Store, Claimed | Done
             if options.on_store_error == "fail":
                 raise
             if not told:
-                logger.warning("%s[%s] waits for the claim store: %s", task.name, task.request.id, exc)
+                logger.warning("%s[%s] waits for the claim store: %s", task.name, request.id, exc)
         else:
             if not isinstance(outcome, Running):
                 return store, outcome
@@ -155,7 +158,7 @@ def _claim(task: Any, key: str, options: Options) -> tuple[Store, Claimed | Done
             if options.on_running == "retry":
                 _retry_later(task, outcome)
             if not told:
-                logger.debug("%s[%s] waits for the run that holds %s", task.name, task.request.id, key)
+                logger.debug("%s[%s] waits for the run that holds %s", task.name, request.id, key)
         told = True
         time.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)

@@ -89,7 +89,7 @@ def _wrap(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
             args=args,
             kwargs=kwargs,
         )
-        return run_once(lambda: function(*args, **kwargs), task=task, key=key, options=options)
+        return run_once(lambda: function(*args, **kwargs), task=task, request=request, key=key, options=options)
 
     run.__deduplicate__ = options  # type: ignore[attr-defined]
     return run

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from hashlib import sha1
 from typing import Any
 
@@ -146,7 +147,7 @@ class RedisStore:
     """A `Store` in Redis or Valkey (5 or later).
 
     Args:
-        client: Returns the redis-py client; called for each operation, because the backend may replace it.
+        client: Returns the redis-py client; called whenever a connection is needed, because the backend may replace it.
         prefix: Begins the name of each record.
     """
 
@@ -154,7 +155,7 @@ class RedisStore:
         self._client = client
         self._prefix = prefix
         self._kept: Any = None
-        self._kept_of: Any = None
+        self._keeper: int | None = None
 
     def claim(
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
@@ -220,10 +221,13 @@ class RedisStore:
     def _run(self, script: str, key: str, *arguments: str | bytes | int) -> Any:
         command: Sequence[Any] = (1, self._prefix + key, *arguments)
         try:
+            if self._keeper == threading.get_ident():
+                return self._run_kept(script, command)
             client = self._client()
             if not _may_keep_connection(client):
                 return _call(client, script, command)
-            return self._run_kept(client, script, command)
+            self._kept, self._keeper = client.client(), threading.get_ident()
+            return self._run_kept(script, command)
         except ResponseError as exc:
             if "WRONGTYPE" in str(exc):
                 raise _damaged(key, "it is no hash") from exc
@@ -231,27 +235,23 @@ class RedisStore:
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"Redis did not answer for the claim {key!r}: {exc}", key=key) from exc
 
-    def _run_kept(self, client: Any, script: str, command: Sequence[Any]) -> Any:
+    def _run_kept(self, script: str, command: Sequence[Any]) -> Any:
         """Run a script on the connection that the main thread keeps."""
-        if self._kept is None or self._kept_of is not client:
-            self._drop_kept()
-            self._kept, self._kept_of = client.client(), client
         try:
             return _exchange(self._kept.connection, script, command)
         except RedisConnectionError:
             # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
             self._drop_kept()
-            return _call(client, script, command)
+            return _call(self._client(), script, command)
         except BaseException:
             # Also what a time limit raises in the middle of a call, whose answer is still to come.
             self._drop_kept()
             raise
 
     def _drop_kept(self) -> None:
-        kept, self._kept, self._kept_of = self._kept, None, None
-        if kept is not None:
-            kept.connection.disconnect()
-            kept.close()
+        kept, self._keeper, self._kept = self._kept, None, None
+        kept.connection.disconnect()
+        kept.close()
 
     def _owner(self, key: str, text: bytes) -> Owner:
         try:
@@ -268,21 +268,33 @@ def _call(client: Any, script: str, command: Sequence[Any]) -> Any:
 
 
 def _exchange(connection: Any, script: str, command: Sequence[Any]) -> Any:
+    size = b"*%d\r\n" % (2 + len(command))
+    words = _packed(command)
     try:
-        connection.send_packed_command([_packed("EVALSHA", _digest(script), *command)])
+        connection.send_packed_command([size + _packed_evalsha(script) + words])
         return connection.read_response(disable_decoding=True)
     except NoScriptError:
-        connection.send_packed_command([_packed("EVAL", script, *command)])
+        connection.send_packed_command([size + _packed(("EVAL", script)) + words])
         return connection.read_response(disable_decoding=True)
 
 
-def _packed(*words: str | bytes | int) -> bytes:
-    """Return a command as it goes over the wire (RESP, an array of bulk strings)."""
-    parts = [b"*%d\r\n" % len(words)]
+def _packed(words: Sequence[str | bytes | int]) -> bytes:
+    """Return words as they go over the wire (RESP, bulk strings)."""
+    parts = []
     for word in words:
         data = word if isinstance(word, bytes) else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+@cache
+def _packed_evalsha(script: str) -> bytes:
+    return _packed(("EVALSHA", _digest(script)))
+
+
+@cache
+def _digest(script: str) -> str:
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _may_keep_connection(client: Any) -> bool:
@@ -293,14 +305,6 @@ def _may_keep_connection(client: Any) -> bool:
 
 
 _SMALL_POOL = 10
-_digests: dict[str, str] = {}
-
-
-def _digest(script: str) -> str:
-    found = _digests.get(script)
-    if found is None:
-        found = _digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
-    return found
 
 
 def _micros(seconds: float) -> int:
