@@ -20,7 +20,7 @@ from store_servers import MariaDB
 
 from celery_sharding.dedup.claims import Claimed
 from celery_sharding.dedup.owners import new_owner
-from celery_sharding.dedup.stores import purge
+from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.schema import claims_table, read_clock
 from celery_sharding.dedup.transaction import AlreadyDone, commit_with_effects
@@ -48,9 +48,9 @@ def test_expired_records_are_purged_in_batches(place: Place, monkeypatch: pytest
         if name != "new":
             place.pass_time(key, 61)
     # When the app's records are purged, then the five are gone
-    app = Celery(backend=place.url, set_as_current=False)
-    assert purge(app) == 5
-    assert purge(app) == 0
+    store = store_for(Celery(backend=place.url, set_as_current=False))
+    assert store.purge() == 5
+    assert store.purge() == 0
     assert place.store.show(f"{prefix}.new") is not None
 
 

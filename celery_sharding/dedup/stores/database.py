@@ -30,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Shown
+from celery_sharding.dedup.claims import Claimed, Outcome, Shown, Store
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
@@ -78,7 +78,7 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     return create_engine(url, **{**options, "isolation_level": "READ COMMITTED"})
 
 
-class DatabaseStore:
+class DatabaseStore(Store):
     """A `Store` in a database. Makes its table at the first use. Do not carry it across a fork."""
 
     def __init__(self, engine: Engine) -> None:
@@ -165,7 +165,7 @@ class DatabaseStore:
         return self._serve(key, step)
 
     def purge(self) -> int:
-        """Delete the records whose time to live is over and return how many they were. Batches, short transactions."""
+        """Delete what has expired in batches, each a short transaction."""
 
         def step(connection: Connection) -> tuple[int, int]:
             now = read_clock(connection)
