@@ -99,7 +99,7 @@ def purge(ctx: click.Context) -> None:
 
 def _open_store(ctx: click.Context) -> Store:
     store = store_for(ctx.obj.app)
-    if type(store).__name__ == "MemoryStore":
+    if store.is_of_one_process:
         raise WrongUsage("this app keeps its claims in the memory of its processes, where no command can see them")
     return store
 

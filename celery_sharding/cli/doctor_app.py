@@ -99,10 +99,9 @@ def _check_claims(app: Any) -> Iterator[Finding]:
     except DamagedRecord:
         pass  # it answers
     kind = type(store).__name__.removesuffix("Store")
-    caveat = getattr(store, "caveat", None)
-    if caveat is not None:
+    if store.caveat is not None:
         yield Finding(
-            "warning", "claims", f"claims are kept as well as it goes: {caveat}", "use another result backend"
+            "warning", "claims", f"claims are kept as well as it goes: {store.caveat}", "use another result backend"
         )
     yield Finding("ok", "claims", f"{kind} keeps the claims of {len(tasks)} tasks, and answers")
     if kind == "Redis":

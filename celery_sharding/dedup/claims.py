@@ -110,7 +110,14 @@ class Store(Protocol):
 
     All of them raise `StoreUnavailable` if the store did not answer (whether it acted is unknown then), and
     `DamagedRecord` if the record cannot be read, or was written by a newer version of this library.
+
+    Attributes:
+        caveat: Why claims hold only as well as they can here, for whoever starts a worker; None if they hold.
+        is_of_one_process: Other processes do not see these claims.
     """
+
+    caveat: str | None = None
+    is_of_one_process: bool = False
 
     def claim(
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
@@ -150,6 +157,10 @@ class Store(Protocol):
         Returns:
             False: It is held, running or parked, and nothing changed. True also if there was no record.
         """
+
+    def purge(self) -> int:
+        """Delete the records whose time to live is over, and return how many they were; 0 if they go by themselves."""
+        return 0
 
 
 def decide(record: Record | None, *, owner: Owner, evict: str | None, now: float) -> Running | Done | None:

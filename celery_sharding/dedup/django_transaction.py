@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from celery_sharding.dedup.stores.records import row_id, row_key
@@ -19,7 +20,8 @@ from celery_sharding.errors import ClaimLost, DeduplicationError
 
 _CLOCKS = {
     "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
-    "mysql": "SELECT UNIX_TIMESTAMP(SYSDATE(6))",
+    # In UTC: local times come twice when clocks are put back.
+    "mysql": "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6",
 }
 
 _VENDORS = ("sqlite", *_CLOCKS)
@@ -61,16 +63,12 @@ def commit_with_effects(
             _enter_outermost(stack, connection, using, key)
             _write_row(connection, using, key=key, token=token, fencing=fencing, ttl_seconds=ttl_seconds)
             has_begun = True
-            yield effects
+            with connection.execute_wrapper(partial(_execute_inside, key)):
+                yield effects
             stored = None if effects.result is None else encode(effects.result)
             if not (_can_commit(connection) and _finish_row(using, key, token, stored)):
                 transaction.set_rollback(True, using=using)
-                raise DeduplicationError(
-                    f"the transaction of {key!r} was rolled back: a database error inside it was caught, or "
-                    "set_rollback was called, or its connection was closed. Nothing of it stands. Put what may fail "
-                    "into an atomic block of its own inside",
-                    key=key,
-                )
+                raise _rolled_back(key)
     except (OperationalError, ProgrammingError) as exc:
         if not has_begun and _is_missing(connection):
             raise DeduplicationError(
@@ -79,6 +77,23 @@ def commit_with_effects(
                 key=key,
             ) from exc
         raise
+
+
+def _execute_inside(key: str, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """Execute a statement, unless SQLite has ended the transaction by itself: it would commit at once."""
+    connection = context["connection"]
+    if connection.vendor == "sqlite" and not connection.connection.in_transaction:
+        raise _rolled_back(key)
+    return execute(sql, params, many, context)
+
+
+def _rolled_back(key: str) -> DeduplicationError:
+    return DeduplicationError(
+        f"the transaction of {key!r} was rolled back: a database error inside it was caught, or set_rollback was "
+        "called, or its connection was closed. Nothing of it stands. Put what may fail into an atomic block of its own "
+        "inside",
+        key=key,
+    )
 
 
 def _finish_row(using: str, key: str, token: str, result: bytes | None) -> bool:
@@ -162,7 +177,13 @@ def _enter_outermost(stack: ExitStack, connection: Any, using: str, key: str) ->
 def _write_row(connection: Any, using: str, *, key: str, token: str, fencing: int, ttl_seconds: float) -> None:
     rows, identity = _rows(using), row_id(key)
     now = _read_clock(connection)
-    values = {"key": row_key(key), "token": token, "fencing": fencing, "expires_at": now + ttl_seconds, "result": None}
+    values = {
+        "key": _shown_key(connection, key),
+        "token": token,
+        "fencing": fencing,
+        "expires_at": now + ttl_seconds,
+        "result": None,
+    }
     while not _insert(using, {"id": identity, **values}):
         if rows.filter(id=identity, expires_at__lte=now, fencing__lt=fencing).update(**values):
             return
@@ -173,6 +194,12 @@ def _write_row(connection: Any, using: str, *, key: str, token: str, fencing: in
         if row.expires_at > now:
             raise AlreadyDone(None if row.result is None else bytes(row.result))
         raise ClaimLost(f"a later run of {key!r} has committed; the effects of this one were rolled back", key=key)
+
+
+def _shown_key(connection: Any, key: str) -> str:
+    """Return `key` as it is shown in its row: a table of MySQL's may be unable to hold more than Latin letters."""
+    shown = row_key(key)
+    return shown.encode("ascii", "backslashreplace").decode() if connection.vendor == "mysql" else shown
 
 
 def _insert(using: str, values: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.dedup.django_transaction import purge_rows
-from celery_sharding.dedup.stores import purge
+from celery_sharding.dedup.stores import store_for
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -25,7 +25,7 @@ def purge_expired(app: Any) -> int:
         NoUsableStore: The result backend keeps no claims.
         StoreUnavailable: The store did not answer.
     """
-    return purge(app) + purge_rows()
+    return store_for(app).purge() + purge_rows()
 
 
 def purge_claims(session: Session, *, table: Table | None = None) -> int:

@@ -73,7 +73,7 @@ def commit_with_effects(
         began = session.get_transaction()
         _check_begins(connection, key)
         _write_row(connection, rows, key=key, token=token, fencing=fencing, ttl_seconds=ttl_seconds)
-        with _one_database(session, connection, key):
+        with _one_database(session, connection, key), _one_transaction(connection, key):
             yield effects
             session.flush()
         if session.get_transaction() is not began or not session.is_active:
@@ -151,11 +151,15 @@ def _finish_row(connection: Connection, rows: Table, key: str, token: str, resul
             return
     except InternalError as exc:
         cause = exc
-    raise DeduplicationError(
+    raise _rolled_back(key) from cause
+
+
+def _rolled_back(key: str) -> DeduplicationError:
+    return DeduplicationError(
         f"the database has rolled the transaction of {key!r} back: an error of it was caught inside. Nothing of it "
         "stands. Put what may fail into `with session.begin_nested():`, or let the error leave the block",
         key=key,
-    ) from cause
+    )
 
 
 def _check_begins(connection: Connection, key: str) -> None:
@@ -180,7 +184,10 @@ def _check_begins(connection: Connection, key: str) -> None:
 
 @contextmanager
 def _one_database(session: Session, connection: Connection, key: str) -> Iterator[None]:
-    """Refuse that the session begins on a second database meanwhile, unless it commits both in two phases."""
+    """Refuse that the session begins on a second database meanwhile, unless it commits both in two phases.
+
+    What it had begun before is not seen: SQLAlchemy has no public way to ask a session for its connections.
+    """
     from sqlalchemy import event
 
     others: list[str] = []
@@ -200,6 +207,29 @@ def _one_database(session: Session, connection: Connection, key: str) -> Iterato
             "commits by itself; keep the effects in the database of the claims table, or use Session(twophase=True)",
             key=key,
         )
+
+
+@contextmanager
+def _one_transaction(connection: Connection, key: str) -> Iterator[None]:
+    """Refuse statements after SQLite has ended the transaction by itself: with a driver that begins none, each of them
+    would commit at once.
+    """
+    from sqlalchemy import event
+
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+
+    def check(begun: Connection, *_: Any) -> None:
+        driver: Any = begun.connection.driver_connection
+        if not getattr(driver, "in_transaction", True):
+            raise _rolled_back(key)
+
+    event.listen(connection, "before_cursor_execute", check)
+    try:
+        yield
+    finally:
+        event.remove(connection, "before_cursor_execute", check)
 
 
 def _is_missing(connection: Connection, rows: Table) -> bool:

@@ -133,14 +133,15 @@ class MariaDB(Server):
         )
         self.run(
             _program("mariadb-install-db", self.package), "--no-defaults", f"--datadir={self.folder}/data",
-            "--skip-test-db", "--auth-root-authentication-method=normal",
+            f"--tmpdir={self.folder}", "--skip-test-db", "--auth-root-authentication-method=normal",
         )  # fmt: skip
 
     def command(self) -> list[str]:
         return [
             self._program, "--no-defaults", f"--datadir={self.folder}/data", f"--socket={self.folder}/socket",
             f"--pid-file={self.folder}/pid", f"--init-file={self.folder}/init.sql", "--bind-address=127.0.0.1",
-            f"--port={self.port}", "--skip-name-resolve", "--innodb-flush-log-at-trx-commit=0",
+            f"--port={self.port}", "--skip-name-resolve", f"--tmpdir={self.folder}",  # not that of other servers
+            "--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync",
         ]  # fmt: skip
 
     def answers(self) -> bool:

@@ -12,7 +12,7 @@ from claiming_process import app_for
 import celery_sharding
 from celery_sharding.dedup.claims import Claimed, Done
 from celery_sharding.dedup.owners import new_owner
-from celery_sharding.dedup.stores import purge, store_for
+from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.filesystem import FilesystemStore
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
 
@@ -97,13 +97,12 @@ def test_a_damaged_record_is_named_and_kept(files: FilesystemStore, damage) -> N
 
 
 def test_expired_files_are_purged(tmp_path: Path) -> None:
-    app = app_for(f"file://{tmp_path}")
-    store = store_for(app)
+    store = store_for(app_for(f"file://{tmp_path}"))
     for number in range(5):
         _commit(store, f"old {number}", ttl_seconds=1e-6)
     _commit(store, "new", ttl_seconds=60)
-    assert purge(app) == 5
-    assert purge(app) == 0
+    assert store.purge() == 5
+    assert store.purge() == 0
     assert store.claim("new", owner=new_owner("t"), lease_seconds=60, ttl_seconds=60) == Done(b"1")
     # Two files for each folder that was ever used, and the record
     left = [path.name for path in (tmp_path / "celery-sharding-dedup").glob("??/*") if path.name not in ("lock", "new")]

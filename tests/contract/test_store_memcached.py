@@ -9,9 +9,11 @@ import pytest
 from claiming_process import app_for
 from store_servers import Memcached
 
+from celery_sharding import ShardGroup, Sharding, deduplicate
+from celery_sharding.cli.doctor_app import examine_app
 from celery_sharding.dedup.claims import Claimed, Done
 from celery_sharding.dedup.owners import new_owner
-from celery_sharding.dedup.stores import store_for
+from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.dedup.stores.memcached import MemcachedStore
 from celery_sharding.errors import DeduplicationError, StoreUnavailable
 
@@ -41,6 +43,24 @@ def test_a_result_too_large_for_an_item_is_an_error_that_names_it(memcached: Mem
     assert caught.value.key == key
     # And the claim is still held
     assert store.commit(key, first.token, result=b"1", ttl_seconds=60)
+
+
+def test_a_worker_and_the_doctor_say_that_it_is_best_effort(
+    memcached: Memcached, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_for(memcached.url)
+    app.conf.broker_url = "amqp://"
+    sharding = Sharding(app, groups=[ShardGroup("orders", 2)])
+
+    @app.task(shared=False, name="shop.pay")
+    @deduplicate()
+    def pay() -> None: ...
+
+    check_tasks(app)
+    assert "@deduplicate of shop.pay holds as well as it can: Memcached forgets" in caplog.text
+    warnings = [each.text for each in examine_app(sharding) if (each.check, each.severity) == ("claims", "warning")]
+    assert len(warnings) == 1
+    assert "Memcached forgets" in warnings[0]
 
 
 def test_a_memcached_that_was_restarted_is_empty_and_costs_nothing_else(key: str) -> None:

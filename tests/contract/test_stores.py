@@ -20,7 +20,7 @@ from store_places import Place
 import celery_sharding
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running, Store
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
-from celery_sharding.dedup.stores import purge, store_for
+from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
 
@@ -433,8 +433,9 @@ def test_redis_records_expire_by_themselves(redis_url: str, key: str) -> None:
 
 
 def test_where_records_expire_by_themselves_nothing_is_purged(redis_url: str, key: str) -> None:
-    claimed(store_for(app := Celery(backend=redis_url, set_as_current=False)), key)
-    assert purge(app) == 0
+    store = store_for(Celery(backend=redis_url, set_as_current=False))
+    claimed(store, key)
+    assert store.purge() == 0
 
 
 @contextmanager

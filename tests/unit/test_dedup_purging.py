@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 from django.db import connections
 from django.test.utils import modify_settings
+from shop_databases import open_shop
 from sqlalchemy import create_engine, insert, select
 from sqlalchemy.orm import Session
-from unit.dedup_django import shop_database
 
 from celery_sharding.dedup import claim_metadata, purge_claims
 from celery_sharding.dedup.owners import new_owner
@@ -64,7 +64,7 @@ def test_expired_rows_of_a_claims_table_are_deleted(tmp_path: Path) -> None:
 
 def test_the_task_deletes_expired_rows_of_djangos_databases_that_have_the_table(app: Celery, tmp_path: Path) -> None:
     purge = app.tasks["celery_sharding.purge_claims"]
-    with shop_database(tmp_path):
+    with open_shop("django", f"sqlite:///{tmp_path}/shop.sqlite"):
         from celery_sharding.django.models import Claim
 
         for key, expires_at in ROWS.items():

@@ -1,36 +1,42 @@
-"""Effects and claim in one transaction of the user's database (SQLite here)."""
+"""How `claim.transaction` may be used, and not; what it promises is in tests/contract/test_transactions.py."""
 
 from __future__ import annotations
 
-import threading
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, _state
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, func, insert, select, update
+from django.db import connections, transaction
+from shop_databases import DjangoShop, Shop, SqlalchemyShop, open_shop, payments
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, insert, select
 from sqlalchemy.orm import Session
-from unit.dedup_killed_process import run_program
 
 from celery_sharding.dedup import current_claim, deduplicate
-from celery_sharding.dedup.owners import new_owner
-from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import claim_metadata, claims_table
-from celery_sharding.errors import ClaimLost, DeduplicationError
+from celery_sharding.errors import DeduplicationError
 
-metadata = MetaData()
-payments = Table("payments", metadata, Column("id", Integer, primary_key=True), Column("order_id", Integer))
+# After the tests of Django's stores, whose settings this process then has.
+pytestmark = pytest.mark.xdist_group("django")
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = create_engine(f"sqlite:///{tmp_path / 'shop.sqlite'}", connect_args={"timeout": 60})
-    metadata.create_all(engine)
-    claim_metadata.create_all(engine)
-    yield engine
-    engine.dispose()
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """A shop that uses SQLAlchemy."""
+    with open_shop("sqlalchemy", f"sqlite:///{tmp_path / 'shop.sqlite'}") as shop:
+        yield shop
+
+
+@pytest.fixture
+def till(tmp_path: Path) -> Iterator[Shop]:
+    """A shop that uses Django."""
+    with open_shop("django", f"sqlite:///{tmp_path / 'shop.sqlite'}") as shop:
+        yield shop
 
 
 @pytest.fixture
@@ -42,180 +48,12 @@ def app() -> Iterator[Celery]:
     _state._set_task_join_will_block(False)
 
 
-def count(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.execute(select(func.count()).select_from(payments)).scalar_one()
-
-
-def forget(app: Celery, key: str) -> None:
-    """Lose the record of the claim store, as a flushed Redis would; the row in the database stays."""
-    store_for(app)._records.pop(key)  # type: ignore[attr-defined]
-
-
-def test_effects_and_claim_commit_together(app: Celery, engine: Engine) -> None:
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int) -> str:
-        with Session(engine) as session, current_claim().transaction(session):
-            session.execute(insert(payments).values(order_id=order_id))
-        return "paid"
-
-    assert [pay.delay(1).get() for _ in range(2)] == ["paid", "paid"]
-    assert count(engine) == 1
-
-
-def test_an_error_rolls_both_back(app: Celery, engine: Engine) -> None:
-    errors = [ValueError("broken")]
-
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int) -> str:
-        with Session(engine) as session, current_claim().transaction(session):
-            session.execute(insert(payments).values(order_id=order_id))
-            if errors:
-                raise errors.pop()
-        return "paid"
-
-    assert isinstance(pay.delay(1).result, ValueError)
-    assert count(engine) == 0
-    assert pay.delay(1).get() == "paid"
-    assert count(engine) == 1
-
-
-def test_the_row_is_the_authority_when_the_claim_store_forgot(app: Celery, engine: Engine) -> None:
-    # Given a run whose record in the store was lost
-    went_on = []
-
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int, with_result: bool) -> str:
-        try:
-            with Session(engine) as session, current_claim().transaction(session) as effects:
-                session.execute(insert(payments).values(order_id=order_id))
-                if with_result:
-                    effects.result = {"paid": order_id}
-            went_on.append(order_id)
-        except Exception:
-            went_on.append("caught")
-        return "returned"
-
-    for order_id, with_result, stored in ((1, True, {"paid": 1}), (2, False, None)):
-        assert pay.delay(order_id, with_result).get() == "returned"
-        forget(app, f"{pay.name}:{order_id}")
-        # When a duplicate comes, then it ends at the row, with what was stored beside the effects
-        assert pay.delay(order_id, with_result).get() == stored
-        # And from then on the store knows it again
-        assert pay.delay(order_id, with_result).get() == stored
-    assert went_on == [1, 2]
-    assert count(engine) == 2
-
-
-def test_a_task_that_swallows_the_end_is_a_duplicate_nevertheless(app: Celery, engine: Engine) -> None:
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int) -> str:
-        try:
-            with Session(engine) as session, current_claim().transaction(session, result="first"):
-                session.execute(insert(payments).values(order_id=order_id))
-        except BaseException:
-            return "swallowed"
-        return "first"
-
-    pay.delay(1)
-    forget(app, f"{pay.name}:1")
-    assert pay.delay(1).get() == "first"
-
-
-def test_a_holder_that_was_taken_over_before_its_transaction_leaves_one_effect(app: Celery, engine: Engine) -> None:
-    # Given a run that is overtaken by another one, which commits first
-    overtaken = []
-
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int) -> str:
-        if not overtaken:
-            overtaken.append(order_id)
-            forget(app, f"{pay.name}:{order_id}")
-            with ThreadPoolExecutor(1) as pool:
-                assert pool.submit(lambda: pay.delay(order_id).result).result(60) == "second"
-            mine = "first"
-        else:
-            mine = "second"
-        with Session(engine) as session, current_claim().transaction(session, result=mine):
-            session.execute(insert(payments).values(order_id=order_id))
-        return mine
-
-    # Then it ends with that one's result, and there is one effect
-    assert pay.delay(1).result == "second"
-    assert count(engine) == 1
-
-
-def test_a_holder_taken_over_after_its_effects_keeps_its_result(app: Celery, engine: Engine) -> None:
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int) -> str:
-        with Session(engine) as session, current_claim().transaction(session):
-            session.execute(insert(payments).values(order_id=order_id))
-        forget(app, f"{pay.name}:{order_id}")
-        store_for(app).claim(f"{pay.name}:1", owner=new_owner("x"), lease_seconds=60, ttl_seconds=60)
-        return "paid"
-
-    assert pay.delay(1).result == "paid"
-    assert count(engine) == 1
-
-
-def test_concurrent_transactions_of_one_key_leave_one_effect(app: Celery, engine: Engine) -> None:
-    # Given eight runs of one key that all believe to hold the claim
-    gate = threading.Barrier(8)
-
-    @app.task(shared=False)
-    @deduplicate()
-    def pay(order_id: int) -> str:
-        claim = current_claim()
-        claim.key = "one"
-        gate.wait(60)
-        with Session(engine) as session, claim.transaction(session, result="once"):
-            session.execute(insert(payments).values(order_id=order_id))
-        return "once"
-
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: pay.delay(1).result, range(8)))
-    assert results == ["once"] * 8
-    assert count(engine) == 1
-
-
-def test_an_expired_row_gives_way_to_a_later_run_but_not_to_an_earlier_one(app: Celery, engine: Engine) -> None:
-    table = claim_metadata.tables["celery_sharding_claims"]
-
-    @app.task(shared=False)
-    @deduplicate(key="order_id")
-    def pay(order_id: int) -> str:
-        with Session(engine) as session, current_claim().transaction(session):
-            session.execute(insert(payments).values(order_id=order_id))
-        return "paid"
-
-    # Given a row whose time to live is over
-    pay.delay(1)
-    forget(app, f"{pay.name}:1")
-    with engine.begin() as connection:
-        connection.execute(update(table).values(expires_at=1.0))
-    # When a later run comes, then it takes the row
-    assert pay.delay(1).get() == "paid"
-    assert count(engine) == 2
-    # And when a run with a lower fencing token comes, then it is refused
-    forget(app, f"{pay.name}:1")
-    with engine.begin() as connection:
-        connection.execute(update(table).values(expires_at=1.0, fencing=2**60))
-    assert isinstance(pay.delay(1).result, ClaimLost)
-    assert count(engine) == 2
-
-
-def test_misuse_is_told_and_leaves_nothing(app: Celery, engine: Engine) -> None:
+def test_misuse_is_told_and_leaves_nothing(app: Celery, shop: SqlalchemyShop) -> None:
     @app.task(shared=False)
     @deduplicate(key="how")
     def pay(how: str) -> None:
         claim = current_claim()
-        with Session(engine) as session:
+        with Session(shop.engine) as session:
             with claim.transaction(session):
                 session.execute(insert(payments).values(order_id=1))
                 if how == "committed":
@@ -235,16 +73,16 @@ def test_misuse_is_told_and_leaves_nothing(app: Celery, engine: Engine) -> None:
         result = pay.delay(how)
         assert isinstance(result.result, DeduplicationError)
         assert message in str(result.result)
-        assert count(engine) == effects
+        assert shop.count() == effects
 
 
-def test_a_missing_table_is_named_with_the_way_to_make_it(app: Celery, engine: Engine) -> None:
-    claim_metadata.drop_all(engine)
+def test_a_missing_table_is_named_with_the_way_to_make_it(app: Celery, shop: SqlalchemyShop) -> None:
+    claim_metadata.drop_all(shop.engine)
 
     @app.task(shared=False)
     @deduplicate(key="order_id")
     def pay(order_id: int) -> None:
-        with Session(engine) as session, current_claim().transaction(session):
+        with Session(shop.engine) as session, current_claim().transaction(session):
             session.execute(insert(payments).values(order_id=order_id))
 
     result: Any = pay.delay(1)
@@ -252,21 +90,137 @@ def test_a_missing_table_is_named_with_the_way_to_make_it(app: Celery, engine: E
     assert "claims_table(Base.metadata)" in str(result.result)
 
 
-def test_the_table_may_have_another_name_and_the_session_a_block_of_its_own(app: Celery, engine: Engine) -> None:
+def test_the_table_may_have_another_name_and_the_session_a_block_of_its_own(app: Celery, shop: SqlalchemyShop) -> None:
     own = claims_table(MetaData(), "shop_claims")
-    own.metadata.create_all(engine)
+    own.metadata.create_all(shop.engine)
 
     @app.task(shared=False)
     @deduplicate(key="order_id")
     def pay(order_id: int) -> str:
-        with Session(engine) as session, session.begin(), current_claim().transaction(session, table=own):
+        with Session(shop.engine) as session, session.begin(), current_claim().transaction(session, table=own):
             session.execute(insert(payments).values(order_id=order_id))
         return "paid"
 
     assert pay.delay(1).get() == "paid"
-    with engine.connect() as connection:
+    with shop.engine.connect() as connection:
         assert len(connection.execute(select(own)).all()) == 1
 
 
-def test_a_process_killed_at_any_statement_leaves_one_effect(tmp_path: Path) -> None:
-    assert run_program(tmp_path, "sqlalchemy") > 10
+def test_nothing_is_written_after_sqlite_has_rolled_back_by_itself(app: Celery, shop: SqlalchemyShop) -> None:
+    # Given a driver that begins no transaction, as SQLAlchemy advises for savepoints
+    shop.disconnect()
+
+    @event.listens_for(shop.engine, "connect")
+    def begin_nothing(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    event.listen(shop.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+
+    @app.task(shared=False)
+    @deduplicate(key="order_id")
+    def pay(order_id: int) -> None:
+        with shop.transaction():
+            shop.pay(order_id)
+            shop.execute("ROLLBACK")
+            with suppress(DeduplicationError):
+                shop.pay(order_id)
+
+    # When a task writes after that, then it would commit at once, and is refused
+    result: Any = pay.delay(1).result
+    assert isinstance(result, DeduplicationError)
+    assert "rolled the transaction" in str(result)
+    assert shop.count() == 0
+
+
+@pytest.mark.parametrize("begun", ["inside", "before"])
+def test_a_second_database_is_refused_if_it_is_begun_inside_the_block(
+    app: Celery, shop: SqlalchemyShop, tmp_path: Path, begun: str
+) -> None:
+    other = create_engine(f"sqlite:///{tmp_path / 'other.sqlite'}")
+    elsewhere = Table("elsewhere", MetaData(), Column("n", Integer))
+    elsewhere.create(other)
+
+    # Given a session that spans two databases
+    @app.task(shared=False)
+    @deduplicate()
+    def pay() -> None:
+        with Session(shop.engine, binds={elsewhere: other}) as session:
+            if begun == "before":
+                session.execute(select(elsewhere))
+            with current_claim().transaction(session):
+                session.execute(insert(elsewhere).values(n=1))
+
+    # When it writes to the second one, then it is refused; SQLAlchemy does not tell what it has begun before
+    result: Any = pay.delay().result
+    with other.connect() as connection:
+        written = connection.scalars(select(elsewhere)).all()
+    other.dispose()
+    assert (type(result), written) == ((DeduplicationError, []) if begun == "inside" else (type(None), [1]))
+
+
+@pytest.mark.parametrize("how", ["set_rollback", "swallowed error", "closed", "nested", "twice"])
+def test_a_transaction_that_django_cannot_commit_is_told_and_leaves_nothing(
+    app: Celery, till: DjangoShop, how: str
+) -> None:
+    @app.task(shared=False)
+    @deduplicate(key="how")
+    def pay(how: str) -> str:
+        if how == "nested":
+            with transaction.atomic(using="shop"), current_claim().transaction(using="shop"):
+                till.pay(1)
+        with current_claim().transaction(using="shop", result="stored"):
+            till.pay(1)
+            if how == "set_rollback":
+                transaction.set_rollback(True, using="shop")
+            if how == "swallowed error":
+                try:
+                    with transaction.atomic(using="shop", savepoint=False):
+                        raise ValueError
+                except ValueError:
+                    pass
+            if how == "closed":
+                connections["shop"].close()
+        if how == "twice":
+            with current_claim().transaction(using="shop"):
+                till.pay(1)
+        return "paid"
+
+    result: Any = pay.delay(how).result
+    assert isinstance(result, DeduplicationError)
+    assert till.count() == (1 if how == "twice" else 0)
+    # And the work can be done again
+    if how != "twice":
+        assert pay.delay("well").get() == "paid"
+
+
+def test_what_is_missing_in_django_is_named(app: Celery, till: DjangoShop) -> None:
+    from celery_sharding.django.models import Claim
+
+    with connections["shop"].schema_editor() as editor:
+        editor.delete_model(Claim)
+
+    @app.task(shared=False)
+    @deduplicate(key="using")
+    def pay(using: str) -> None:
+        with current_claim().transaction(using=using):
+            till.pay(1)
+
+    for using, advice in (("shop", "migrate celery_sharding --database shop"), ("elsewhere", "elsewhere")):
+        result: Any = pay.delay(using).result
+        assert isinstance(result, DeduplicationError)
+        assert advice in str(result)
+    assert till.count() == 0
+
+
+def test_the_migration_makes_what_the_model_says() -> None:
+    check = "makemigrations", "celery_sharding", "--check", "--dry-run"
+    program = (
+        "import sys; from django.conf import settings; from django.core.management import execute_from_command_line\n"
+        "settings.configure(INSTALLED_APPS=['celery_sharding.django'],"
+        " DATABASES={'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}})\n"
+        "execute_from_command_line(sys.argv)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *check], env=os.environ, text=True, capture_output=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -42,20 +42,6 @@ def store_for(app: Any, *, eager: bool = False) -> Store:
     return cast(Store, store)
 
 
-def purge(app: Any) -> int:
-    """Delete the claim records of `app` whose time to live is over, and return how many they were.
-
-    Needed in databases and files; 0 where records expire by themselves. May run at any time, and more than once at the
-    same time.
-
-    Raises:
-        NoUsableStore: As `store_for`.
-        StoreUnavailable: The store did not answer; what was deleted so far is deleted.
-    """
-    delete_expired = getattr(store_for(app), "purge", None)
-    return 0 if delete_expired is None else int(delete_expired())
-
-
 def is_deduplicated(task: Any) -> bool:
     """Say whether the body of `task` carries `@deduplicate`."""
     return getattr(task.run, "__deduplicate__", None) is not None
@@ -81,12 +67,11 @@ def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
     except StoreUnavailable as exc:
         logger.warning("%s; deduplicated tasks will wait for it or fail, as they say", exc)
         return
-    if has_child_processes and type(store).__name__ == "MemoryStore":
+    if has_child_processes and store.is_of_one_process:
         name = app.conf.result_backend
         raise _refusal(f"{name} is another memory in each child process. {SERVING}", tasks, name)
-    caveat = getattr(store, "caveat", None)
-    if caveat is not None:
-        logger.warning("@deduplicate of %s holds as well as it can: %s", ", ".join(tasks), caveat)
+    if store.caveat is not None:
+        logger.warning("@deduplicate of %s holds as well as it can: %s", ", ".join(tasks), store.caveat)
 
 
 def _refusal(message: str, tasks: Iterable[str], backend: Any) -> NoUsableStore:

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     URL,
+    BigInteger,
     Connection,
     Engine,
     MetaData,
+    cast,
     create_engine,
     delete,
     event,
@@ -27,16 +29,18 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Shown
+from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown, Store
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
     claim_metadata,
     claims_table,
+    clock,
     insert_if_absent,
     read_clock,
     records_table,
@@ -78,7 +82,7 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     return create_engine(url, **{**options, "isolation_level": "READ COMMITTED"})
 
 
-class DatabaseStore:
+class DatabaseStore(Store):
     """A `Store` in a database. Makes its table at the first use. Do not carry it across a fork."""
 
     def __init__(self, engine: Engine) -> None:
@@ -93,6 +97,12 @@ class DatabaseStore:
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
     ) -> Outcome:
         def insert(connection: Connection) -> Claimed | None:
+            if connection.dialect.name == "postgresql":
+                from_now = claims.claimed(
+                    None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=0.0
+                )
+                fencing = _insert_at_once(connection, key, from_now)
+                return None if fencing is None else Claimed(owner.run_id, fencing)
             now = read_clock(connection)
             first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
             row = {"id": row_id(key), "key": row_key(key), **to_fields(first)}
@@ -124,7 +134,7 @@ class DatabaseStore:
 
     def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
         def step(connection: Connection) -> bool:
-            now = read_clock(connection)
+            now = clock(connection)
             changes = {"state": claims.DONE, "result": result, "lease_until": now, "expires_at": now + ttl_seconds}
             return _change(connection, key, token, (claims.RUNNING, claims.DONE), changes)
 
@@ -165,7 +175,7 @@ class DatabaseStore:
         return self._serve(key, step)
 
     def purge(self) -> int:
-        """Delete the records whose time to live is over and return how many they were. Batches, short transactions."""
+        """Delete what has expired in batches, each a short transaction."""
 
         def step(connection: Connection) -> tuple[int, int]:
             now = read_clock(connection)
@@ -185,7 +195,7 @@ class DatabaseStore:
 
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
         def step(connection: Connection) -> bool:
-            lease_until = read_clock(connection) + lease_seconds
+            lease_until = clock(connection) + lease_seconds
             kept_seconds = _records.c.expires_at - _records.c.lease_until
             changes = {"expires_at": lease_until + kept_seconds, "lease_until": lease_until, "state": state}
             return _change(connection, key, token, (claims.RUNNING,), changes)
@@ -223,6 +233,17 @@ class DatabaseStore:
                     if attempt + 1 == _CREATE_ATTEMPTS and not inspect(self._engine).has_table(_records.name):
                         raise
             self._is_made = True
+
+
+def _insert_at_once(connection: Connection, key: str, from_now: Record) -> int | None:
+    """Insert a record whose times count from this moment, in one round trip; return its fencing token, None if
+    there is one already.
+    """
+    now = clock(connection)
+    times = {"lease_until": now + from_now.lease_until, "expires_at": now + from_now.expires_at}
+    row = to_fields(from_now) | times | {"fencing": cast(now * 1_000_000, BigInteger)}
+    statement = postgresql.insert(_records).values(id=row_id(key), key=row_key(key), **row).on_conflict_do_nothing()
+    return connection.execute(statement.returning(_records.c.fencing)).scalar_one_or_none()
 
 
 def _change(connection: Connection, key: str, token: str, states: tuple[str, ...], changes: dict[str, Any]) -> bool:

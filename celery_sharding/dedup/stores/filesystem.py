@@ -57,7 +57,6 @@ class FilesystemStore(SteppingStore):
             raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
 
     def purge(self) -> int:
-        """Delete the records whose time to live is over and return how many they were."""
         deleted = 0
         try:
             for folder in sorted(self._folder.glob("[0-9a-f][0-9a-f]")):

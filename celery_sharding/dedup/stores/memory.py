@@ -18,6 +18,8 @@ _SWEEP_EVERY = 1_000
 class MemoryStore(SteppingStore):
     """A `Store` of one process. `clock` returns seconds and may be a fake one."""
 
+    is_of_one_process = True
+
     def __init__(self, clock: Clock = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()

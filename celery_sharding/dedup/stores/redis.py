@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown
+from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown, Store
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
 
@@ -143,7 +143,7 @@ return {'forgotten'}
 )
 
 
-class RedisStore:
+class RedisStore(Store):
     """A `Store` in Redis or Valkey (5 or later).
 
     Args:

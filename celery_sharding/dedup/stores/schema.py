@@ -24,10 +24,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    cast,
     extract,
     func,
+    literal_column,
     select,
-    text,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
@@ -86,16 +87,26 @@ claim_metadata = MetaData()
 default_claims_table = claims_table(claim_metadata)
 
 
-def read_clock(connection: Connection) -> float:
-    """Return the database's time in seconds. SQLite has none of its own: there it is the clock of its one host."""
+_POSTGRESQL_CLOCK = cast(extract("epoch", func.clock_timestamp()), Double)
+# In UTC: local times come twice when clocks are put back.
+_MYSQL_CLOCK = literal_column("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)", Double)
+
+
+def clock(connection: Connection) -> Any:
+    """Return the database's time in seconds as a part of a statement, which then needs no round trip of its own.
+
+    SQLite has no clock: there it is the time of its one host, as a float.
+    """
     name = connection.dialect.name
     if name == "sqlite":
         return time.time()
-    if name == "postgresql":
-        return float(connection.execute(select(extract("epoch", func.clock_timestamp()))).scalar_one())
-    # In UTC: local times come twice when clocks are put back.
-    micros = connection.execute(text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")).scalar_one()
-    return int(micros) / 1_000_000
+    return _POSTGRESQL_CLOCK if name == "postgresql" else _MYSQL_CLOCK
+
+
+def read_clock(connection: Connection) -> float:
+    """Return the database's time in seconds."""
+    now = clock(connection)
+    return now if isinstance(now, float) else float(connection.execute(select(now)).scalar_one())
 
 
 def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any]) -> bool:

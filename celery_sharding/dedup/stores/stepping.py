@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown
+from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown, Store
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.errors import DamagedRecord
 
@@ -19,7 +19,7 @@ Step = Callable[[Record | None, float], tuple[Record | None, T]]
 """Given the record and the store's time, returns the new record, None to leave the old one, and the answer."""
 
 
-class SteppingStore(ABC):
+class SteppingStore(Store, ABC):
     """A `Store` made of `change`."""
 
     @abstractmethod
