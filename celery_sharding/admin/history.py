@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from celery_sharding.admin.lines import printable
 from celery_sharding.admin.moments import format_moment
 from celery_sharding.admin.steps import RESHARD, STEPS
 from celery_sharding.errors import LogError
@@ -200,5 +201,4 @@ def _number(value: Any) -> str:
 
 
 def _line(text: object) -> str:
-    """Return `text` as one line without control characters: anybody may write into the manifest."""
-    return " ".join("".join(part if part.isprintable() else " " for part in str(text)).split())
+    return " ".join(printable(text).split())

@@ -104,7 +104,7 @@ class _Printer:
 
     def __init__(self, ctx: click.Context, form: str, columns: tuple[str, ...]) -> None:
         self.form = form
-        self.is_terminal = sys.stdout.isatty()
+        self.is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it is closed
         self._ctx = ctx
         self._columns = columns
 

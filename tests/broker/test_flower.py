@@ -175,6 +175,8 @@ def test_dead_letters_are_replayed_all_or_by_their_ids(flower, show):
     wait_for(flower, path, lambda found: found["group"]["dead_letters"] == 2)
     gone = flower.act(f"{path}/dead-letters/replay", body=json.dumps({"ids": ["nothing"]}))
     assert (gone.status, "no such dead letter" in gone.text) == (409, True)
+    odd = flower.act(f"{path}/dead-letters/replay", body=r'{"ids": ["\ud800"]}')
+    assert (odd.status, "no such dead letter" in odd.text) == (409, True)
     damaged = flower.act(f"{path}/dead-letters/replay", body='{"ids": "all"}')
     assert damaged.status == 400
     discard(lambda: Connection(show.broker_url), show.group, None, by="test")

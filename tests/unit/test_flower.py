@@ -77,6 +77,8 @@ def test_a_post_of_the_page_or_of_a_program_is_taken(headers: dict[str, str]) ->
         {},
         {"Sec-Fetch-Site": "same-origin", "Origin": f"http://{HOST}"},
         OURS | {"Sec-Fetch-Site": "cross-site"},
+        OURS | {"Origin": "http://evil["},
+        OURS | {"Origin": f"http://{HOST}.evil.test"},
         OURS | {"Sec-Fetch-Site": "same-site", "Origin": f"http://{HOST}"},
         OURS | {"Sec-Fetch-Site": "none"},
         OURS | {"Origin": "http://evil.test"},
