@@ -3,6 +3,7 @@
 Flower has no hook for pages. Read in Flower 2.0.1 and 2.2.0, whose names these are:
 
     flower.urls.handlers    the list of addresses, read when Flower's application is made; the last takes everything
+    views.monitor.Metrics   `/metrics`, which we write in a thread
     flower.urls.settings    of tornado's application; `template_loader` is tornado's own, and Flower sets none
     navbar.html             the navigation, written out: the entry of `broker` is taken twice, the second time for us
 
@@ -69,21 +70,23 @@ def mounted_sharding() -> Sharding | None:
 
 
 def mount(feed: Feed, handlers: list[Any], settings: dict[str, Any]) -> None:
-    """Put our addresses before the last of Flower's `handlers`, and our templates beside its own."""
+    """Put our addresses among Flower's `handlers`, the last of which takes all, and our templates beside its own."""
     own = {"feed": feed}
     # All are `url`s, with names: under a url prefix, Flower forgets the arguments of others.
     handlers[-1:-1] = [
         url(r"/shards", pages.ShardsPage, own, name="shards"),
         url(r"/shards/data", pages.ShardsData, own, name="shards-data"),
-        url(r"/shards/static/(.+)", pages.ShardsStatic, {"path": str(pages.STATIC)}, name="shards-static"),
         url(rf"/shards/{_GROUP}/{_INDEX}", pages.ShardPage, own, name="shard"),
         url(rf"/shards/{_GROUP}/{_INDEX}/data", pages.ShardData, own, name="shard-data"),
+        # Behind the pages of a group that is called "static".
+        url(r"/shards/static/(.+)", pages.ShardsStatic, {"path": str(pages.STATIC)}, name="shards-static"),
         url(r"/api/shards", api.ShardsApi, own, name="shards-api"),
         url(rf"/api/shards/{_GROUP}", api.GroupApi, own),
         url(rf"/api/shards/{_GROUP}/{_INDEX}", api.ShardApi, own),
         url(rf"/api/shards/{_GROUP}/dead-letters/replay", api.ReplayApi, own),
         url(rf"/api/shards/{_GROUP}(?:/{_INDEX})?/(pause|resume)", api.PauseApi, own),
     ]
+    handlers.insert(0, url(r"/metrics", pages.MetricsPage, name="shards-metrics"))  # in place of Flower's
     settings["template_loader"] = _Loader(settings["template_path"])
 
 
