@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from flower import urls
+from flower.options import default_options
 from tornado.template import Loader, Template
 from tornado.web import url
 
@@ -50,12 +53,13 @@ def install(app: Any = None) -> None:
         app: The Celery app; None: that of `celery -A`.
 
     Raises:
-        ConfigurationError: The app has no shard groups.
+        ConfigurationError: The app has no shard groups, or Flower has not the read-only mode that it is started with.
         UnsupportedBroker: The broker keeps no logs.
     """
     global _mounted
     if _mounted is not None:
         return
+    _check_read_only()
     feed = Feed(_find_sharding(app))
     mount(feed, urls.handlers, urls.settings)
     register(ShardCollector(lambda: feed.watcher.view))
@@ -114,6 +118,13 @@ def _add_entry(navigation: str) -> str:
         return navigation
     entry = found[0].replace("broker", "shards").replace("Broker", "Shards")
     return f"{navigation[: found.end()]}\n{entry}{navigation[found.end() :]}"
+
+
+def _check_read_only() -> None:
+    """Refuse the mode to a Flower that has none: it passes over options that it does not know."""
+    asked = any(option.lstrip("-").partition("=")[0].replace("-", "_") == "read_only" for option in sys.argv)
+    if (asked or "FLOWER_READ_ONLY" in os.environ) and not hasattr(default_options, "read_only"):
+        raise ConfigurationError("this Flower has no read-only mode; install a later one: pip install 'flower>=2.2'")
 
 
 def _find_sharding(app: Any) -> Sharding:

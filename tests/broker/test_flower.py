@@ -292,10 +292,14 @@ def test_it_does_not_start_where_it_cannot_serve(show, tmp_path: Path):
     # When it is started
     missing = show.celery("shards", "flower", **no_flower)
     too_old = show.celery("shards", "flower", "--read-only", **show.old_flower())
+    config = show.folder / "two_lines.py"
+    config.write_text(TWO_LINES)
+    too_old_too = show.celery("flower", f"--conf={config}", "--read-only", **show.old_flower())
     embedded = show.celery("shards", "flower", SHOW_BROKER="memory://")
     plain = show.celery("-A", "plain", "shards", "flower")
     # Then it says what to do
     assert (missing.returncode, "pip install 'celery-sharding[flower]'" in missing.stderr) == (2, True)
     assert (too_old.returncode, "pip install 'flower>=2.2'" in too_old.stderr) == (2, True)
+    assert (too_old_too.returncode, "pip install 'flower>=2.2'" in too_old_too.stderr) == (1, True)
     assert (embedded.returncode, "needs RabbitMQ" in embedded.stderr) == (2, True)
     assert (plain.returncode, "Sharding(app, groups=" in plain.stderr) == (2, True)
