@@ -1,6 +1,9 @@
-"""The group's topology lock: an exclusive queue, held by a connection.
+"""The locks of a group: exclusive queues, each held by a connection.
 
-    free -> held    by declaring the exclusive queue `shards.<group>.admin`, on a connection of the lock's own
+    `shards.<group>.admin`         the topology lock: who holds it may change the layout
+    `shards.<group>.dead.admin`    who holds it may take dead letters, which may take long and holds up nothing else
+
+    free -> held    by declaring the exclusive queue, on a connection of the lock's own
     held -> lost    when that connection ends, for whatever reason; the broker frees the queue by itself
     held -> free    by leaving the `with` block, which closes the connection
 
@@ -34,13 +37,14 @@ _POLL_FIRST_SECONDS, _POLL_MAX_SECONDS = 0.05, 0.5
 
 
 class TopologyLock:
-    """Hold a group's topology lock for the time of a `with` block.
+    """Hold a group's topology lock, or another of its locks, for the time of a `with` block.
 
     Args:
         connect: Makes a kombu connection to the broker; its settings are used, the connection itself is not.
         owner: Who holds it, for people who look at the broker's connections.
         timeout_seconds: How long to wait for another holder.
         first_node: The node of the broker to try first, by its number in the URL.
+        queue: The exclusive queue that is the lock; None: that of the topology lock.
 
     Raises:
         LockHeld: Another process held it all the time.
@@ -49,13 +53,21 @@ class TopologyLock:
     """
 
     def __init__(
-        self, connect: Connect, names: Names, *, owner: str, timeout_seconds: float, first_node: int = 0
+        self,
+        connect: Connect,
+        names: Names,
+        *,
+        owner: str,
+        timeout_seconds: float,
+        first_node: int = 0,
+        queue: str | None = None,
     ) -> None:
         self._connect = connect
         self._names = names
         self._owner = owner
         self._timeout_seconds = timeout_seconds
         self._first_node = first_node
+        self._queue = queue or names.admin
         self._turn = threading.RLock()
         self._released = threading.Event()
         self._kombu_connection: Any = None  # kombu is typed in part only
@@ -74,7 +86,7 @@ class TopologyLock:
         except BaseException:
             self._close()
             raise
-        threading.Thread(target=self._keep_alive, name=f"{self._names.admin}-heartbeat", daemon=True).start()
+        threading.Thread(target=self._keep_alive, name=f"{self._queue}-heartbeat", daemon=True).start()
         return self
 
     def __exit__(
@@ -117,12 +129,12 @@ class TopologyLock:
         pause = _POLL_FIRST_SECONDS
         while True:
             try:
-                with self.channel() as channel, explained(self._names.group, self._names.admin):
-                    channel.queue_declare(self._names.admin, durable=False, exclusive=True, auto_delete=False)
+                with self.channel() as channel, explained(self._names.group, self._queue):
+                    channel.queue_declare(self._queue, durable=False, exclusive=True, auto_delete=False)
                 return
             except amqp_errors.ResourceLocked as exc:
                 if time.monotonic() + pause > deadline:
-                    raise lock_held(self._names.group) from exc
+                    raise _lock_held(self._names.group, self._queue) from exc
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_MAX_SECONDS)
 
@@ -147,11 +159,9 @@ class TopologyLock:
                 close_connection(self._kombu_connection)
 
 
-def lock_held(group: str) -> LockHeld:
-    """Return the error for a lock that another process would not give up."""
-    admin = Names(group).admin
+def _lock_held(group: str, queue: str) -> LockHeld:
     return LockHeld(
-        f"another process holds the lock of group {group!r} (the exclusive queue {admin!r}); try again, or close the "
+        f"another process holds the lock of group {group!r} (the exclusive queue {queue!r}); try again, or close the "
         "connection that owns that queue",
         group=group,
     )

@@ -79,6 +79,11 @@ class Names:
     def dead(self) -> str:
         return f"{self.publish}.dead"
 
+    @property
+    def dead_admin(self) -> str:
+        """The exclusive queue whose holder may take dead letters."""
+        return f"{self.dead}.admin"
+
     def ring(self, generation: int) -> str:
         return f"{self.publish}.g{generation:03d}"
 

@@ -4,7 +4,8 @@
     dead ──discard──▶ taken out of the queue
 
 A look takes letters without acknowledging them and closes its channel, which gives them back. Meanwhile nobody else
-sees them, so looks and actions take turns under the group's lock. Workers write letters at any time; one that comes
+sees them, so looks and actions take turns under a lock of their own: thousands of letters take a while, and pausing and
+mending the group must not wait for that. Workers write letters at any time; one that comes
 when an action has begun is left alone. What another reader holds, as the management page may, is waited for a moment.
 
 A process that is killed between confirm and acknowledgement leaves a letter that was replayed: it may be replayed a
@@ -64,7 +65,7 @@ def list_dead(connect: Connect, group: str, *, limit: int) -> list[DeadLetter]:
 def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
     """Look at the first `limit` dead letters of a group, which stay where they are.
 
-    Takes the group's lock, and about a millisecond for each letter, and the broker counts a delivery of it: not for a
+    Takes the lock of dead letters, and about a millisecond for each, and the broker counts a delivery of it: not for a
     loop. How many there are stands in every snapshot.
 
     Raises:
@@ -159,7 +160,7 @@ class _Taken:
 def _locked(connect: Connect, names: Names, *, by: str) -> Iterator[Any]:
     try:
         with (
-            TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
+            TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
             lock.operation() as connection,
         ):
             if not queue_exists(connection, names.dead):

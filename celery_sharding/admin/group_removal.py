@@ -4,9 +4,9 @@
     closed ──what was on its way has arrived, still nothing waits──▶ gone: queues and rings, the manifest last
     closed ──a message had arrived──▶ whole again: the exchange is made anew and bound as it was
 
-All of it under the group's lock. Whoever is killed in between leaves a group that a worker or `shards declare` makes
-whole, or the next removal removes. A publisher that finds no exchange may declare the group anew when the lock is free;
-then its message waits in the new one, and is not lost.
+All of it under both locks of the group. Whoever is killed in between leaves a group that a worker or `shards declare`
+makes whole, or the next removal removes. A publisher that finds no exchange may declare the group anew when the lock is
+free; then its message waits in the new one, and is not lost.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def remove_group(connect: Connect, group: str, *, by: str) -> None:
 def _locked(connect: Connect, group: str, *, by: str) -> Iterator[tuple[Any, Names, Layout]]:
     names = Names(group)
     with (
+        # Who replays dead letters holds some that nobody else sees.
+        TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
         TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):

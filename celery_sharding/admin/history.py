@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery_sharding.admin.moments import format_moment
+from celery_sharding.admin.lines import printable
+from celery_sharding.admin.moments import format_moment, read_moment
 from celery_sharding.admin.steps import RESHARD, STEPS
 from celery_sharding.errors import LogError
 from celery_sharding.layout import Layout, fold
@@ -120,9 +121,7 @@ def _describe(group: str, offset: int, event: Event, before: Layout) -> Entry:
 
 
 def _entry(offset: int, event: Event, name: str, what: str, result: str = DONE) -> Entry:
-    at = event.get("at")
-    moment = float(at) if isinstance(at, int | float) else None
-    return Entry(offset, moment, _line(event.get("by", "?")), name, _line(what), _line(result))
+    return Entry(offset, read_moment(event.get("at")), _line(event.get("by", "?")), name, _line(what), _line(result))
 
 
 def _describe_created(group: str, event: Event, before: Layout) -> str:
@@ -200,5 +199,4 @@ def _number(value: Any) -> str:
 
 
 def _line(text: object) -> str:
-    """Return `text` as one line without control characters: anybody may write into the manifest."""
-    return " ".join("".join(part if part.isprintable() else " " for part in str(text)).split())
+    return " ".join(printable(text).split())

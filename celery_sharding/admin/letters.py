@@ -19,8 +19,9 @@ from kombu.compression import decompress
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import loads, prepare_accept_content
 
-from celery_sharding.admin.moments import format_moment
-from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER
+from celery_sharding.admin.moments import format_moment, read_moment
+from celery_sharding.errors import ShardKeyError
+from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER, key_text
 from celery_sharding.topology import Names
 
 # The headers that a worker puts on a dead letter, beside those of the message and of every sharded message.
@@ -51,7 +52,7 @@ class DeadLetter:
 
     Attributes:
         id: What operators name it by: short, and the same at each look. Letters that differ in nothing are numbered.
-        key: Its shard key; None if it is not known, then it cannot be replayed.
+        key: Its shard key; None if it has none that can be published under, then it cannot be replayed.
         queue: The queue it came from; None if nobody said.
         attempts: How often it was begun, if its processes were lost; else 0.
         dead_at: Seconds since the epoch; by the broker's clock in whole seconds if the broker moved it.
@@ -86,11 +87,11 @@ def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
     facts: dict[str, Any] = {
         "task_id": _text(headers.get("id") or properties.get("correlation_id")),
         "task": _text(headers.get("task")),
-        "key": _text(headers.get(KEY_HEADER)) or by_broker.get("key"),
+        "key": _key(headers.get(KEY_HEADER)) or _key(by_broker.get("key")),
         "queue": _text(headers.get(QUEUE)) or by_broker.get("queue"),
         "reason": _text(headers.get(REASON)) or by_broker.get("reason") or _NO_REASON,
         "error": _text(headers.get(ERROR)) or "",
-        "attempts": headers[ATTEMPTS] if isinstance(headers.get(ATTEMPTS), int) else 0,
+        "attempts": headers[ATTEMPTS] if type(headers.get(ATTEMPTS)) is int else 0,
         "dead_at": _moment(headers.get(DEAD_AT)) or by_broker.get("dead_at"),
     }
     # Not of all headers: the broker counts deliveries there, a listing's among them.
@@ -180,10 +181,18 @@ def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
+def _key(value: Any) -> str | None:
+    """Return a key that can be published under; None if it cannot."""
+    try:
+        return key_text(_text(value), task="dead letter")
+    except ShardKeyError:
+        return None
+
+
 def _moment(value: Any) -> float | None:
     if isinstance(value, datetime):  # py-amqp's are in UTC and do not say so
         return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return read_moment(value)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -19,11 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
+from celery_sharding.admin.lines import printable
 from celery_sharding.config import Settings
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.topology import Names
 
-_TIMEOUT_SECONDS = 5.0
+# For each wait, and for all of an answer.
+_TIMEOUT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
+_CHUNK_BYTES = 1_000_000
 _PAGE = 500
 _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}
 
@@ -83,8 +87,9 @@ class Management:
         while page <= pages:
             query = {**_CHEAP, "name": pattern, "use_regex": "true", "page": page, "page_size": _PAGE}
             listing = self._get(f"/api/queues/{self.virtual_host}?{urlencode(query)}")
-            found += [each for each in _field(listing, "items", list) if isinstance(each, Mapping)]
-            page, pages = page + 1, int(listing.get("page_count") or 1)
+            items = _field(listing, "items", list)
+            found += [each for each in items if isinstance(each, Mapping)]
+            page, pages = page + 1, _field(listing, "page_count", int) if items else page
         return found
 
     def read_queue(self, queue: str) -> tuple[QueueFacts, tuple[ConsumerFacts, ...] | None]:
@@ -110,12 +115,12 @@ class Management:
         request = urllib.request.Request(self.url + path, headers=headers)
         try:
             with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                return json.load(answer)
+                return json.loads(_read(answer))
         except urllib.error.HTTPError as exc:
             raise self._unavailable(_explain_status(exc.code)) from None
         except (OSError, http.client.HTTPException) as exc:
-            raise self._unavailable(f"cannot be reached ({getattr(exc, 'reason', exc)})") from exc
-        except ValueError as exc:
+            raise self._unavailable(f"cannot be reached ({printable(getattr(exc, 'reason', exc)).strip()})") from exc
+        except (ValueError, RecursionError) as exc:
             raise self._unavailable("does not answer in JSON; is this the port of the management plugin?") from exc
 
     def _get(self, path: str) -> Mapping[str, Any]:
@@ -149,6 +154,17 @@ def open_management(settings: Settings, connection: Any) -> Management | None:
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """Return the body of an answer, which may come in drops, but not for ever."""
+    ends_at = time.monotonic() + _ANSWER_SECONDS
+    parts = []
+    while part := answer.read1(_CHUNK_BYTES):
+        parts.append(part)
+        if time.monotonic() > ends_at:
+            raise TimeoutError(f"its answer is not complete after {_ANSWER_SECONDS:.0f} s")
+    return b"".join(parts)
 
 
 def _explain_status(code: int) -> str:

@@ -5,7 +5,7 @@
     worker      all of the group, and Celery's own queues and exchanges; also `shards declare` and what removes.
     operator    looks and acts on what is there: status, describe, locate, doctor, history, pause and resume, dead
                 letters. It needs not declare, but RabbitMQ 4.3 wants the right to for a look at a queue (a passive
-                declaration); up to 4.0 `admin` and `locate.…` are enough.
+                declaration); up to 4.0 `admin`, `dead.admin` and `locate.…` are enough.
 
 Write on `amq.default` lets a user put messages into any queue of the virtual host, by its name. The logs are written
 that way, and read: their end is found by a nonce.

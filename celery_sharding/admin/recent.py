@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from celery_sharding.admin.moments import read_moment
 from celery_sharding.errors import LogError
 from celery_sharding.streams import read_backwards
 from celery_sharding.topology import Names, Opener
@@ -39,10 +40,10 @@ def read_recent_of(connection: Opener, names: Names, queue: str) -> Recent:
     try:
         for batch in read_backwards(connection, names.journal):
             for _, event in reversed(batch):
-                at = event.get("at")
-                if not isinstance(at, int | float):
+                at = read_moment(event.get("at"))
+                if at is None:
                     continue
-                since = float(at)
+                since = at
                 kind = _KINDS.get(event["event"])
                 if kind is not None and event.get("queue") == queue and len(found[kind]) < _EACH:
                     found[kind].append(event)

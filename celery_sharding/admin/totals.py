@@ -13,6 +13,7 @@ A shard is called by its index, whatever its generation; a limbo queue `limbo001
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from celery_sharding.topology import Names
 
 # Of so many owners of a queue the last word is kept; containers come under new names for ever.
 _OWNERS_MAX = 8
+# Generations come and go, too. Nothing that is older comes again: the journal does not keep it.
+_KEEP_SECONDS, _SWEEP_SECONDS = 86_400.0, 600.0
 _TIMES_LENGTH = len(BOUNDS_SECONDS) + 2
 _NO_TIMES = (0.0,) * _TIMES_LENGTH
 _RING_QUEUE = re.compile(r"g\d+\.(\d+)")
@@ -56,17 +59,22 @@ class TotalsLog:
     def __init__(self, since: float) -> None:
         self._since = since
         self._words: dict[str, dict[str, _Word]] = {}  # by queue and owner, who was heard last comes last
+        self._heard: dict[tuple[str, str], float] = {}  # when, by group and queue
+        self._swept_at = 0.0
         self._sums: dict[tuple[str, str], _Sum] = {}
         self._shown: dict[tuple[str, str], Totals] = {}
 
     def note(self, group: str, event: Mapping[str, Any]) -> None:
         """Note one event of the journal of `group`; what counts nothing, or cannot be read, is passed over."""
         try:
+            at = float(event["at"])
+            if at - self._swept_at > _SWEEP_SECONDS:
+                self._sweep(min(at, time.time()))  # a clock may be wrong
             if event["event"] == "vitals":
                 for queue, facts in event["owned"].items():
-                    self._add(group, str(event["by"]), queue, facts)
+                    self._add(group, str(event["by"]), queue, at, facts)
             elif event["event"] == "handover" and event.get("change") == "released" and "counters" in event:
-                self._add(group, str(event["owner"]), str(event["queue"]), event)
+                self._add(group, str(event["owner"]), str(event["queue"]), at, event)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return
 
@@ -81,11 +89,24 @@ class TotalsLog:
                 )
         return dict(self._shown)
 
-    def _add(self, group: str, owner: str, queue: str, facts: Mapping[str, Any]) -> None:
+    def _sweep(self, now: float) -> None:
+        """Forget the words on queues of which nothing was said for long, and what was counted in limbo queues."""
+        self._swept_at = now
+        for group, queue in [place for place, at in self._heard.items() if now - at > _KEEP_SECONDS]:
+            del self._heard[group, queue], self._words[queue]
+            label = shard_label(group, queue)
+            if not label.isdecimal():  # a shard's count goes on in the next generation
+                self._sums.pop((group, label), None)
+                self._shown.pop((group, label), None)
+
+    def _add(self, group: str, owner: str, queue: str, at: float, facts: Mapping[str, Any]) -> None:
+        if queue not in self._words and at < self._swept_at - _KEEP_SECONDS:
+            return  # it comes again, and is forgotten
         since = float(facts["since"])
         counters = {str(name): int(count) for name, count in facts["counters"].items()}
         counted = self._sums.setdefault((group, shard_label(group, queue)), _Sum())
         words = self._words.setdefault(queue, {})
+        self._heard[group, queue] = max(at, self._heard.get((group, queue), 0.0))
         word = words.get(owner)
         if word is not None and since < word.since:
             return  # it comes again

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_sharding.admin.moments import read_moment
 from celery_sharding.errors import LogError
 from celery_sharding.streams import Event, read_backwards
 from celery_sharding.topology import Names, Opener
@@ -102,6 +103,11 @@ class VitalsLog:
             recent.append(vital)
         while recent and vital.at - recent[0].at > WINDOW_SECONDS:
             recent.popleft()
+
+    def keep(self, queues: Collection[str]) -> None:
+        """Forget what was said of other queues: generations come and go."""
+        self._last = {queue: vital for queue, vital in self._last.items() if queue in queues}
+        self._recent = {queue: vitals for queue, vitals in self._recent.items() if queue in queues}
 
     def at(self, now: float) -> Vitals:
         """Return who owns what at `now`.
@@ -200,19 +206,21 @@ def _read_report(event: Mapping[str, Any]) -> _Report | None:
     if event.get("event") != "vitals":
         return None
     try:
-        by, at = str(event["by"]), float(event["at"])
+        by, at = str(event["by"]), read_moment(event["at"])
+        if at is None:
+            return None
         owned = {queue: _read_vital(by, at, facts) for queue, facts in event["owned"].items()}
         return _Report(by, at, owned, tuple(map(str, event["standby"])))
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
 def _read_vital(by: str, at: float, facts: Mapping[str, Any]) -> Vital:
-    since, lag = facts.get("since"), facts.get("lag_seconds")
+    since, lag = read_moment(facts.get("since")), facts.get("lag_seconds")
     return Vital(
         owner=by,
         at=at,
-        since=at if since is None else float(since),
+        since=at if since is None else since,
         held=int(facts["held"]),
         running=int(facts["running"]),
         lag_seconds=None if lag is None else float(lag),

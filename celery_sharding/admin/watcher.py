@@ -50,6 +50,9 @@ _COUNTS_SECONDS = 1.0
 _DRAIN_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
+# A watcher looks every few seconds; one that has not for so long hangs.
+STALE_SECONDS = 30.0
+
 OnEvent = Callable[[str, Mapping[str, Any]], None]
 _EXPECTED = (OperationalError, amqp_errors.AMQPError, ShardingError, OSError)
 
@@ -64,6 +67,13 @@ class View:
     snapshot: Snapshot | None = None
     error: str = ""
     totals: Mapping[tuple[str, str], Totals] = field(default_factory=dict)
+
+    def why_stale(self, now: float) -> str:
+        """Return why the snapshot is not up to date, or not there; "" if it is."""
+        if self.error or self.snapshot is None:
+            return self.error
+        age_seconds = now - self.snapshot.taken_at
+        return "" if age_seconds < STALE_SECONDS else f"the last look was {age_seconds:.0f} s ago, and none since"
 
 
 class Watcher:
@@ -260,6 +270,7 @@ class _Followed:
         event = decode(body, stream=self._names.manifest, offset=offset)
         if event is not None:
             self._layout = fold(self._layout, offset, event)
+            self._vitals.keep(counted_queues(self._names, self._layout))
 
     def _on_journal(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self._names.journal, offset=offset)

@@ -15,7 +15,7 @@ def check_can_ask(*, yes: bool) -> None:
     Raises:
         WrongUsage: There is no terminal.
     """
-    if not yes and not sys.stdin.isatty():
+    if not yes and not (sys.stdin is not None and sys.stdin.isatty()):  # None: it is closed
         raise WrongUsage("there is no terminal to ask at; say --yes to do it without being asked")
 
 

@@ -11,6 +11,7 @@ import click
 
 from celery_sharding.admin.dead_letters import LETTERS_MAX, Listing, Progress, discard, read_dead, replay
 from celery_sharding.admin.letters import DeadLetter, letter_to_json
+from celery_sharding.admin.lines import printable
 from celery_sharding.cli.asking import ask, check_can_ask
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding, name_group, operator_name
@@ -224,7 +225,7 @@ def _pick(group: str, found: Listing, ids: Sequence[str]) -> list[DeadLetter]:
 def _ask(question: str, letters: Sequence[DeadLetter], *, yes: bool) -> None:
     if not yes:
         for (task, reason), count in Counter((each.task, each.reason) for each in letters).most_common(10):
-            click.echo(f"  {count:>6}  {task or '-'}: {_shorten(reason)}", err=True)
+            click.echo(f"  {count:>6}  {printable(task or '-')}: {_shorten(reason)}", err=True)
     ask(question, yes=yes)
 
 
@@ -273,5 +274,5 @@ def _one_line(value: object) -> str:
 
 
 def _shorten(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     return text if len(text) <= _REASON_LENGTH else f"{text[: _REASON_LENGTH - 1]}…"

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from celery_sharding.admin.judging import STATES
+from celery_sharding.admin.lines import printable
 from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
 from celery_sharding.admin.moments import format_moment
 from celery_sharding.admin.recent import Recent, read_recent_of
@@ -83,7 +84,7 @@ def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
         ctx.obj.echo(json.dumps(_to_json(found)))
     else:
         for line in _lines(found):
-            ctx.obj.echo(line)
+            ctx.obj.echo(printable(line))
     if missing:
         click.echo(missing, err=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from celery_sharding.admin.doctor import Finding, Patient, examine
+from celery_sharding.admin.lines import printable
 from celery_sharding.admin.management import open_management
 from celery_sharding.admin.moments import format_moment
 from celery_sharding.admin.snapshot import read_snapshot
@@ -55,7 +56,7 @@ def doctor(ctx: click.Context, group: str | None, as_json: bool) -> None:
         for heading, findings in [*found.items(), ("the app", of_app)]:
             ctx.obj.echo(f"{heading}:")
             for line in _describe(findings):
-                ctx.obj.echo(f"  {line}")
+                ctx.obj.echo(f"  {printable(line)}")
     if any(each.severity == "error" for findings in [*found.values(), of_app] for each in findings):
         ctx.exit(Unhealthy.exit_code)
 

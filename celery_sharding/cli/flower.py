@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from celery_sharding.cli.exits import WrongUsage, explained
@@ -30,18 +28,9 @@ def flower(ctx: click.Context, options: tuple[str, ...]) -> None:
         open_backing(sharding)  # says what is wrong with the broker's URL
         try:
             from flower.command import flower as start_flower
-            from flower.options import default_options
 
             from celery_sharding.flower import install
         except ModuleNotFoundError as exc:
             raise WrongUsage(f"{exc.name} is missing; install it with: pip install 'celery-sharding[flower]'") from exc
-        _check_read_only(options, default_options)
         install(ctx.obj.app)
     ctx.invoke(start_flower, tornado_argv=options)
-
-
-def _check_read_only(options: tuple[str, ...], known: object) -> None:
-    """Refuse the mode to a Flower that has none: it passes over options that it does not know."""
-    asked = any(option.lstrip("-").partition("=")[0].replace("-", "_") == "read_only" for option in options)
-    if (asked or "FLOWER_READ_ONLY" in os.environ) and not hasattr(known, "read_only"):
-        raise WrongUsage("this Flower has no read-only mode; install a later one: pip install 'flower>=2.2'")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from amqp import exceptions as amqp_errors
+from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from celery_sharding.admin.contents import group_exists
@@ -60,6 +61,8 @@ def operator_name() -> str:
 
 def open_backing(sharding: Sharding) -> Backing:
     try:
+        for url in sharding.connect().alt:
+            Connection(url)  # of several nodes all but the first are read only when they are needed
         return sharding.backing()
     except ValueError:
         # The text of this error may hold a part of the password.

@@ -104,7 +104,7 @@ class _Printer:
 
     def __init__(self, ctx: click.Context, form: str, columns: tuple[str, ...]) -> None:
         self.form = form
-        self.is_terminal = sys.stdout.isatty()
+        self.is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it is closed
         self._ctx = ctx
         self._columns = columns
 
@@ -137,7 +137,7 @@ def _watch(watcher: Watcher, printer: _Printer) -> None:
     try:
         shown, view = watcher.view, watcher.wait_newer(watcher.view, timeout_seconds=_FIRST_SECONDS)
         while True:
-            if view is not shown or view.error:
+            if view is not shown or view.why_stale(time.time()):
                 _show(view, printer)
             shown, view = view, watcher.wait_newer(view, timeout_seconds=_EVERY_SECONDS)
     except KeyboardInterrupt:
@@ -149,10 +149,10 @@ def _watch(watcher: Watcher, printer: _Printer) -> None:
 
 def _show(view: View, printer: _Printer) -> None:
     snapshot, now = view.snapshot, time.time()
-    lost = ""
-    if view.error:
+    lost = why = view.why_stale(now)
+    if why:
         age = "" if snapshot is None else f"; the data is {format_duration(now - snapshot.taken_at)} old"
-        lost = f"not up to date: {view.error}{age}"
+        lost = f"not up to date: {why}{age}"
     if printer.form == "text" and printer.is_terminal:
         sys.stdout.write(_CLEAR_SCREEN)
         heading = time.strftime("%H:%M:%S  ", time.localtime(now)) + (lost or "Ctrl-C ends")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from celery_sharding.admin.lines import printable
+
 
 def align(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: set[int]) -> list[str]:
     """Return the lines of a table; the columns in `numeric` stand to the right."""
-    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
+    lines = [headings, *([printable(text) for text in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
 
     def place(column: int, text: str) -> str:
         fit: Callable[[int], str] = text.rjust if column in numeric else text.ljust
         return fit(widths[column])
 
-    return ["  ".join(place(column, text) for column, text in enumerate(line)).rstrip() for line in (headings, *rows)]
+    return ["  ".join(place(column, text) for column, text in enumerate(line)).rstrip() for line in lines]
 
 
 def shorten(text: str, width: int) -> str:

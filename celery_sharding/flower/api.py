@@ -43,7 +43,7 @@ class _Api(BaseApiHandler):
         self.set_status(status_code if refused is None else refused.status)
         text = str(refused) if refused is not None else getattr(exc, "log_message", None) or self._reason
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
-        self.finish(f"{text}\n")
+        self.finish(f"{text}\n".encode(errors="backslashreplace"))
 
     def log_exception(self, kind: Any, exc: Any, trace: Any) -> None:
         if not isinstance(exc, Refused) and (not isinstance(exc, Exception) or judge(exc) is None):

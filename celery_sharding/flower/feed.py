@@ -46,13 +46,13 @@ class Feed:
 
     def overview(self) -> dict[str, Any]:
         """Return all groups."""
-        view = self.watcher.view
+        view, now = self.watcher.view, time.time()
         found: dict[str, Any] = {"schema": SCHEMA, "at": None, "groups": []}
         age_seconds = None
         if view.snapshot is not None:
             found = to_json(view.snapshot)
-            age_seconds = round(max(0.0, time.time() - view.snapshot.taken_at), 3)
-        return found | {"age_seconds": age_seconds, "error": view.error}
+            age_seconds = round(max(0.0, now - view.snapshot.taken_at), 3)
+        return found | {"age_seconds": age_seconds, "error": view.why_stale(now)}
 
     def group(self, name: str) -> dict[str, Any]:
         """Return one group; its `group` is None before the broker was first reached.

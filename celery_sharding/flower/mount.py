@@ -3,6 +3,7 @@
 Flower has no hook for pages. Read in Flower 2.0.1 and 2.2.0, whose names these are:
 
     flower.urls.handlers    the list of addresses, read when Flower's application is made; the last takes everything
+    views.monitor.Metrics   `/metrics`, which we write in a thread
     flower.urls.settings    of tornado's application; `template_loader` is tornado's own, and Flower sets none
     navbar.html             the navigation, written out: the entry of `broker` is taken twice, the second time for us
 
@@ -14,12 +15,15 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from flower import urls
+from flower.options import default_options
 from tornado.template import Loader, Template
 from tornado.web import url
 
@@ -49,12 +53,13 @@ def install(app: Any = None) -> None:
         app: The Celery app; None: that of `celery -A`.
 
     Raises:
-        ConfigurationError: The app has no shard groups.
+        ConfigurationError: The app has no shard groups, or Flower has not the read-only mode that it is started with.
         UnsupportedBroker: The broker keeps no logs.
     """
     global _mounted
     if _mounted is not None:
         return
+    _check_read_only()
     feed = Feed(_find_sharding(app))
     mount(feed, urls.handlers, urls.settings)
     register(ShardCollector(lambda: feed.watcher.view))
@@ -69,21 +74,23 @@ def mounted_sharding() -> Sharding | None:
 
 
 def mount(feed: Feed, handlers: list[Any], settings: dict[str, Any]) -> None:
-    """Put our addresses before the last of Flower's `handlers`, and our templates beside its own."""
+    """Put our addresses among Flower's `handlers`, the last of which takes all, and our templates beside its own."""
     own = {"feed": feed}
     # All are `url`s, with names: under a url prefix, Flower forgets the arguments of others.
     handlers[-1:-1] = [
         url(r"/shards", pages.ShardsPage, own, name="shards"),
         url(r"/shards/data", pages.ShardsData, own, name="shards-data"),
-        url(r"/shards/static/(.+)", pages.ShardsStatic, {"path": str(pages.STATIC)}, name="shards-static"),
         url(rf"/shards/{_GROUP}/{_INDEX}", pages.ShardPage, own, name="shard"),
         url(rf"/shards/{_GROUP}/{_INDEX}/data", pages.ShardData, own, name="shard-data"),
+        # Behind the pages of a group that is called "static".
+        url(r"/shards/static/(.+)", pages.ShardsStatic, {"path": str(pages.STATIC)}, name="shards-static"),
         url(r"/api/shards", api.ShardsApi, own, name="shards-api"),
         url(rf"/api/shards/{_GROUP}", api.GroupApi, own),
         url(rf"/api/shards/{_GROUP}/{_INDEX}", api.ShardApi, own),
         url(rf"/api/shards/{_GROUP}/dead-letters/replay", api.ReplayApi, own),
         url(rf"/api/shards/{_GROUP}(?:/{_INDEX})?/(pause|resume)", api.PauseApi, own),
     ]
+    handlers.insert(0, url(r"/metrics", pages.MetricsPage, name="shards-metrics"))  # in place of Flower's
     settings["template_loader"] = _Loader(settings["template_path"])
 
 
@@ -111,6 +118,13 @@ def _add_entry(navigation: str) -> str:
         return navigation
     entry = found[0].replace("broker", "shards").replace("Broker", "Shards")
     return f"{navigation[: found.end()]}\n{entry}{navigation[found.end() :]}"
+
+
+def _check_read_only() -> None:
+    """Refuse the mode to a Flower that has none: it passes over options that it does not know."""
+    asked = any(option.lstrip("-").partition("=")[0].replace("-", "_") == "read_only" for option in sys.argv)
+    if (asked or "FLOWER_READ_ONLY" in os.environ) and not hasattr(default_options, "read_only"):
+        raise ConfigurationError("this Flower has no read-only mode; install a later one: pip install 'flower>=2.2'")
 
 
 def _find_sharding(app: Any) -> Sharding:

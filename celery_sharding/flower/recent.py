@@ -9,10 +9,13 @@ After a lost connection the journal is read from further back, so events come ag
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from celery_sharding.admin.moments import read_moment
 
 WINDOW_SECONDS = 600.0
 STEP_SECONDS = 5.0
@@ -42,23 +45,33 @@ class _Queue:
     at: float = 0.0
     done: int = 0
 
+    @property
+    def heard_at(self) -> float:
+        return max([self.at, *(float(event["at"]) for event in self.events[-1:])])
+
 
 class Recent:
-    """Notes events of journals, and tells of one queue what they were. Safe for threads."""
+    """Notes events of journals, and tells of one queue what they were. Safe for threads.
+
+    A queue of which nothing was said for `WINDOW_SECONDS` is forgotten: generations come and go.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
+        self._swept_at = 0.0
         self._lock = threading.Lock()
 
     def note(self, group: str, event: Mapping[str, Any]) -> None:
         """Note one event of a group's journal; others than those above, and damaged ones, are passed over."""
-        name, at = event.get("event"), event.get("at")
-        if not isinstance(at, int | float):
+        name, at = event.get("event"), read_moment(event.get("at"))
+        if at is None:
             return
         with self._lock:
+            if at - self._swept_at > WINDOW_SECONDS / 10:
+                self._sweep(min(at, time.time()))  # a clock may be wrong
             if name == "vitals" and isinstance(event.get("owned"), Mapping):
                 for queue, facts in event["owned"].items():
-                    self._note_vital(str(queue), str(event.get("by")), float(at), facts)
+                    self._note_vital(str(queue), str(event.get("by")), at, facts)
             elif name in _SHOWN and isinstance(event.get("queue"), str):
                 self._note_event(event["queue"], event)
 
@@ -74,6 +87,10 @@ class Recent:
         with self._lock:
             known = self._queues.get(queue)
             return [] if known is None else known.events[::-1]
+
+    def _sweep(self, now: float) -> None:
+        self._swept_at = now
+        self._queues = {name: each for name, each in self._queues.items() if now - each.heard_at <= WINDOW_SECONDS}
 
     def _note_vital(self, name: str, by: str, at: float, facts: Any) -> None:
         try:

@@ -20,8 +20,6 @@ from celery_sharding.admin.watcher import View
 from celery_sharding.histogram import BOUNDS_SECONDS
 from celery_sharding.metrics import table
 
-# A watcher looks every few seconds; one that has not for so long hangs.
-FRESH_SECONDS = 30.0
 _SHARD = ("group", "shard")
 _BOUNDS = (*(str(bound) for bound in BOUNDS_SECONDS), "+Inf")
 
@@ -37,9 +35,9 @@ class ShardCollector(Collector):
         return _families((), {}, up=False, age_seconds=None)
 
     def collect(self) -> Iterator[Metric]:
-        view = self._view()
-        age_seconds = None if view.snapshot is None else max(0.0, time.time() - view.snapshot.taken_at)
-        up = not view.error and age_seconds is not None and age_seconds < FRESH_SECONDS
+        view, now = self._view(), time.time()
+        age_seconds = None if view.snapshot is None else max(0.0, now - view.snapshot.taken_at)
+        up = view.snapshot is not None and not view.why_stale(now)
         groups = view.snapshot.groups if view.snapshot is not None and up else ()
         # A shard's counters begin with 0, so that the first increase is seen.
         totals = {(group.name, str(row.index)): Totals() for group in groups for row in group.shards}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +21,11 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import ShardGroup
+from celery_sharding.admin import group_removal
 from celery_sharding.admin.dead_letters import discard, list_dead, read_dead, replay
+from celery_sharding.admin.pausing import pause
 from celery_sharding.admin.switch import ensure_group
-from celery_sharding.errors import DeadLetterError, TopologyError
+from celery_sharding.errors import DeadLetterError, LockHeld, TopologyError
 from celery_sharding.journal import AttemptLog, attempt_event
 from celery_sharding.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
@@ -27,6 +34,25 @@ from celery_sharding.topology import Names, brief_channel
 pytestmark = pytest.mark.timeout(120)
 
 BY = "somebody@here"
+# Replays all, and is killed when it is about to acknowledge its second letter, which the broker has confirmed.
+KILLED = """
+import os, signal, sys
+import amqp
+from kombu import Connection
+from celery_sharding import ShardGroup
+from celery_sharding.admin.dead_letters import replay
+
+acknowledge, calls = amqp.Channel.basic_ack, []
+
+def kill_at_the_second(channel, tag, *arguments):
+    calls.append(tag)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    acknowledge(channel, tag, *arguments)
+
+amqp.Channel.basic_ack = kill_at_the_second
+replay(lambda: Connection(sys.argv[1]), ShardGroup(sys.argv[2], 2), None, by="killed")
+"""
 
 
 @pytest.fixture
@@ -262,6 +288,42 @@ def test_a_replay_that_is_cut_short_leaves_the_rest(connect, connection, group, 
     assert len(replay(connect, group, None, by=BY)) == 4
     found = take_replayed(connection, names, 5)
     assert [json.loads(message.body)[1]["number"] for message in found] == [0, 1, 2, 3, 4]
+
+
+def test_a_replay_that_is_killed_before_it_acknowledges_loses_nothing_and_repeats_what_it_had_published(
+    connect, connection, group, names, broker_url
+):
+    # Given a replay of five letters of two keys, killed when it has published two and acknowledged one
+    bury(connection, names, *((f"k{number % 2}", number, float(number)) for number in range(5)))
+    command = [sys.executable, "-c", KILLED, broker_url, group.name]
+    assert subprocess.run(command, env=os.environ, timeout=60).returncode == -signal.SIGKILL
+    assert wait_until(lambda: len(list_dead(connect, group.name, limit=9)) >= 4, timeout_seconds=20)
+    # When all that is left is replayed
+    left = [letter.task_id for letter in replay(connect, group, None, by=BY)]
+    # Then nothing is lost; the one that was published and not acknowledged comes twice, and the order of keys is kept
+    assert left[-4:] == ["t1", "t2", "t3", "t4"]
+    found = take_replayed(connection, names, 2 + len(left))
+    counts = Counter(message.properties["correlation_id"] for message in found)
+    assert counts == Counter({"t0": 1, "t1": 2, "t2": 1, "t3": 1, "t4": 1}) + Counter(left[:-4])
+    for key in ("k0", "k1"):
+        of_key = [m.properties["correlation_id"] for m in found if m.delivery_info["routing_key"] == key]
+        assert of_key == sorted(of_key)
+    assert read_dead(connect, group.name, limit=1).letters == ()
+
+
+def test_a_replay_holds_up_no_pause_and_a_group_is_not_removed_under_it(connect, connection, group, names, monkeypatch):
+    monkeypatch.setattr(group_removal, "_LOCK_SECONDS", 0.2)
+    bury(connection, names, ("a", 1, 1.0), ("a", 2, 2.0))
+    seen: list[object] = []
+
+    def act(done: int, of: int) -> None:
+        if done == 1:
+            seen.append(pause(connect, group, None, by=BY))
+            with pytest.raises(LockHeld, match=names.dead_admin):
+                group_removal.check_removable(connect, group.name)
+
+    assert len(replay(connect, group, None, by=BY, on_progress=act)) == 2
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("damage", ["exchange", "bindings"])

@@ -26,6 +26,8 @@ from celery_sharding.testing.processes import wait_until
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("flower")]
 
 USER = "ann:secret"
+# As Flower's own are.
+OPEN = ("shards-static", "shards-metrics")
 TWO_LINES = "from celery_sharding.flower import install\ninstall()\n"
 
 
@@ -102,6 +104,7 @@ def test_what_is_not_there_is_said_to_be_not_there(flower, show, path, status):
 def test_every_page_of_flower_leads_to_the_shards_and_metrics_are_beside_its_own(flower):
     assert re.search(r'<a class="nav-link[^>]*href="/flower/shards"[^>]*>Shards</a>', flower.ask("/workers").text)
     metrics = flower.ask("/metrics").text
+    assert flower.ask("/shards").headers["Content-Security-Policy"] == "frame-ancestors 'self'"
     assert "celery_sharding_up 1.0" in metrics
     assert "flower_worker_online" in metrics
 
@@ -113,11 +116,11 @@ def test_no_address_lets_in_whom_flower_keeps_out(flower, show):
     group, shard = f"/shards/{show.group}", f"/shards/{show.group}/1"
     reads = ["/shards", "/shards/data", shard, f"{shard}/data", "/api/shards", f"/api{group}", f"/api{shard}"]
     posts = [f"/api{group}/pause", f"/api{group}/resume", f"/api{shard}/pause", f"/api{group}/dead-letters/replay"]
-    # Given every address that we add, but that of scripts and styles
+    # Given every address that we add, but those of scripts, styles and metrics
     handlers: list[Any] = [None]
     mount(None, handlers, {"template_path": "."})
     for each in handlers[:-1]:
-        assert any(each.regex.match(path) for path in [*reads, *posts]) or each.name == "shards-static", each
+        assert any(each.regex.match(path) for path in [*reads, *posts]) or each.name in OPEN, each
     # When somebody asks who is not logged in, or not truly
     for user in (None, "ann:guess"):
         answers = {path: flower.ask(path, user=user) for path in reads}
@@ -175,6 +178,8 @@ def test_dead_letters_are_replayed_all_or_by_their_ids(flower, show):
     wait_for(flower, path, lambda found: found["group"]["dead_letters"] == 2)
     gone = flower.act(f"{path}/dead-letters/replay", body=json.dumps({"ids": ["nothing"]}))
     assert (gone.status, "no such dead letter" in gone.text) == (409, True)
+    odd = flower.act(f"{path}/dead-letters/replay", body=r'{"ids": ["\ud800"]}')
+    assert (odd.status, "no such dead letter" in odd.text) == (409, True)
     damaged = flower.act(f"{path}/dead-letters/replay", body='{"ids": "all"}')
     assert damaged.status == 400
     discard(lambda: Connection(show.broker_url), show.group, None, by="test")
@@ -287,10 +292,14 @@ def test_it_does_not_start_where_it_cannot_serve(show, tmp_path: Path):
     # When it is started
     missing = show.celery("shards", "flower", **no_flower)
     too_old = show.celery("shards", "flower", "--read-only", **show.old_flower())
+    config = show.folder / "two_lines.py"
+    config.write_text(TWO_LINES)
+    too_old_too = show.celery("flower", f"--conf={config}", "--read-only", **show.old_flower())
     embedded = show.celery("shards", "flower", SHOW_BROKER="memory://")
     plain = show.celery("-A", "plain", "shards", "flower")
     # Then it says what to do
     assert (missing.returncode, "pip install 'celery-sharding[flower]'" in missing.stderr) == (2, True)
     assert (too_old.returncode, "pip install 'flower>=2.2'" in too_old.stderr) == (2, True)
+    assert (too_old_too.returncode, "pip install 'flower>=2.2'" in too_old_too.stderr) == (1, True)
     assert (embedded.returncode, "needs RabbitMQ" in embedded.stderr) == (2, True)
     assert (plain.returncode, "Sharding(app, groups=" in plain.stderr) == (2, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
@@ -9,6 +11,8 @@ from click.testing import CliRunner
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.cli import shards
+from celery_sharding.cli.asking import check_can_ask
+from celery_sharding.cli.exits import WrongUsage
 
 NOWHERE = "amqp://ann:secret@127.0.0.1:1//"
 
@@ -26,6 +30,7 @@ NOWHERE = "amqp://ann:secret@127.0.0.1:1//"
         ("pause", "orders/x", NOWHERE, 2, "'orders/x' is no shard of 'orders'; name one as orders/0"),
         ("resume", "orders.", NOWHERE, 2, "'orders.' is no shard of 'orders'"),
         ("pause", "orders", NOWHERE, 69, "could not be reached"),
+        ("pause", "orders", f"{NOWHERE};amqp://ann:secret/x@127.0.0.1:1//", 2, "the broker's URL cannot be read"),
         ("resume", "orders/1", "memory://", 2, "`shards resume` needs RabbitMQ"),
         ("history", "orders", "memory://", 2, "`shards history` needs RabbitMQ"),
     ],
@@ -42,3 +47,10 @@ def test_what_cannot_be_done_is_one_line_and_its_exit_code(verb: str, place: str
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_who_has_closed_the_standard_input_cannot_be_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", None)
+
+    with pytest.raises(WrongUsage, match="say --yes"):
+        check_can_ask(yes=False)

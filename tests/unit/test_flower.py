@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +14,12 @@ from typing import Any
 import pytest
 from celery.events.state import Task
 from flower import urls
+from prometheus_client import REGISTRY, Metric
+from prometheus_client.registry import Collector
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 from celery_sharding.errors import (
     BrokerUnavailable,
@@ -22,7 +32,7 @@ from celery_sharding.errors import (
 from celery_sharding.flower import format_task, mask_task
 from celery_sharding.flower.actions import Refused, check_origin, judge
 from celery_sharding.flower.mount import _add_entry, mount
-from celery_sharding.flower.recent import EVENTS_MAX, STEP_SECONDS, Recent
+from celery_sharding.flower.recent import EVENTS_MAX, STEP_SECONDS, WINDOW_SECONDS, Recent
 from celery_sharding.journal import failure_event, vitals_event
 
 QUEUE = "shards.orders.g001.003"
@@ -77,6 +87,8 @@ def test_a_post_of_the_page_or_of_a_program_is_taken(headers: dict[str, str]) ->
         {},
         {"Sec-Fetch-Site": "same-origin", "Origin": f"http://{HOST}"},
         OURS | {"Sec-Fetch-Site": "cross-site"},
+        OURS | {"Origin": "http://evil["},
+        OURS | {"Origin": f"http://{HOST}.evil.test"},
         OURS | {"Sec-Fetch-Site": "same-site", "Origin": f"http://{HOST}"},
         OURS | {"Sec-Fetch-Site": "none"},
         OURS | {"Origin": "http://evil.test"},
@@ -142,7 +154,7 @@ def test_a_trend_has_the_largest_lag_and_the_rate_of_each_step_that_is_over() ->
 
 def test_events_that_come_again_after_a_lost_connection_count_once() -> None:
     recent = Recent()
-    failure = failure_event(QUEUE, owner="w@test", task_id="1", task="shop.pay", error="ValueError")
+    failure = failure_event(QUEUE, owner="w@test", task_id="1", task="shop.pay", error="ValueError") | {"at": 102.0}
     events = [vitals(100, done=1), vitals(101, done=5), failure]
     for event in [*events, *events]:
         recent.note("orders", event)
@@ -157,6 +169,18 @@ def test_a_new_owner_counts_from_nothing() -> None:
     recent.note("orders", vitals(102, by="other@test", since=101, done=2))
 
     assert [point.done for point in recent.points(QUEUE, now=110)] == [2]
+
+
+def test_a_queue_of_which_nothing_is_said_any_more_is_forgotten() -> None:
+    recent = Recent()
+    recent.note("orders", {"event": "handover", "at": 100.0, "queue": "shards.orders.g001.007", "change": "released"})
+    recent.note("orders", vitals(100))
+    recent.note("orders", vitals(100 + WINDOW_SECONDS))
+    assert recent.events("shards.orders.g001.007")
+
+    recent.note("orders", vitals(200 + WINDOW_SECONDS))
+
+    assert set(recent._queues) == {QUEUE}
 
 
 def test_the_past_and_damaged_events_are_let_go() -> None:
@@ -199,3 +223,50 @@ def test_tasks_of_a_limbo_of_no_shard_and_of_which_nothing_is_known() -> None:
     assert format_task(task(exchange="shards.orders.limbo001")).exchange == "orders/limbo001"
     assert format_task(task(exchange="celery")).exchange == "celery"
     assert "42" not in mask_task(task(name=None, exchange=None)).args
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+class _Slow(Collector):
+    """Notes which thread collects."""
+
+    thread: threading.Thread | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        self.thread = threading.current_thread()
+        return iter(())
+
+
+def test_metrics_are_written_beside_flowers_loop_which_goes_on() -> None:
+    # Given Flower's addresses with ours among them
+    slow = _Slow()
+    REGISTRY.register(slow)
+    mount(SimpleNamespace(), handlers := [*urls.handlers], {"template_path": "."})  # type: ignore[arg-type]
+    application = Application(handlers)
+    application.options = SimpleNamespace(basic_auth=[], auth="")  # type: ignore[attr-defined]
+
+    async def ask() -> HTTPResponse:
+        server, (socket,) = HTTPServer(application), bind_sockets(0, "127.0.0.1")
+        server.add_socket(socket)
+        application.executor = ThreadPoolExecutor(1)  # type: ignore[attr-defined]
+        try:
+            return await AsyncHTTPClient().fetch(f"http://127.0.0.1:{socket.getsockname()[1]}/metrics")
+        finally:
+            server.stop()
+
+    # When somebody asks for the metrics
+    try:
+        answer = asyncio.run(ask())
+    finally:
+        REGISTRY.unregister(slow)
+    # Then they come, and another thread has written them
+    assert b"python_info" in answer.body
+    assert slow.thread not in (None, threading.main_thread())
+
+
+def test_a_group_may_be_called_static() -> None:
+    mount(SimpleNamespace(), handlers := [(r".*", object)], {"template_path": "."})  # type: ignore[arg-type,list-item]
+    found = next(each for each in handlers if each.regex.match("/shards/static/0"))  # type: ignore[attr-defined]
+
+    assert found.name == "shard"  # type: ignore[attr-defined]

@@ -66,6 +66,16 @@ def test_what_nobody_explained_has_no_key_and_no_moment():
     assert (letter.key, letter.dead_at, letter.reason[:7]) == (None, None, "unknown")
 
 
+@pytest.mark.parametrize("at", [1e300, -1.0, float("nan"), True, "soon"])
+def test_a_moment_of_no_calendar_is_none(at):
+    assert read(**{**OURS, "shard_dead_at": at}).dead_at is None
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "\udcff", None])
+def test_a_key_that_cannot_be_published_under_is_none(key):
+    assert read(**{**OURS, "shard_key": key}).key is None
+
+
 def test_a_replay_takes_off_what_was_written_at_the_death_and_keeps_what_is_the_users():
     theirs = {"x-trace": "abc", "compression": "gzip", "retries": 0}
     letter = read(

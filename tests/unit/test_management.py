@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
+from celery_sharding.admin import management
 from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
 from celery_sharding.config import Settings, read_settings
 from celery_sharding.errors import ConfigurationError, ManagementUnavailable
@@ -27,6 +28,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status, self.headers, self.body = 200, {}, b"{}"
+        self.drips = threading.Event()
         self.asked: list[tuple[str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -41,6 +43,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(self.server.body)
+        while self.server.drips.is_set():
+            self.wfile.write(b" ")
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -90,6 +94,25 @@ def test_many_queues_are_read_page_by_page(server):
     assert [path.partition("&page=")[2].partition("&")[0] for path, _ in server.asked] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("count", [10**9, "many", None])
+def test_pages_that_are_not_there_are_not_asked_for(server, count):
+    server.body = json.dumps({"page_count": count, "items": []}).encode()
+
+    assert client(server).read_queues(Names("orders")) == {}
+    assert len(server.asked) == 1
+
+
+def test_an_answer_that_never_ends_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(management, "_ANSWER_SECONDS", 0.1)
+    server.headers = {"Content-Length": "1000000000"}
+    server.drips.set()
+
+    with pytest.raises(ManagementUnavailable, match="its answer is not complete"):
+        client(server).read_queues(Names("orders"))
+
+    server.drips.clear()
+
+
 @pytest.mark.parametrize(
     ("status", "body", "why"),
     [
@@ -99,6 +122,7 @@ def test_many_queues_are_read_page_by_page(server):
         (200, b"<html>", "does not answer in JSON"),
         (200, b"[]", "what this version does not know"),
         (200, b"\xff\xfe", "does not answer in JSON"),
+        (200, b"[" * 100_000, "does not answer in JSON"),
     ],
 )
 def test_what_is_no_management_api_is_one_clear_line_without_a_password(server, status, body, why):
@@ -131,13 +155,13 @@ def test_credentials_are_those_of_the_setting_or_else_of_the_broker(server, sett
     settings = Settings(management_url=setting.replace("HOST", f"127.0.0.1:{server.server_port}"))
     server.body = b'{"items": []}'
 
-    management = open_management(settings, Connection("amqp://us:p%2Fw@127.0.0.1/a%2Fb"))
-    management.read_queues(Names("orders"))
+    api = open_management(settings, Connection("amqp://us:p%2Fw@127.0.0.1/a%2Fb"))
+    api.read_queues(Names("orders"))
 
     ((path, authorization),) = server.asked
     assert path.startswith("/api/queues/a%2Fb?")
     assert authorization == credentials
-    assert management.url == server.url
+    assert api.url == server.url
 
 
 @pytest.mark.parametrize("url", ["host:15672", "amqp://h", "http://", "http://u:hunter2@h:port", 7, "http://h?x=1"])

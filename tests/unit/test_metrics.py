@@ -11,9 +11,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.admin.totals import Totals
-from celery_sharding.admin.watcher import View
+from celery_sharding.admin.watcher import STALE_SECONDS, View
 from celery_sharding.histogram import BOUNDS_SECONDS
-from celery_sharding.metrics import FRESH_SECONDS, ShardCollector, register, table
+from celery_sharding.metrics import ShardCollector, register, table
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = (4.5, *range(1, len(BOUNDS_SECONDS) + 2))
@@ -76,7 +76,7 @@ def test_buckets_are_cumulative():
 
 
 @pytest.mark.parametrize(
-    "lost", [view(error="gone"), view(age_seconds=FRESH_SECONDS + 5)], ids=["an error", "it hangs"]
+    "lost", [view(error="gone"), view(age_seconds=STALE_SECONDS + 5)], ids=["an error", "it hangs"]
 )
 def test_when_the_groups_are_not_followed_old_gauges_are_left_out_and_counters_stay(lost):
     found = collect(lost)

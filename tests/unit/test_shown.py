@@ -11,6 +11,7 @@ from celery_sharding.admin.snapshot import GroupStatus
 from celery_sharding.cli.durations import format_duration, parse_duration
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.rows import DEFAULT_COLUMNS, describe_group, read_columns
+from celery_sharding.cli.tables import align
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,7 @@ def test_columns_are_those_of_the_json_and_the_nearest_is_named():
         read_columns("index,lag_second")
     with pytest.raises(WrongUsage, match="names none"):
         read_columns(",")
+
+
+def test_a_name_that_somebody_wrote_cannot_break_a_table_nor_drive_the_terminal():
+    assert align(("KEY", "N"), [("a\x1b[2J\nb\ud800", "1")], numeric={1}) == ["KEY       N", "a [2J b   1"]

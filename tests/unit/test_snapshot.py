@@ -10,7 +10,7 @@ import pytest
 
 from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, judge_group
 from celery_sharding.admin.snapshot_json import to_json
-from celery_sharding.admin.vitals import fold_vitals
+from celery_sharding.admin.vitals import VitalsLog, fold_vitals
 from celery_sharding.journal import vitals_event
 from celery_sharding.layout import Layout, OpenSwitch, Segment
 from celery_sharding.topology import Names
@@ -86,6 +86,8 @@ def test_of_two_who_claim_a_shard_the_later_to_take_it_is_its_owner():
     [
         {"event": "vitals"},
         {"event": "vitals", "by": "w", "at": "now", "owned": {}, "standby": []},
+        {"event": "vitals", "by": "w", "at": 1e300, "owned": {Q0: owning()}, "standby": []},
+        {"event": "vitals", "by": "w", "at": NOW, "owned": {Q0: {"held": float("inf"), "running": 1}}, "standby": []},
         {"event": "vitals", "by": "w", "at": NOW, "owned": [Q0], "standby": []},
         {"event": "vitals", "by": "w", "at": NOW, "owned": {Q0: None}, "standby": []},
         {"event": "vitals", "by": "w", "at": NOW, "owned": {Q0: {"held": 1}}, "standby": []},
@@ -298,3 +300,12 @@ def test_a_switch_under_way_is_shown():
 
     at = "1970-01-12T13:46:40.000Z"
     assert shown["switch"] == {"kind": "recover", "generation": 1, "shards": 2, "step": 4, "at": at}
+
+
+def test_what_was_said_of_queues_that_have_gone_is_forgotten():
+    log = VitalsLog()
+    log.note(vitals("a", owned={Q0: owning(), Q1: owning()}))
+
+    log.keep([Q1])
+
+    assert set(log.at(NOW).last) == {Q1}

@@ -13,12 +13,13 @@ from celery_sharding.topology import Names, explain, explained, queue_arguments
 def test_the_names_of_a_group():
     names = Names("orders")
 
-    assert [names.publish, names.next, names.unrouted, names.admin, names.dead] == [
+    assert [names.publish, names.next, names.unrouted, names.admin, names.dead, names.dead_admin] == [
         "shards.orders",
         "shards.orders.next",
         "shards.orders.unrouted",
         "shards.orders.admin",
         "shards.orders.dead",
+        "shards.orders.dead.admin",
     ]
     assert [names.manifest, names.journal, names.attempts] == [
         "shards.orders.manifest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_what_was_counted_before_anybody_looked_is_not_counted_at_once(log):
 
 
 def test_the_last_word_of_an_owner_counts(log):
-    log.note("orders", vitals("a", 1_001.0, 5, waits=[1.0, 0, 5]))
+    log.note("orders", vitals("a", 1_001.0, 5, at=time.time(), waits=[1.0, 0, 5]))
     last = {"since": 1_001.0, "counters": {"done": 9}, "waits": [3.0, 0, 5, 4]}
     log.note("orders", handover_event(QUEUE, owner="a", change="released", counted=last))
 
@@ -107,6 +108,28 @@ def test_owners_that_never_come_again_are_forgotten(log):
 
     assert log.totals[SHARD].counters == {"done": 1_000}
     assert len(log._words[QUEUE]) < 10
+
+
+def test_generations_that_have_gone_are_forgotten_and_their_counts_stay(log):
+    # Given what was said of two limbo queues and two generations, a day apart
+    old = [
+        vitals("a", 1_001.0, 5, queue="shards.orders.limbo001"),
+        vitals("a", 1_001.0, 7, queue="shards.orders.g001.003"),
+    ]
+    later = vitals("a", 1_002.0, 2, at=2_000.0 + 100_000, queue="shards.orders.g002.003")
+    # When the old ones come again
+    for event in (*old, later, *old):
+        log.note("orders", event)
+    # Then the shard's count goes on, the limbo's has gone, and nothing is counted twice
+    assert log.totals == {SHARD: Totals({"done": 9}, handovers=2)}
+    assert set(log._words) == {"shards.orders.g002.003"}
+
+
+def test_a_clock_that_is_far_ahead_stops_no_count(log):
+    log.note("orders", vitals("a", 1_001.0, 5, at=time.time() + 1e9))
+    log.note("orders", vitals("b", 1_001.0, 1, at=time.time(), queue="shards.orders.g001.004"))
+
+    assert log.totals["orders", "4"].counters == {"done": 1}
 
 
 def test_a_shard_goes_on_under_its_index_in_the_next_generation():
