@@ -626,7 +626,10 @@ def test_publishing_needs_no_backend() -> None:
     app.close()
 
 
-@pytest.mark.parametrize("backend", ["rpc://", None, "disabled://", "celery.backends.base:KeyValueStoreBackend"])
+@pytest.mark.parametrize(
+    "backend",
+    ["rpc://", None, "disabled://", "celery.backends.base:KeyValueStoreBackend", "mongodb://no-driver", "file:///none"],
+)
 def test_a_worker_without_a_store_does_not_start(backend: str | None) -> None:
     app = Celery("worker", broker="memory://", backend=backend, set_as_current=False)
     check_tasks(app)

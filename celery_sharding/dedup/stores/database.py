@@ -18,8 +18,10 @@ from sqlalchemy import (
     URL,
     BigInteger,
     Connection,
+    Double,
     Engine,
     MetaData,
+    bindparam,
     cast,
     create_engine,
     delete,
@@ -38,6 +40,7 @@ from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
+    POSTGRESQL_CLOCK,
     claim_metadata,
     claims_table,
     clock,
@@ -51,6 +54,17 @@ __all__ = ["DatabaseStore", "claim_metadata", "claims_table", "open_engine"]
 
 _metadata = MetaData()
 _records = records_table(_metadata)
+# Made once, which takes as long as a round trip. The other columns are those of the parameters.
+_INSERT_AT_ONCE = (
+    postgresql.insert(_records)
+    .values(
+        lease_until=POSTGRESQL_CLOCK + bindparam("lease_seconds", type_=Double),
+        expires_at=POSTGRESQL_CLOCK + bindparam("kept_seconds", type_=Double),
+        fencing=cast(POSTGRESQL_CLOCK * 1_000_000, BigInteger),
+    )
+    .on_conflict_do_nothing()
+    .returning(_records.c.fencing)
+)
 _CREATE_ATTEMPTS = 5
 _SQLITE_WAIT_MS = 30_000
 _PURGE_BATCH = 500
@@ -239,11 +253,11 @@ def _insert_at_once(connection: Connection, key: str, from_now: Record) -> int |
     """Insert a record whose times count from this moment, in one round trip; return its fencing token, None if
     there is one already.
     """
-    now = clock(connection)
-    times = {"lease_until": now + from_now.lease_until, "expires_at": now + from_now.expires_at}
-    row = to_fields(from_now) | times | {"fencing": cast(now * 1_000_000, BigInteger)}
-    statement = postgresql.insert(_records).values(id=row_id(key), key=row_key(key), **row).on_conflict_do_nothing()
-    return connection.execute(statement.returning(_records.c.fencing)).scalar_one_or_none()
+    row = to_fields(from_now)
+    del row["fencing"]
+    row |= {"lease_seconds": row.pop("lease_until"), "kept_seconds": row.pop("expires_at")}
+    row |= {"id": row_id(key), "key": row_key(key)}
+    return connection.execute(_INSERT_AT_ONCE, row).scalar_one_or_none()
 
 
 def _change(connection: Connection, key: str, token: str, states: tuple[str, ...], changes: dict[str, Any]) -> bool:

@@ -108,8 +108,13 @@ _STORES: tuple[tuple[str, str, Callable[[Any, Any], Store | None]], ...] = (
 def _open_backend(app: Any) -> Any:
     try:
         return _guarded(lambda: app.backend)
-    except (ImproperlyConfigured, StoreUnavailable):
+    except StoreUnavailable:
         raise
+    except ImproperlyConfigured as exc:
+        # A folder that is not there, a driver that is not installed.
+        told = " ".join(str(exc).split()).rstrip(".")
+        url = _without_password(str(app.conf.result_backend))
+        raise NoUsableStore(f"the result backend {url!r} does not work: {told}. {SERVING}", backend=url) from exc
     except Exception as exc:
         # Some backends connect when they are made (databases create their tables), and each driver has errors of its
         # own.

@@ -87,7 +87,7 @@ claim_metadata = MetaData()
 default_claims_table = claims_table(claim_metadata)
 
 
-_POSTGRESQL_CLOCK = cast(extract("epoch", func.clock_timestamp()), Double)
+POSTGRESQL_CLOCK = cast(extract("epoch", func.clock_timestamp()), Double)
 # In UTC: local times come twice when clocks are put back.
 _MYSQL_CLOCK = literal_column("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)", Double)
 
@@ -100,7 +100,7 @@ def clock(connection: Connection) -> Any:
     name = connection.dialect.name
     if name == "sqlite":
         return time.time()
-    return _POSTGRESQL_CLOCK if name == "postgresql" else _MYSQL_CLOCK
+    return POSTGRESQL_CLOCK if name == "postgresql" else _MYSQL_CLOCK
 
 
 def read_clock(connection: Connection) -> float:
