@@ -13,8 +13,8 @@ from celery_sharding.testing import Trace
 app = Celery("shop", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_URL"])
 app.conf.update(
     sharding_heartbeat_file="/tmp/heartbeat",  # what the container's health check looks at
-    # From RabbitMQ 4.2 on, an exclusive queue stays locked while its node is down, and with the worker's queue for
-    # remote control, the worker. On a cluster, this one is a quorum queue (deploy/compose/cluster.conf).
+    # RabbitMQ 4.3 keeps an exclusive queue locked while its node is down, and with the queue for remote control, the
+    # worker out. This one is a quorum queue on a cluster (deploy/compose/cluster.conf).
     control_queue_exclusive=False,
     control_queue_durable=True,
 )
