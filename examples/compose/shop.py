@@ -11,7 +11,13 @@ from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.testing import Trace
 
 app = Celery("shop", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_URL"])
-app.conf.sharding_heartbeat_file = "/tmp/heartbeat"  # what the container's health check looks at
+app.conf.update(
+    sharding_heartbeat_file="/tmp/heartbeat",  # what the container's health check looks at
+    # RabbitMQ 4.3 keeps an exclusive queue locked while its node is down, and with the queue for remote control, the
+    # worker out. This one is a quorum queue on a cluster (deploy/compose/cluster.conf).
+    control_queue_exclusive=False,
+    control_queue_durable=True,
+)
 Sharding(app, groups=[ShardGroup("orders", shards=8)])
 
 # On a volume that all workers share.
