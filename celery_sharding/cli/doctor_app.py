@@ -54,6 +54,15 @@ def _check_settings(app: Any, settings: Settings) -> Iterator[Finding]:
             "broker_connection_retry is off: a worker ends when its connection is lost",
             "let it be on, or see that something starts workers again",
         )
+    if conf.worker_enable_remote_control and conf.control_queue_exclusive and len(app.connection_for_read().alt) > 1:
+        yield Finding(
+            "note",
+            "settings",
+            "the queues for remote control are exclusive: when a node of a RabbitMQ 4.3 cluster is lost, the workers "
+            "that were connected to it get in again only when it is back",
+            "set control_queue_exclusive=False and control_queue_durable=True, and default_queue_type = quorum on the "
+            "nodes",
+        )
     if not wrong:
         yield Finding("ok", "settings", f"heartbeat {heartbeat:g} s; no setting of Celery's is in the way")
 

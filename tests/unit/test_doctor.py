@@ -107,7 +107,8 @@ def test_a_redis_is_judged_by_what_it_forgets(facts, severities):
 
 
 def findings(**settings: Any) -> dict[tuple[str, str], str]:
-    app = Celery("doctor", broker="amqp://", set_as_current=False, **settings.pop("options", {}))
+    broker = settings.pop("broker", "amqp://")
+    app = Celery("doctor", broker=broker, set_as_current=False, **settings.pop("options", {}))
     app.conf.update(settings)
     Sharding(app, groups=[ShardGroup("orders", 2)])
 
@@ -129,9 +130,13 @@ def test_settings_that_break_a_promise_are_named(tmp_path):
     backend = f"file://{tmp_path}"
     fine = findings(result_backend=backend)
     assert {severity for _, severity in fine} == {"ok", "note"}
+    assert ("settings", "note") not in fine
 
     assert "task_always_eager" in findings(result_backend=backend, task_always_eager=True)["settings", "error"]
     assert "busy host" in findings(result_backend=backend, broker_heartbeat=2)["heartbeat", "warning"]
+    nodes = {"broker": "amqp://a;amqp://b", "result_backend": backend}
+    assert "control_queue_exclusive=False" in findings(**nodes)["settings", "note"]
+    assert ("settings", "note") not in findings(**nodes, control_queue_exclusive=False, control_queue_durable=True)
     assert "pay may run for 1801 s" in findings(result_backend=backend, limit=1_801)["consumer time-out", "warning"]
 
 

@@ -159,4 +159,4 @@ def _check_replicas(
 
 def _is_passing(names: Names, queue: str) -> bool:
     """Tell whether a queue is one of those that live for the time of a command."""
-    return queue == names.admin or queue.startswith(f"{names.publish}.locate.")
+    return queue in (names.admin, names.dead_admin) or queue.startswith(f"{names.publish}.locate.")
