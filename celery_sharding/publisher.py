@@ -34,9 +34,7 @@ from kombu import Connection
 
 from celery_sharding.admin.switch import ensure_fixed
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import (
-    BrokerUnavailable,
-)
+from celery_sharding.errors import BrokerUnavailable
 from celery_sharding.keys import SENT_AT_HEADER
 from celery_sharding.link import Answer, Fate, Link
 from celery_sharding.publish_call import Call

@@ -5,8 +5,8 @@
 
 A look takes letters without acknowledging them and closes its channel, which gives them back. Meanwhile nobody else
 sees them, so looks and actions take turns under a lock of their own: thousands of letters take a while, and pausing and
-mending the group must not wait for that. Workers write letters at any time; one that comes
-when an action has begun is left alone. What another reader holds, as the management page may, is waited for a moment.
+mending the group must not wait for that. Workers write letters at any time; one that comes when an action has begun is
+left alone. What another reader holds, as the management page may, is waited for a moment.
 
 A process that is killed between confirm and acknowledgement leaves a letter that was replayed: it may be replayed a
 second time, under its task id, by which `@deduplicate` knows it. Nothing is ever lost. Letters of one key are replayed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +57,11 @@ def choose_shard(sharding: Sharding, text: str) -> tuple[ShardGroup, int | None]
 
 def operator_name() -> str:
     """Return how an operator signs what is done to a group, for its history."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # KeyError up to Python 3.12: the user of a container may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def open_backing(sharding: Sharding) -> Backing:

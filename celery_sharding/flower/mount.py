@@ -122,7 +122,8 @@ def _add_entry(navigation: str) -> str:
 
 def _check_read_only() -> None:
     """Refuse the mode to a Flower that has none: it passes over options that it does not know."""
-    asked = any(option.lstrip("-").partition("=")[0].replace("-", "_") == "read_only" for option in sys.argv)
+    names = (word.lstrip("-").partition("=")[0].replace("-", "_") for word in sys.argv if word.startswith("-"))
+    asked = "read_only" in names
     if (asked or "FLOWER_READ_ONLY" in os.environ) and not hasattr(default_options, "read_only"):
         raise ConfigurationError("this Flower has no read-only mode; install a later one: pip install 'flower>=2.2'")
 

@@ -19,6 +19,8 @@ from celery_sharding.admin.moments import read_moment
 
 WINDOW_SECONDS = 600.0
 STEP_SECONDS = 5.0
+# As the journal does: why a shard lost its owner is asked for when it has none.
+KEEP_SECONDS = 86_400.0
 EVENTS_MAX = 50
 _SHOWN = ("failure", "handover", "dead")
 
@@ -53,7 +55,7 @@ class _Queue:
 class Recent:
     """Notes events of journals, and tells of one queue what they were. Safe for threads.
 
-    A queue of which nothing was said for `WINDOW_SECONDS` is forgotten: generations come and go.
+    A queue of which nothing was said for `KEEP_SECONDS` is forgotten: generations come and go.
     """
 
     def __init__(self) -> None:
@@ -90,7 +92,7 @@ class Recent:
 
     def _sweep(self, now: float) -> None:
         self._swept_at = now
-        self._queues = {name: each for name, each in self._queues.items() if now - each.heard_at <= WINDOW_SECONDS}
+        self._queues = {name: each for name, each in self._queues.items() if now - each.heard_at <= KEEP_SECONDS}
 
     def _note_vital(self, name: str, by: str, at: float, facts: Any) -> None:
         try:

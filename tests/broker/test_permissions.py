@@ -16,6 +16,7 @@ from shops import Shop
 from virtual_hosts import VirtualHost
 
 from celery_sharding import ShardGroup, Sharding
+from celery_sharding.admin.dead_letters import read_dead
 from celery_sharding.admin.locating import locate_keys
 from celery_sharding.admin.permissions import Permissions, permissions_for
 from celery_sharding.admin.snapshot import read_snapshot
@@ -25,7 +26,7 @@ from celery_sharding.lock import TopologyLock
 from celery_sharding.manifest import load, operated_event, write
 from celery_sharding.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel, explained
+from celery_sharding.topology import Names, brief_channel
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -121,12 +122,7 @@ def test_nothing_of_the_operators_permissions_can_be_left_out(virtual_host):
                 append(channel, NAMES.manifest, operated_event("replay", by="op", result="2 replayed"))
 
     def replay() -> None:
-        with (
-            Connection(virtual_host.url(user)) as connection,
-            brief_channel(connection) as channel,
-            explained("orders", NAMES.dead),
-        ):
-            channel.basic_get(NAMES.dead)
+        read_dead(lambda: Connection(virtual_host.url(user)), "orders", limit=1)
         publisher = Celery("replay", broker=virtual_host.url(user), set_as_current=False)
         publisher.conf.sharding_routes = {"step": {"group": "orders", "key": "key"}}
         Sharding(publisher, groups=[ShardGroup("orders", 2)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from celery_sharding import ShardGroup, Sharding
 from celery_sharding.cli import shards
 from celery_sharding.cli.asking import check_can_ask
 from celery_sharding.cli.exits import WrongUsage
+from celery_sharding.cli.groups import operator_name
 
 NOWHERE = "amqp://ann:secret@127.0.0.1:1//"
 
@@ -54,3 +56,11 @@ def test_who_has_closed_the_standard_input_cannot_be_asked(monkeypatch: pytest.M
 
     with pytest.raises(WrongUsage, match="say --yes"):
         check_can_ask(yes=False)
+
+
+def test_an_operator_without_a_name_as_in_a_container_signs_with_a_number(monkeypatch: pytest.MonkeyPatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_001)
+
+    assert operator_name().startswith("2000000001@")

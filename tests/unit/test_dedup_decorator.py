@@ -628,7 +628,10 @@ def test_publishing_needs_no_backend() -> None:
 
 @pytest.mark.parametrize(
     "backend",
-    ["rpc://", None, "disabled://", "celery.backends.base:KeyValueStoreBackend", "mongodb://no-driver", "file:///none"],
+    [
+        *("rpc://", None, "disabled://", "celery.backends.base:KeyValueStoreBackend", "file:///none"),
+        "mongodb://me:secret@no-driver/?password=secret",
+    ],
 )
 def test_a_worker_without_a_store_does_not_start(backend: str | None) -> None:
     app = Celery("worker", broker="memory://", backend=backend, set_as_current=False)
@@ -638,8 +641,9 @@ def test_a_worker_without_a_store_does_not_start(backend: str | None) -> None:
     @deduplicate(key="number")
     def pay(number: int) -> None: ...
 
-    with pytest.raises(NoUsableStore, match=r"redis://.*shop\.pay"):
+    with pytest.raises(NoUsableStore, match=r"redis://.*shop\.pay") as refused:
         check_tasks(app)
+    assert "secret" not in str(refused.value)
     app.close()
 
 

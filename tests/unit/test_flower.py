@@ -32,7 +32,7 @@ from celery_sharding.errors import (
 from celery_sharding.flower import format_task, mask_task
 from celery_sharding.flower.actions import Refused, check_origin, judge
 from celery_sharding.flower.mount import _add_entry, mount
-from celery_sharding.flower.recent import EVENTS_MAX, STEP_SECONDS, WINDOW_SECONDS, Recent
+from celery_sharding.flower.recent import EVENTS_MAX, KEEP_SECONDS, STEP_SECONDS, Recent
 from celery_sharding.journal import failure_event, vitals_event
 
 QUEUE = "shards.orders.g001.003"
@@ -175,10 +175,10 @@ def test_a_queue_of_which_nothing_is_said_any_more_is_forgotten() -> None:
     recent = Recent()
     recent.note("orders", {"event": "handover", "at": 100.0, "queue": "shards.orders.g001.007", "change": "released"})
     recent.note("orders", vitals(100))
-    recent.note("orders", vitals(100 + WINDOW_SECONDS))
+    recent.note("orders", vitals(100 + KEEP_SECONDS))
     assert recent.events("shards.orders.g001.007")
 
-    recent.note("orders", vitals(200 + WINDOW_SECONDS))
+    recent.note("orders", vitals(200 + KEEP_SECONDS))
 
     assert set(recent._queues) == {QUEUE}
 

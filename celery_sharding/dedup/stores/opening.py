@@ -150,4 +150,5 @@ def _prefix(app: Any) -> str:
 
 def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if separator else url
+    # A driver may take it from the query, too.
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else url
