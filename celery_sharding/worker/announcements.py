@@ -8,7 +8,8 @@ A confirm takes some milliseconds, and many of them where the broker is far or w
 redelivered backlog are announced several at a time, ahead of the pool's slots: as many as began in the last half
 second, which are about to begin. What was announced counts as begun if the worker is killed then, since nobody can tell
 any more. So the last run that a message has is never announced ahead of its slot: no message becomes a dead letter for
-a run that did not begin. Groups that allow two runs or less have nothing to announce ahead after a kill.
+a run that did not begin, but for one that was just about to when its worker was killed. Groups that allow two runs or
+less have nothing to announce ahead after a kill.
 
 Safe for threads; what `record` and `announce_next` write is confirmed where lanes may be moved.
 """

@@ -251,7 +251,9 @@ class Watching:
         (folder / "store.py").write_text(APP)
         path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {**os.environ, "STORE_GROUP": group, "STORE_BROKER": broker_url, "PYTHONPATH": path}
-        command = [sys.executable, "-m", "celery", "-A", "store", "shards", "status", "--watch", "--jsonl"]
+        # What is started in the background ignores Ctrl-C, and so would what it starts.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "celery", "-A", "store"]
+        command += ["shards", "status", "--watch", "--jsonl"]
         self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.rows, self.complaints = self._lines(self.process.stdout), self._lines(self.process.stderr)
 
