@@ -268,7 +268,7 @@ def test_a_message_that_cannot_run_becomes_a_dead_letter_and_the_shard_goes_on(s
     shop.worker(SHOP_SHARDS="1")
     shop.send("step", "a", 1)
     assert shop.trace.wait_for(1)
-    with Connection(broker_url) as connection:
+    with Connection(broker_url, transport_options={"confirm_publish": True}) as connection:
         channel = connection.channel()
 
         def put(body: bytes, **properties: object) -> None:
