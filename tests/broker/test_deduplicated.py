@@ -167,8 +167,8 @@ def test_events_and_counters_say_what_was_deduplicated(shop: Shop, pool: str) ->
         for result in sent:
             result.get(timeout=20)
         # Then an event tells each duplicate
-        assert wait_until(lambda: len(told(heard, "task-deduplicated")) == 2, timeout_seconds=20), heard
-        assert wait_until(lambda: len(told(heard, "task-succeeded")) == 4, timeout_seconds=20), heard
+        assert wait_until(lambda: len(told(heard, "task-deduplicated")) == 2, timeout_seconds=20), kinds(heard)
+        assert wait_until(lambda: len(told(heard, "task-succeeded")) == 4, timeout_seconds=20), kinds(heard)
     duplicates = told(heard, "task-deduplicated")
     assert {each["uuid"] for each in duplicates} < {result.id for result in sent}
     assert {each["name"] for each in duplicates} == {"payments.once", "plain.late"}
@@ -235,6 +235,10 @@ def listening(app: Celery) -> Iterator[list[dict[str, Any]]]:
 
 def told(heard: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [event for event in heard if event["type"] == kind]
+
+
+def kinds(heard: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(event["type"], event.get("uuid", "")) for event in heard]
 
 
 def counted(shop: Shop, what: str) -> int:
