@@ -28,7 +28,8 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost
-from celery_sharding.topology import Names, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import Names, brief_channel
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ _HEARTBEAT_SECONDS = 10.0
 _POLL_FIRST_SECONDS, _POLL_MAX_SECONDS = 0.05, 0.5
 
 
-class TopologyLock:
-    """Hold a group's topology lock, or another of its locks, for the time of a `with` block.
+class GroupLock:
+    """Hold one of a group's locks for the time of a `with` block: the topology lock, unless `queue` names another.
 
     Args:
         connect: Makes a kombu connection to the broker; its settings are used, the connection itself is not.
@@ -161,8 +162,8 @@ class TopologyLock:
 
 def _lock_held(group: str, queue: str) -> LockHeld:
     return LockHeld(
-        f"another process holds the lock of group {group!r} (the exclusive queue {queue!r}); try again, or close the "
-        "connection that owns that queue",
+        f"another process holds the lock of group {group!r} (the exclusive queue {queue!r}); try again when it is "
+        "done, or, if it hangs, close the connection that owns that queue",
         group=group,
     )
 

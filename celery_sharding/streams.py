@@ -26,7 +26,8 @@ import amqp
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.errors import LogError, TopologyError
-from celery_sharding.topology import Opener, brief_channel, is_out_of_reach, out_of_reach, queue_exists
+from celery_sharding.refusals import is_out_of_reach, out_of_reach
+from celery_sharding.topology import Opener, brief_channel, queue_exists
 
 logger = logging.getLogger(__name__)
 

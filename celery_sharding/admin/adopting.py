@@ -14,7 +14,8 @@ from celery_sharding.admin.steps import FLIPS, RECOVER, carry_on
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout import Layout
 from celery_sharding.manifest import write
-from celery_sharding.topology import Names, Opener, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import Names, Opener, brief_channel
 
 
 def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:

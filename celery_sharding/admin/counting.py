@@ -12,7 +12,8 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 from amqp import spec
 
-from celery_sharding.topology import Opener, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import Opener, brief_channel
 
 _AT_ONCE = 100
 

@@ -34,9 +34,10 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
 from celery_sharding.journal import settled_event
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
+from celery_sharding.refusals import explained
 from celery_sharding.streams import encode
-from celery_sharding.topology import Names, brief_channel, explained, queue_exists
+from celery_sharding.topology import Names, brief_channel, queue_exists
 
 # Letters of one action, all held in memory; what is beyond is left to the next.
 LETTERS_MAX = 50_000
@@ -160,7 +161,7 @@ class _Taken:
 def _locked(connect: Connect, names: Names, *, by: str) -> Iterator[Any]:
     try:
         with (
-            TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
+            GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
             lock.operation() as connection,
         ):
             if not queue_exists(connection, names.dead):

@@ -24,11 +24,12 @@ from celery_sharding.admin.removal import delete_group
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import GroupInUse, TopologyError
 from celery_sharding.layout import Layout
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load
+from celery_sharding.refusals import explained
 from celery_sharding.streams import decode
 from celery_sharding.tail import Tail
-from celery_sharding.topology import Names, brief_channel, explained
+from celery_sharding.topology import Names, brief_channel
 
 _LOCK_SECONDS = 10.0
 # A message that the broker is routing while the exchange is deleted has reached its queue within this time.
@@ -67,8 +68,8 @@ def _locked(connect: Connect, group: str, *, by: str) -> Iterator[tuple[Any, Nam
     names = Names(group)
     with (
         # Who replays dead letters holds some that nobody else sees.
-        TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
-        TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
+        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
+        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
         if not group_exists(connection, names):

@@ -19,7 +19,7 @@ from celery_sharding.admin.removal import is_consumed, remove_queue, remove_segm
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout, Segment
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load, write
 from celery_sharding.topology import Names, brief_channel
 
@@ -55,7 +55,7 @@ def collect(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Fin
     """
     names = Names(group)
     with (
-        TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
+        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
         layout = load(connection, names)

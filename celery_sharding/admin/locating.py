@@ -21,7 +21,8 @@ from celery_sharding import topology
 from celery_sharding.admin.steps import FLIPS, RESHARD
 from celery_sharding.errors import LogError
 from celery_sharding.layout import Layout, Segment
-from celery_sharding.topology import RING_TYPE, RING_WEIGHT, Names, Opener, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import RING_TYPE, RING_WEIGHT, Names, Opener, brief_channel
 
 _WAIT_SECONDS = 30.0
 _PREFETCH = 1_000

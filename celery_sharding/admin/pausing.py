@@ -19,7 +19,7 @@ from celery_sharding.config import ShardGroup, check_shard
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load, write
 from celery_sharding.topology import Names
 
@@ -60,7 +60,7 @@ def _change(connect: Connect, group: ShardGroup, index: int | None, *, by: str, 
     names = Names(group.name)
     owner = f"shards {verb}, {by}"
     with (
-        TopologyLock(connect, names, owner=owner, timeout_seconds=_LOCK_SECONDS) as lock,
+        GroupLock(connect, names, owner=owner, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
         layout = load(connection, names)

@@ -18,9 +18,10 @@ from celery_sharding.config import check_shard
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load
-from celery_sharding.topology import Names, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import Names, brief_channel
 
 _LOCK_SECONDS = 10.0
 
@@ -69,7 +70,7 @@ def _locked(
     """Yield, under the lock, the connection, and by queue whether it may hold markers."""
     names = Names(group)
     with (
-        TopologyLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
+        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
         layout = load(connection, names)

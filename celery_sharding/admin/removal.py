@@ -27,10 +27,11 @@ from celery_sharding.connecting import Connect
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.keys import KEY_HEADER
 from celery_sharding.layout import Layout, Segment
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load, write
+from celery_sharding.refusals import explained
 from celery_sharding.streams import publish_confirmed
-from celery_sharding.topology import Names, Opener, brief_channel, explained
+from celery_sharding.topology import Names, Opener, brief_channel
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def remove_drained(
     names = Names(group)
     with (
         contextlib.suppress(LockHeld),
-        TopologyLock(connect, names, owner=owner, timeout_seconds=0) as lock,
+        GroupLock(connect, names, owner=owner, timeout_seconds=0) as lock,
         lock.operation() as connection,
     ):
         layout = load(connection, names)

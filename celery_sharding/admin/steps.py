@@ -53,7 +53,8 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout, OpenSwitch
 from celery_sharding.manifest import write
-from celery_sharding.topology import Names, Opener, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import Names, Opener, brief_channel
 
 RECOVER, RESHARD = "recover", "reshard"
 # A message that the broker is routing while a binding changes has reached its queue within this time.

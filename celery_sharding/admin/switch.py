@@ -35,7 +35,7 @@ from celery_sharding.errors import (
     TopologyMismatch,
 )
 from celery_sharding.layout import Layout
-from celery_sharding.lock import TopologyLock, reachable
+from celery_sharding.lock import GroupLock, reachable
 from celery_sharding.manifest import load, write
 from celery_sharding.topology import Names, Opener, brief_channel
 
@@ -88,7 +88,7 @@ def ensure_group(
             check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
-        with TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock:
+        with GroupLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock:
             return _repair(lock, group, owner, log)
 
     return _in_turns(look_and_repair, wait_seconds)
@@ -107,7 +107,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
             if topology.fixed_exists(connection, names):
                 return
         with (
-            TopologyLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock,
+            GroupLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock,
             lock.operation() as connection,
         ):
             if not topology.fixed_exists(connection, names):
@@ -173,7 +173,7 @@ def _passes_by_itself(error: ShardingError) -> bool:
     return isinstance(error, OutOfReach | LockLost | ManifestConflict) or bool(error.facts.get("passes"))
 
 
-def _repair(lock: TopologyLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
+def _repair(lock: GroupLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
     """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
     names = Names(group.name)
     with lock.operation() as connection:

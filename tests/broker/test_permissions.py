@@ -22,7 +22,7 @@ from celery_sharding.admin.permissions import Permissions, permissions_for
 from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import PublishError, ShardingError, TopologyError, Unroutable
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load, operated_event, write
 from celery_sharding.streams import append
 from celery_sharding.testing.processes import wait_until
@@ -116,7 +116,7 @@ def test_nothing_of_the_operators_permissions_can_be_left_out(virtual_host):
 
     def act() -> None:
         connect = lambda: Connection(virtual_host.url(user))  # noqa: E731
-        with TopologyLock(connect, NAMES, owner="op", timeout_seconds=5) as lock, lock.operation() as connection:
+        with GroupLock(connect, NAMES, owner="op", timeout_seconds=5) as lock, lock.operation() as connection:
             write(connection, NAMES, load(connection, NAMES), {"event": "pause", "shard": None}, by="op")
             with brief_channel(connection) as channel:
                 append(channel, NAMES.manifest, operated_event("replay", by="op", result="2 replayed"))

@@ -18,7 +18,7 @@ from celery_sharding.admin.removal import remove_drained
 from celery_sharding.admin.switch import ensure_group, find_fault
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout import Layout
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import drained_event, load
 from celery_sharding.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
@@ -169,7 +169,7 @@ def test_two_workers_that_look_at_once_remove_it_once(connect, connection, group
 
 
 def test_a_lock_that_is_held_leaves_it_to_a_later_look(connect, connection, group, names):
-    with TopologyLock(connect, names, owner="other", timeout_seconds=5):
+    with GroupLock(connect, names, owner="other", timeout_seconds=5):
         remove_drained(connect, group.name, owner="w", known=load(connection, names))
     assert len(left_behind(connection, names)) == 6
 

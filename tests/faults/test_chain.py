@@ -25,13 +25,13 @@ from kombu import Connection
 from celery_sharding.admin.steps import begin_recovery, carry_on
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockLost
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load
 from celery_sharding.topology import Names
 
 url, group = sys.argv[1], ShardGroup(sys.argv[2], 4)
 try:
-    with TopologyLock(lambda: Connection(url), Names(group.name), owner="holder", timeout_seconds=5) as lock:
+    with GroupLock(lambda: Connection(url), Names(group.name), owner="holder", timeout_seconds=5) as lock:
         with lock.operation() as connection:
             layout = begin_recovery(connection, group, load(connection, Names(group.name)), by="holder")
             layout = carry_on(connection, group, layout, by="holder", last_step=3)

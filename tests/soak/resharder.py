@@ -20,7 +20,7 @@ from celery_sharding.admin.switch import ensure_group
 from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import ShardingError
-from celery_sharding.lock import TopologyLock
+from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load
 from celery_sharding.topology import Names
 from soak.plan import SHARDS_MAX
@@ -69,7 +69,7 @@ def reshard(broker: str, wanted: ShardGroup, dies_after: int | None) -> None:
     """Reshard to `wanted`, unless an earlier call has begun that already, and be killed if told so."""
     names = Names(wanted.name)
     with (
-        TopologyLock(lambda: Connection(broker), names, owner=_BY, timeout_seconds=_LOCK_SECONDS) as lock,
+        GroupLock(lambda: Connection(broker), names, owner=_BY, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
         layout = load(connection, names)

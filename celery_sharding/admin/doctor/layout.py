@@ -15,7 +15,8 @@ from celery_sharding.admin.health import SWITCH_SECONDS, name_some
 from celery_sharding.admin.switch import find_fault
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatch
-from celery_sharding.topology import RING_TYPE, brief_channel, explained
+from celery_sharding.refusals import explained
+from celery_sharding.topology import RING_TYPE, brief_channel
 
 _OLDEST, _BEST = (3, 10), (4, 0)
 
