@@ -1,8 +1,7 @@
 """Claims in Redis or Valkey, through the result backend's own client.
 
-One hash for each key, changed by Lua scripts that touch that key alone, judge time by the server's `TIME`, and can be
-repeated with the same token: the client may send a script again when a connection broke. A claim and a commit are one
-round trip each.
+One hash for each key, changed by the scripts of `redis_scripts`. They can be repeated with the same token: the client
+may send a script again when a connection broke. A claim and a commit are one round trip each.
 
 The main thread, which runs the tasks of a prefork or solo worker, keeps one connection out of the client's pool for
 itself, and sends and reads on it directly: all that redis-py does around a call (take a connection and give it back,
@@ -27,120 +26,8 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown, Store
 from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.stores import redis_scripts
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
-
-_NOW = """
-local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
-local function text(number) return string.format('%.0f', number) end
-"""
-
-# ARGV: token, task id, owner, lease (microseconds), time to live (milliseconds), token to evict or ''. Returns the
-# fencing token of a claim that was given, as the number that costs least to read; else what stands in its way.
-_CLAIM = (
-    _NOW
-    + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'token', 'fencing', 'until', 'task', 'owner', 'attempts')
-local state, fencing = r[2], 0
-if not r[1] then
-    if state or r[3] or r[4] or r[8] then return {'damaged', 'it has no version'} end
-else
-    if r[1] ~= '1' then return {'damaged', 'its version is ' .. r[1]} end
-    fencing = tonumber(r[4])
-    if not fencing then return {'damaged', 'it has no fencing token'} end
-    if state == 'done' then
-        local result = redis.call('HGET', KEYS[1], 'result')
-        if not result then return {'damaged', 'it has no result'} end
-        return {'done', result}
-    end
-    if state == 'running' or state == 'parked' then
-        local lapses = tonumber(r[5])
-        if not (lapses and r[3] and r[6] and r[7]) then return {'damaged', 'it has no holder'} end
-        if state == 'running' and r[3] == ARGV[1] then return fencing end
-        if lapses > now and r[3] ~= ARGV[6] and not (state == 'parked' and r[6] == ARGV[2]) then
-            return {'running', r[3], r[7], text(lapses - now), state}
-        end
-    elseif state ~= 'released' then
-        return {'damaged', 'its state is unknown'}
-    end
-end
-if now > fencing then fencing = now else fencing = fencing + 1 end
-redis.call('HSET', KEYS[1], 'version', '1', 'state', 'running', 'token', ARGV[1], 'task', ARGV[2], 'owner', ARGV[3],
-    'until', text(now + ARGV[4]), 'ttl', ARGV[5], 'fencing', text(fencing), 'attempts', text((r[8] or 0) + 1))
-redis.call('PEXPIRE', KEYS[1], text(math.ceil(ARGV[4] / 1000) + ARGV[5]))
-return fencing
-"""
-)
-
-# ARGV: token, lease (microseconds), new state.
-_HOLD = (
-    _NOW
-    + """
-local r = redis.call('HMGET', KEYS[1], 'state', 'token', 'ttl')
-if r[1] ~= 'running' or r[2] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'state', ARGV[3], 'until', text(now + ARGV[2]))
-redis.call('PEXPIRE', KEYS[1], text(math.ceil(ARGV[2] / 1000) + r[3]))
-return 1
-"""
-)
-
-# ARGV: token, result, time to live (milliseconds). The hash is written anew because Redis keeps a hash that once held
-# a value above 64 bytes, such as the owner, in its large encoding for ever.
-_COMMIT = """
-local r = redis.call('HMGET', KEYS[1], 'state', 'token', 'fencing', 'task', 'attempts')
-if r[2] ~= ARGV[1] then return 0 end
-if r[1] == 'done' then return 1 end
-if r[1] ~= 'running' then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'version', '1', 'state', 'done', 'token', r[2], 'fencing', r[3], 'task', r[4],
-    'attempts', r[5], 'result', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return 1
-"""
-
-# ARGV: token. The record stays until it expires, for its fencing token.
-_RELEASE = """
-local r = redis.call('HMGET', KEYS[1], 'state', 'token')
-if r[2] ~= ARGV[1] or not (r[1] == 'running' or r[1] == 'parked') then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'released')
-redis.call('HDEL', KEYS[1], 'token', 'task', 'owner', 'until')
-return 1
-"""
-
-_SHOW = (
-    _NOW
-    + """
-local r = redis.call('HMGET', KEYS[1], 'version', 'state', 'fencing', 'attempts', 'until', 'owner', 'task')
-if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
-return {text(now), r[1] or '', r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6] or '',
-    redis.call('HSTRLEN', KEYS[1], 'result'), redis.call('PTTL', KEYS[1]), r[7] or ''}
-"""
-)
-
-# ARGV: '1' to forget what is held or damaged, too; or ''.
-_FORGET = (
-    _NOW
-    + """
-local kind = redis.call('TYPE', KEYS[1])['ok']
-if kind == 'none' then return {'forgotten'} end
-local r = {}
-if kind == 'hash' then r = redis.call('HMGET', KEYS[1], 'version', 'state', 'until', 'fencing') end
-local held = r[2] == 'running' or r[2] == 'parked'
-local lapses = tonumber(r[3] or nil)
-local sound = r[1] == '1' and r[4] and (held and lapses or r[2] == 'done' or r[2] == 'released')
-if ARGV[1] == '' then
-    if not sound then return {'damaged', 'its version is ' .. tostring(r[1]) .. ', its state ' .. tostring(r[2])} end
-    if held and lapses > now then return {'held'} end
-end
-if sound then
-    redis.call('HSET', KEYS[1], 'state', 'released')
-    redis.call('HDEL', KEYS[1], 'token', 'task', 'owner', 'until', 'result')
-else
-    redis.call('DEL', KEYS[1])
-end
-return {'forgotten'}
-"""
-)
 
 
 class RedisStore(Store):
@@ -161,7 +48,7 @@ class RedisStore(Store):
         self, key: str, *, owner: Owner, lease_seconds: float, ttl_seconds: float, evict: str | None = None
     ) -> Outcome:
         reply = self._run(
-            _CLAIM,
+            redis_scripts.CLAIM,
             key,
             owner.run_id,
             owner.task_id,
@@ -181,19 +68,19 @@ class RedisStore(Store):
         raise _damaged(key, reply[1].decode(errors="replace"))
 
     def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        return bool(self._run(_HOLD, key, token, _micros(lease_seconds), claims.RUNNING))
+        return bool(self._run(redis_scripts.HOLD, key, token, _micros(lease_seconds), claims.RUNNING))
 
     def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        return bool(self._run(_HOLD, key, token, _micros(lease_seconds), claims.PARKED))
+        return bool(self._run(redis_scripts.HOLD, key, token, _micros(lease_seconds), claims.PARKED))
 
     def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
-        return bool(self._run(_COMMIT, key, token, result, _millis(ttl_seconds)))
+        return bool(self._run(redis_scripts.COMMIT, key, token, result, _millis(ttl_seconds)))
 
     def release(self, key: str, token: str) -> bool:
-        return bool(self._run(_RELEASE, key, token))
+        return bool(self._run(redis_scripts.RELEASE, key, token))
 
     def show(self, key: str) -> Shown | None:
-        reply = self._run(_SHOW, key)
+        reply = self._run(redis_scripts.SHOW, key)
         if not reply:
             return None
         now, version, state, fencing, attempts, lapses, owner = (value.decode() for value in reply[:7])
@@ -213,7 +100,7 @@ class RedisStore(Store):
         )
 
     def forget(self, key: str, *, force: bool) -> bool:
-        reply = self._run(_FORGET, key, "1" if force else "")
+        reply = self._run(redis_scripts.FORGET, key, "1" if force else "")
         if reply[0] == b"damaged":
             raise _damaged(key, reply[1].decode(errors="replace"))
         return bool(reply[0] == b"forgotten")
