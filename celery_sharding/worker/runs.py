@@ -221,11 +221,12 @@ class Runs:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
         return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None]
 
-    def release_orphans(self, kill: Callable[[int], None] | None) -> None:
-        """After the connection was lost: end what runs without a message, so that its redelivery does not overlap it.
+    def release_orphans(self, kill: Callable[[int], None]) -> None:
+        """After a prefork worker's connection was lost: end what runs without a message, so that its redelivery does
+        not overlap it.
 
-        A run that no process accepted is gone with the pool's queue. One that runs is killed if the pool can do that;
-        its lane stays locked until it has ended.
+        A run that no process accepted is gone with the pool's queue. One that runs is killed; its lane stays locked
+        until it has ended, as it does in the other pools, where every run comes to its own end.
         """
         for entry in self.lanes.in_pool():
             request = entry.item
@@ -233,7 +234,7 @@ class Runs:
                 continue
             if request.time_start is None:
                 self.lanes.settle(entry)
-            elif kill is not None:
+            else:
                 logger.warning("killing the run of %s[%s]: its shard's connection was lost", request.name, request.id)
                 kill(request.worker_pid)
 

@@ -257,7 +257,8 @@ class ShardsStep(bootsteps.StartStopStep):
             raise ConnectionResetError(str(exc)) from exc
 
     def _release_orphans(self) -> None:
-        self._runs.release_orphans(self._prefork.kill if self._prefork is not None else None)
+        if self._prefork is not None:
+            self._runs.release_orphans(self._prefork.kill)
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from celery import Celery
 from celery.exceptions import Reject
 from celery.worker.control import control_command
+from celery.worker.request import Request
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.testing import Trace
@@ -48,6 +49,23 @@ def step(key, number, seconds=0.005):
     with trace.run(key, number):
         time.sleep(seconds)
     return number
+
+
+class SlowToBegin(Request):
+    """Its first run is in the pool for a while before it begins."""
+
+    def on_accepted(self, pid, time_accepted):
+        if not self.message.delivery_info["redelivered"]:
+            _, kwargs, _ = self.message.payload
+            trace.mark("submitted", kwargs["key"], kwargs["number"])
+            time.sleep(2)
+        super().on_accepted(pid, time_accepted)
+
+
+@app.task(**sharded, Request=SlowToBegin)
+def slow_to_begin(key, number):
+    with trace.run(key, number):
+        pass
 
 
 @app.task(**sharded, rate_limit="5/s")

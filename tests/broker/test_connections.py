@@ -66,6 +66,22 @@ def test_a_long_run_is_killed_when_its_connection_is_cut_and_runs_again_without_
     ]
 
 
+def test_a_run_that_a_thread_has_still_to_begin_when_the_connection_is_cut_keeps_its_place(
+    shop: Shop, proxy: FaultProxy
+) -> None:
+    # Given a run that was handed to a pool of threads and has not begun
+    shop.worker(*POOLS["threads"], SHOP_BROKER=proxy.url)
+    shop.send("slow_to_begin", "a", 1)
+    shop.send("step", "a", 2)
+    assert shop.trace.wait_for(1, kind="submitted")
+    # When the connection is cut
+    proxy.cut()
+    # Then nothing of its key runs until it has come to its end; its message runs again before the next one
+    assert shop.trace.wait_for(2), shop.trace.read()
+    marks = [(mark.kind, mark.number) for mark in shop.trace.read() if mark.kind in ("start", "end")]
+    assert marks == [("start", 1), ("end", 1), ("start", 1), ("end", 1), ("start", 2), ("end", 2)]
+
+
 def test_a_retry_that_waits_when_the_connection_is_cut_keeps_its_count(shop: Shop, proxy: FaultProxy) -> None:
     # Given a task between two retries
     shop.worker("-c", "2", SHOP_BROKER=proxy.url)
