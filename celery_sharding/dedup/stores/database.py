@@ -47,6 +47,7 @@ from celery_sharding.dedup.stores.schema import (
     insert_if_absent,
     read_clock,
     records_table,
+    statement_clock,
 )
 from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
 
@@ -209,7 +210,7 @@ class DatabaseStore(Store):
 
     def _hold(self, key: str, token: str, *, state: str, lease_seconds: float) -> bool:
         def step(connection: Connection) -> bool:
-            lease_until = clock(connection) + lease_seconds
+            lease_until = statement_clock(connection) + lease_seconds
             kept_seconds = _records.c.expires_at - _records.c.lease_until
             changes = {"expires_at": lease_until + kept_seconds, "lease_until": lease_until, "state": state}
             return _change(connection, key, token, (claims.RUNNING,), changes)

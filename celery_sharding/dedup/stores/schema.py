@@ -88,6 +88,7 @@ default_claims_table = claims_table(claim_metadata)
 
 
 POSTGRESQL_CLOCK = cast(extract("epoch", func.clock_timestamp()), Double)
+_POSTGRESQL_STATEMENT_CLOCK = cast(extract("epoch", func.statement_timestamp()), Double)
 # In UTC: local times come twice when clocks are put back.
 _MYSQL_CLOCK = literal_column("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)", Double)
 
@@ -101,6 +102,11 @@ def clock(connection: Connection) -> Any:
     if name == "sqlite":
         return time.time()
     return POSTGRESQL_CLOCK if name == "postgresql" else _MYSQL_CLOCK
+
+
+def statement_clock(connection: Connection) -> Any:
+    """Return the time at which the statement began, which is the same wherever it stands in it; else as `clock`."""
+    return _POSTGRESQL_STATEMENT_CLOCK if connection.dialect.name == "postgresql" else clock(connection)
 
 
 def read_clock(connection: Connection) -> float:
