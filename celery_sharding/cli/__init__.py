@@ -3,33 +3,60 @@
 The commands only parse, call, and print: what is shown comes from `admin.snapshot`, what is done is done in `admin`.
 Results go to stdout, JSON alone; messages go to stderr. Exit codes: 0 ok, 1 something is wrong with a group, 2 usage or
 configuration, 69 the broker is out of reach. Broker passwords are never printed.
+
+Every `celery` command loads this package, the start of a worker included: so a verb is imported when it is asked for.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import UserDict
+from importlib import import_module
+from typing import Any
 
 import click
 
-from celery_sharding.cli.dead_letters import dead_letters
-from celery_sharding.cli.declaring import declare, list_groups
-from celery_sharding.cli.dedup import dedup
-from celery_sharding.cli.describe import describe
-from celery_sharding.cli.doctor import doctor
-from celery_sharding.cli.exporter import exporter
-from celery_sharding.cli.exporting import export
-from celery_sharding.cli.flower import flower
-from celery_sharding.cli.locate import locate
-from celery_sharding.cli.pausing import history, pause, resume
-from celery_sharding.cli.removing import gc, purge, remove
-from celery_sharding.cli.status import status
 from celery_sharding.worker.remote import install_commands
 
 # Celery's command line loads this package before it checks the name of what it is to inspect.
 install_commands()
 
 
-@click.group()
+class Verbs(UserDict[str, Any]):
+    """The commands of the group, each imported when it is asked for.
+
+    It is made of where each one is: "module of this package:name in it".
+    """
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, command = self.data[name].partition(":")
+        found: click.Command = getattr(import_module(f"{__name__}.{module}"), command)
+        return found
+
+
+@click.group(
+    commands=Verbs(
+        {
+            "list": "declaring:list_groups",
+            "status": "status:status",
+            "describe": "describe:describe",
+            "locate": "locate:locate",
+            "declare": "declaring:declare",
+            "doctor": "doctor:doctor",
+            "pause": "pausing:pause",
+            "resume": "pausing:resume",
+            "history": "pausing:history",
+            "dead-letters": "dead_letters:dead_letters",
+            "dedup": "dedup:dedup",
+            "purge": "removing:purge",
+            "gc": "removing:gc",
+            "remove": "removing:remove",
+            "export": "exporting:export",
+            "flower": "flower:flower",
+            "exporter": "exporter:exporter",
+        }
+    )
+)
 def shards() -> None:
     """Look at shard groups, declare, pause and resume them.
 
@@ -44,25 +71,3 @@ def shards() -> None:
     """
     # py-amqp warns of deliveries that cross the closing of a channel; nothing is the matter with them.
     logging.getLogger("amqp").setLevel(logging.ERROR)
-
-
-for command in (
-    list_groups,
-    status,
-    describe,
-    locate,
-    declare,
-    doctor,
-    pause,
-    resume,
-    history,
-    dead_letters,
-    dedup,
-    purge,
-    gc,
-    remove,
-    export,
-    flower,
-    exporter,
-):
-    shards.add_command(command)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -32,3 +34,10 @@ def test_every_verb_has_examples_that_it_takes_as_they_stand(verb: str) -> None:
         line = example.partition(" | ")[0].partition(" > ")[0]
         assert line.startswith(f"celery -A shop shards {verb}")
         command.make_context(verb, shlex.split(line.removeprefix(f"celery -A shop shards {verb}")))
+
+
+def test_other_commands_of_celery_import_no_verb() -> None:
+    # Every `celery` command loads the group, the start of a worker included
+    script = "import sys, celery_sharding.cli; print(*(name for name in sys.modules if '_sharding.cli.' in name))"
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, text=True, stdout=subprocess.PIPE).stdout
+    assert loaded.strip() == ""
