@@ -16,6 +16,7 @@ from celery_sharding.cli.declaring import declare, list_groups
 from celery_sharding.cli.dedup import dedup
 from celery_sharding.cli.describe import describe
 from celery_sharding.cli.doctor import doctor
+from celery_sharding.cli.exits import Verbs
 from celery_sharding.cli.exporter import exporter
 from celery_sharding.cli.exporting import export
 from celery_sharding.cli.flower import flower
@@ -29,7 +30,7 @@ from celery_sharding.worker.remote import install_commands
 install_commands()
 
 
-@click.group()
+@click.group(cls=Verbs)
 def shards() -> None:
     """Look at shard groups, declare, pause and resume them.
 
