@@ -12,7 +12,7 @@ A process that is killed between confirm and acknowledgement leaves a letter tha
 second time, under its task id, by which `@deduplicate` knows it. Nothing is ever lost. Letters of one key are replayed
 in the order in which they died, which is that in which they had been published; their successors have run long ago.
 
-Every action is a note in the manifest (`manifest.operated_event`), without keys; a large one is also noted before.
+Every action is noted in the manifest (`manifest.operated_event`) when it begins and when it ends, without keys.
 """
 
 from __future__ import annotations
@@ -267,7 +267,6 @@ def _noted(
         names,
         verb,
         by=by,
-        before=len(taken) > _NOTED_IDS_MAX,
         result=lambda: f"{len(done)} of {len(taken)} done",
         count=len(taken),
         ids=[each.letter.id for each in taken[:_NOTED_IDS_MAX]],

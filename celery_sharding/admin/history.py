@@ -2,6 +2,7 @@
 
     created, switch, ended, removed, pause, resume, operated     an entry each, where the event stands
     step, switched          the outcome of their switch's entry
+    operated once more      the outcome of the operation's entry; without it, nobody knows how that ended
     drained                 one entry for a segment, when the last of its queues has reported
     reached, finished       none: they are between the end of a segment and `drained`
     void events             an entry with the result "void": somebody tried, and was too late to build on what had
@@ -76,6 +77,7 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]]) -> list[En
     layout = Layout()
     found: list[Entry] = []
     open_switch: int | None = None  # its place in `found`
+    operations: dict[str, int] = {}  # theirs
     for offset, event in events:
         before, layout = layout, fold(layout, offset, event)
         name = str(event.get("event"))
@@ -83,6 +85,9 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]]) -> list[En
         if counts and name in ("step", "switched") and open_switch is not None:
             result = _describe_outcome(event, before, found[open_switch])
             found[open_switch] = dataclasses.replace(found[open_switch], result=result)
+        elif name == "operated" and str(event.get("operation")) in operations:
+            place = operations[str(event["operation"])]
+            found[place] = dataclasses.replace(found[place], result=_line(event.get("result", "")))
         elif name not in _PARTS_OF_OTHERS or ("base" in event and not counts):
             entry = _describe(group, offset, event, before)
             if "base" in event and not counts:
@@ -91,6 +96,8 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]]) -> list[En
                 if open_switch is not None and before.switch is not None:
                     found[open_switch] = dataclasses.replace(found[open_switch], result="went on as a recovery")
                 open_switch = len(found)
+            elif name == "operated" and "operation" in event:
+                operations[str(event["operation"])] = len(found)
             found.append(entry)
         for segment in layout.segments:
             was = before.segment(segment.name)

@@ -114,6 +114,6 @@ def _collect_queues(connection: Any, names: Names, layout: Layout, *, by: str, d
             yield Finding(queue)
         else:
             moved = 0
-            with noted(connection, names, "gc", by=by, before=False, result=lambda: "removed", queue=queue):
+            with noted(connection, names, "gc", by=by, result=lambda: "removed", queue=queue):
                 moved = remove_queue(connection, names, queue)
             yield Finding(queue, moved=moved)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import time
-import urllib.error
-import urllib.request
+import socket
+import threading
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlencode, urlsplit
@@ -25,9 +25,8 @@ from celery_sharding.config import Settings
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.topology import Names
 
-# For each wait, and for all of an answer.
-_TIMEOUT_SECONDS, _ANSWER_SECONDS = 5.0, 15.0
-_CHUNK_BYTES = 1_000_000
+# For each wait, and for all of a request.
+_TIMEOUT_SECONDS, _REQUEST_SECONDS = 5.0, 15.0
 _PAGE = 500
 _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}
 
@@ -68,8 +67,6 @@ class Management:
         self.url = url.rstrip("/")
         self._authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         self.virtual_host = quote(virtual_host, safe="")
-        # No redirects: they would be followed with the credentials.
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def read_queues(self, names: Names) -> dict[str, QueueFacts]:
         """Return what is said of each queue of a group, by name, without memory.
@@ -111,17 +108,45 @@ class Management:
         Raises:
             ManagementUnavailable: It could not be asked; the message says why.
         """
-        headers = {"Authorization": self._authorization, "Accept": "application/json"}
-        request = urllib.request.Request(self.url + path, headers=headers)
         try:
-            with self._opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                return json.loads(_read(answer))
-        except urllib.error.HTTPError as exc:
-            raise self._unavailable(_explain_status(exc.code)) from None
+            # A redirect is not followed: the credentials would go with it.
+            status, body = self._request(path)
+            if status != http.client.OK:
+                raise self._unavailable(_explain_status(status))
+            return json.loads(body)
         except (OSError, http.client.HTTPException) as exc:
-            raise self._unavailable(f"cannot be reached ({printable(getattr(exc, 'reason', exc)).strip()})") from exc
+            raise self._unavailable(f"cannot be reached ({printable(exc).strip()})") from exc
         except (ValueError, RecursionError) as exc:
             raise self._unavailable("does not answer in JSON; is this the port of the management plugin?") from exc
+
+    def _request(self, path: str) -> tuple[int, bytes]:
+        """Return the status and the body of the answer, which may come in drops, but not for ever."""
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        headers = {"Authorization": self._authorization, "Accept": "application/json", "Connection": "close"}
+        with closing(kind(parts.netloc, timeout=_TIMEOUT_SECONDS)) as connection:
+            connection.connect()
+            link, is_over = connection.sock, threading.Event()
+
+            def cut() -> None:
+                is_over.set()
+                with suppress(OSError):  # it has just been closed
+                    link.shutdown(socket.SHUT_RDWR)
+
+            timer = threading.Timer(_REQUEST_SECONDS, cut)
+            timer.start()
+            try:
+                connection.request("GET", parts.path + path, headers=headers)
+                answer = connection.getresponse()
+                found = answer.status, answer.read()
+            except (OSError, http.client.HTTPException):
+                if not is_over.is_set():
+                    raise
+            finally:
+                timer.cancel()
+            if is_over.is_set():
+                raise TimeoutError(f"its answer is not complete after {_REQUEST_SECONDS:.0f} s")
+            return found
 
     def _get(self, path: str) -> Mapping[str, Any]:
         found = self.get(path)
@@ -149,22 +174,6 @@ def open_management(settings: Settings, connection: Any) -> Management | None:
         password=unquote(parts.password or "") if parts.username else connection.password or "guest",
         virtual_host=connection.virtual_host or "/",
     )
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _read(answer: http.client.HTTPResponse) -> bytes:
-    """Return the body of an answer, which may come in drops, but not for ever."""
-    ends_at = time.monotonic() + _ANSWER_SECONDS
-    parts = []
-    while part := answer.read1(_CHUNK_BYTES):
-        parts.append(part)
-        if time.monotonic() > ends_at:
-            raise TimeoutError(f"its answer is not complete after {_ANSWER_SECONDS:.0f} s")
-    return b"".join(parts)
 
 
 def _explain_status(code: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,24 +15,25 @@ from celery_sharding.topology import Names, Opener, brief_channel
 
 @contextlib.contextmanager
 def noted(
-    connection: Opener, names: Names, verb: str, *, by: str, before: bool, result: Callable[[], str], **facts: Any
+    connection: Opener, names: Names, verb: str, *, by: str, result: Callable[[], str], **facts: Any
 ) -> Iterator[None]:
-    """Note what is done in the `with` block when it is over, also if the group refused to go on.
+    """Note that what is done in the `with` block is begun, and how it ended, also if the group refused to go on.
 
-    A connection that is lost leaves no way to the history; hence `before`.
+    A process that is killed, or has lost its connection, writes no end.
 
     Args:
-        before: Note that it is begun, too.
         result: Says what was done so far.
         facts: Of the note, such as `count`.
     """
 
+    operation = uuid.uuid4().hex
+
     def note(text: str) -> None:
         with brief_channel(connection) as channel:
-            append(channel, names.manifest, operated_event(verb, by=by, result=text, **facts))
+            event = operated_event(verb, by=by, result=text, operation=operation, **facts)
+            append(channel, names.manifest, event)
 
-    if before:
-        note("begun")
+    note("begun")
     try:
         yield
     except TopologyError as exc:

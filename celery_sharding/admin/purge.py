@@ -53,7 +53,6 @@ def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[s
             names,
             "purge",
             by=by,
-            before=True,
             result=lambda: f"{sum(done.values())} messages thrown away",
             counts=done,
             **facts,

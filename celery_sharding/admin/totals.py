@@ -58,8 +58,9 @@ class TotalsLog:
 
     def __init__(self, since: float) -> None:
         self._since = since
-        self._words: dict[str, dict[str, _Word]] = {}  # by queue and owner, who was heard last comes last
-        self._heard: dict[tuple[str, str], float] = {}  # when, by group and queue
+        # By group and queue, then by owner: who was heard last comes last.
+        self._words: dict[tuple[str, str], dict[str, _Word]] = {}
+        self._heard: dict[tuple[str, str], float] = {}  # when
         self._swept_at = 0.0
         self._sums: dict[tuple[str, str], _Sum] = {}
         self._shown: dict[tuple[str, str], Totals] = {}
@@ -92,21 +93,22 @@ class TotalsLog:
     def _sweep(self, now: float) -> None:
         """Forget the words on queues of which nothing was said for long, and what was counted in limbo queues."""
         self._swept_at = now
-        for group, queue in [place for place, at in self._heard.items() if now - at > _KEEP_SECONDS]:
-            del self._heard[group, queue], self._words[queue]
-            label = shard_label(group, queue)
+        for place in [place for place, at in self._heard.items() if now - at > _KEEP_SECONDS]:
+            del self._heard[place], self._words[place]
+            group, label = place[0], shard_label(*place)
             if not label.isdecimal():  # a shard's count goes on in the next generation
                 self._sums.pop((group, label), None)
                 self._shown.pop((group, label), None)
 
     def _add(self, group: str, owner: str, queue: str, at: float, facts: Mapping[str, Any]) -> None:
-        if queue not in self._words and at < self._swept_at - _KEEP_SECONDS:
+        place = (group, queue)
+        if place not in self._words and at < self._swept_at - _KEEP_SECONDS:
             return  # it comes again, and is forgotten
         since = float(facts["since"])
         counters = {str(name): int(count) for name, count in facts["counters"].items()}
         counted = self._sums.setdefault((group, shard_label(group, queue)), _Sum())
-        words = self._words.setdefault(queue, {})
-        self._heard[group, queue] = max(at, self._heard.get((group, queue), 0.0))
+        words = self._words.setdefault(place, {})
+        self._heard[place] = max(at, self._heard.get(place, 0.0))
         word = words.get(owner)
         if word is not None and since < word.since:
             return  # it comes again

@@ -16,14 +16,15 @@ from typing import Any
 
 import click
 
+from celery_sharding.cli.exits import Verbs
 from celery_sharding.worker.remote import install_commands
 
 # Celery's command line loads this package before it checks the name of what it is to inspect.
 install_commands()
 
 
-class Verbs(UserDict[str, Any]):
-    """The commands of the group, each imported when it is asked for.
+class Commands(UserDict[str, Any]):
+    """The commands of a group, each imported when it is asked for.
 
     It is made of where each one is: "module of this package:name in it".
     """
@@ -35,7 +36,8 @@ class Verbs(UserDict[str, Any]):
 
 
 @click.group(
-    commands=Verbs(
+    cls=Verbs,
+    commands=Commands(
         {
             "list": "declaring:list_groups",
             "status": "status:status",
@@ -55,7 +57,7 @@ class Verbs(UserDict[str, Any]):
             "flower": "flower:flower",
             "exporter": "exporter:exporter",
         }
-    )
+    ),
 )
 def shards() -> None:
     """Look at shard groups, declare, pause and resume them.

@@ -72,13 +72,16 @@ def declare(ctx: click.Context, group: str | None, dry_run: bool) -> None:
 
 
 def _say_what_to_declare(ctx: click.Context, sharding: Sharding, groups: list[ShardGroup]) -> None:
+    plans = {}
     with connected(sharding, needed_by="declare --dry-run") as connection:
         for group in groups:
             names = Names(group.name)
             layout = load(connection, names)
             check_queue_type(group, layout)
             fault = find_fault(connection, names, layout)
-            ctx.obj.echo(f"{group.name}: {_describe_plan(group, layout, fault)}")
+            plans[group.name] = _describe_plan(group, layout, fault)
+    for name, plan in plans.items():
+        ctx.obj.echo(f"{name}: {plan}")
 
 
 def _describe_plan(group: ShardGroup, layout: Layout, fault: str | None) -> str:

@@ -1,12 +1,17 @@
 """How `celery shards` ends: exit codes, and errors of ours as one line on stderr.
 
-0 ok, 1 something is wrong, 2 usage or configuration, 69 the broker or the claim store is out of reach.
+0 ok, 1 something is wrong, or the output cannot be written, 2 usage or configuration, 69 the broker or the claim store
+is out of reach.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -18,6 +23,9 @@ from celery_sharding.errors import (
     StoreUnavailable,
     UnsupportedBroker,
 )
+
+# Of a device that is full or broken. A pipe that is closed is click's own: it ends with 1, and says nothing.
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Unhealthy(click.ClickException):
@@ -36,6 +44,20 @@ class Unreachable(click.ClickException):
     """The broker, or the claim store, is out of reach."""
 
     exit_code = 69
+
+
+class Verbs(click.Group):
+    """Verbs that end with a line on stderr, too, if what they print cannot be written."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as exc:
+            if exc.errno not in _UNWRITABLE:
+                raise
+            # What is left of it would be written, and fail, once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise Unhealthy(f"the output cannot be written: {exc.strerror}") from exc
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, opti
     """Run `body` under the claim `key`, or return what an earlier run returned.
 
     Args:
-        request: That of `task`, which takes its time to find it.
+        request: `task.request`, which Celery looks up anew each time it is asked for.
 
     Raises:
         ClaimLost: The claim was taken over; what `body` returned is not the task's result.
@@ -57,7 +57,7 @@ def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, opti
     app = task.app
     store, outcome = _claim(task, request, key, options)
     if isinstance(outcome, Done):
-        logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, task.request.id, key)
+        logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, request.id, key)
         tell(task, DEDUPLICATED)
         return decode(app, outcome.result, key=key)
     lease = Lease(store, key, outcome.token, options.lease_seconds)

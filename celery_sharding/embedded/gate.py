@@ -9,56 +9,43 @@ locked for ever, or believes in a lock that is its parent's. A worker without an
 forks in a thread of the pool whenever a process of the pool has ended.
 
 So whoever reads or writes the broker is inside: one thread at a time, as deep as it likes. A fork waits until that
-thread has left, before all that wait to enter; SQLite's time-out bounds how long that is. A thread that is inside forks
-at once, and its child is inside, too. Nothing inside waits for a thread outside.
+thread has left; SQLite's time-out bounds how long that is. A thread that is inside forks at once, and its child is
+inside, too. Nothing inside waits for a thread outside.
+
+A signal handler that raises, wherever it does, leaves the gate as it should be. Python prints what is raised in the
+hooks of a fork, and forks nevertheless; so the wait goes on to its end, too.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import defaultdict
+
+# Not a class with `__enter__` and `__exit__`: a signal handler may raise at the beginning of a function, and after a
+# call of one, but not between a `with` and a lock of C's.
+gate = threading.RLock()
+"""Entered by `with`, from any thread, and shut by each fork of the process."""
+
+_held: defaultdict[int, list[bool]] = defaultdict(list)  # by thread, not empty if its fork has shut the gate
 
 
-class Gate:
-    """Entered by `with`, from any thread, and shut by each fork of the process."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside: int | None = None
-        self._depth = 0
-        self._forks = 0
-        os.register_at_fork(before=self._shut, after_in_parent=self._open, after_in_child=self._open_in_child)
-
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            if self._inside != me:
-                self._changed.wait_for(lambda: self._inside is None and not self._forks)
-                self._inside = me
-            self._depth += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._changed:
-            self._depth -= 1
-            if not self._depth:
-                self._inside = None
-                self._changed.notify_all()
-
-    def _shut(self) -> None:
-        # Held through the fork, so that the child does not inherit it from another thread.
-        self._changed.acquire()
-        self._forks += 1
-        me = threading.get_ident()
-        self._changed.wait_for(lambda: self._inside in (None, me))
-
-    def _open(self) -> None:
-        self._forks -= 1
-        self._changed.notify_all()
-        self._changed.release()
-
-    def _open_in_child(self) -> None:
-        self._forks = 0  # the others that waited to fork are in the parent
-        self._changed.release()
+def _shut() -> None:
+    try:
+        if not _held[threading.get_ident()]:
+            # Got and noted in one call, so that neither is done without the other.
+            _held[threading.get_ident()].extend(map(gate.acquire, [True]))
+    finally:
+        if not _held[threading.get_ident()]:
+            _shut()
 
 
-gate = Gate()
+def _open() -> None:
+    me = threading.get_ident()
+    if _held[me]:
+        del _held[me]  # a statement: no handler runs between it and the release
+        gate.release()
+
+
+for _ in range(2):  # if a signal handler raises as one begins, the other does it
+    os.register_at_fork(before=_shut, after_in_parent=_open, after_in_child=_open)

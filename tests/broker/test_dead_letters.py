@@ -23,6 +23,7 @@ from shops import Shop
 from celery_sharding import ShardGroup
 from celery_sharding.admin import group_removal
 from celery_sharding.admin.dead_letters import discard, list_dead, read_dead, replay
+from celery_sharding.admin.history import read_history
 from celery_sharding.admin.pausing import pause
 from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import DeadLetterError, LockHeld, TopologyError
@@ -102,7 +103,8 @@ def take_replayed(connection: Connection, names: Names, count: int) -> list[amqp
 
 def notes(connection: Connection, names: Names) -> list[tuple[str, str, int, str]]:
     events = [event for _, event in read_to_end(connection, names.manifest) if event["event"] == "operated"]
-    return [(event["verb"], event["by"], event["count"], event["result"]) for event in events]
+    ended = [event for event in events if event["result"] != "begun"]
+    return [(event["verb"], event["by"], event["count"], event["result"]) for event in ended]
 
 
 def test_what_went_wrong_is_replayed_when_it_is_put_right_and_runs_in_order(shop: Shop) -> None:
@@ -309,6 +311,9 @@ def test_a_replay_that_is_killed_before_it_acknowledges_loses_nothing_and_repeat
         of_key = [m.properties["correlation_id"] for m in found if m.delivery_info["routing_key"] == key]
         assert of_key == sorted(of_key)
     assert read_dead(connect, group.name, limit=1).letters == ()
+    # and the history tells of both
+    told = [(entry.by, entry.what, entry.result) for entry in read_history(connection, group.name)[-2:]]
+    assert told == [("killed", "replay", "begun"), (BY, "replay", f"{len(left)} of {len(left)} done")]
 
 
 def test_a_replay_holds_up_no_pause_and_a_group_is_not_removed_under_it(connect, connection, group, names, monkeypatch):

@@ -220,7 +220,7 @@ def test_gc_removes_what_came_back_after_its_removal(connect, connection, group,
     assert not topology.ring_exists(connection, names, 1)
     assert left_behind(connection, names) == []
     assert len(read_live(connection, names, 1)) == 1
-    (note,) = [event for _, event in read_to_end(connection, names.manifest) if event["event"] == "operated"]
+    _, note = [event for _, event in read_to_end(connection, names.manifest) if event["event"] == "operated"]
     assert (note["verb"], note["by"], note["queue"]) == ("gc", "op", names.shard(1, 0))
 
 

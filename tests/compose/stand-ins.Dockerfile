@@ -1,5 +1,5 @@
-# What the images of docker-compose.yml are for it, from Debian's packages: users, folders, entry points. For the tests, where no
-# registry can be reached.
+# What the images of docker-compose.yml are for it, from Debian's packages: users, folders, entry points. For the
+# tests, where no registry can be reached.
 ARG BASE
 FROM ${BASE} AS python
 RUN apt-get update -qq \

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import django
 import pymysql
+from celery import Celery, _state
 from django.apps import apps
 from django.conf import settings
 from django.db import connections
@@ -121,6 +122,19 @@ class DjangoShop:
 
     def disconnect(self) -> None:
         connections["shop"].close()
+
+
+@contextmanager
+def open_app() -> Iterator[Celery]:
+    """Yield the app of a shop, whose tasks run where they are called; its claims are in memory."""
+    app = Celery("shop", backend="cache+memory://", set_as_current=False)
+    app.conf.task_always_eager = True
+    try:
+        yield app
+    finally:
+        app.close()
+        # Eager tasks of several threads restore this global of Celery's in the wrong order.
+        _state._set_task_join_will_block(False)
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, _state
+from celery import Celery
 from django.db import connections
-from shop_databases import Shop, SqlalchemyShop, claims, open_shop, payments
+from shop_databases import Shop, SqlalchemyShop, claims, open_app, open_shop, payments
 from sqlalchemy import create_engine, insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -55,11 +55,8 @@ def url_of(name: str, request: pytest.FixtureRequest, folder: Path) -> str:
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery("shop", backend="cache+memory://", set_as_current=False)
-    app.conf.task_always_eager = True
-    yield app
-    app.close()
-    _state._set_task_join_will_block(False)
+    with open_app() as app:
+        yield app
 
 
 def forget(app: Celery, key: str) -> None:

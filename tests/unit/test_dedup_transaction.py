@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, _state
+from celery import Celery
 from django.db import connections, transaction
-from shop_databases import DjangoShop, Shop, SqlalchemyShop, open_shop, payments
+from shop_databases import DjangoShop, Shop, SqlalchemyShop, open_app, open_shop, payments
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, insert, select
 from sqlalchemy.orm import Session
 
@@ -41,11 +41,8 @@ def till(tmp_path: Path) -> Iterator[Shop]:
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    app = Celery("shop", backend="cache+memory://", set_as_current=False)
-    app.conf.task_always_eager = True
-    yield app
-    app.close()
-    _state._set_task_join_will_block(False)
+    with open_app() as app:
+        yield app
 
 
 def test_misuse_is_told_and_leaves_nothing(app: Celery, shop: SqlalchemyShop) -> None:

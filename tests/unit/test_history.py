@@ -109,6 +109,16 @@ def test_what_operators_did_is_told_and_what_came_too_late_is_void():
     ]
 
 
+def test_an_operation_that_was_cut_short_is_told_as_begun():
+    # Given two operators who begin the same, of whom one is killed
+    manifest = Manifest()
+    for operation in ("x", "y"):
+        manifest.note(operated_event("replay", by="ann@test", result="begun", operation=operation))
+    manifest.note(operated_event("replay", by="ann@test", result="3 of 3 done", operation="y"))
+    # Then each is an entry
+    assert manifest.told() == [("ann@test", "replay", "begun"), ("ann@test", "replay", "3 of 3 done")]
+
+
 def test_programs_are_given_moments_in_utc():
     manifest = Manifest()
     manifest.write("created", limbo=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,14 +22,17 @@ QUEUE = "shards.orders.g001.000"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers everything with `status`, `headers` and `body`, and keeps what it was asked."""
+    """Answers everything with `status`, `headers` and `body`, and keeps what it was asked.
+
+    It `drips` after "headers" or "body", until it is told to stop.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status, self.headers, self.body = 200, {}, b"{}"
-        self.drips = threading.Event()
+        self.drips, self.stops = "", threading.Event()
         self.asked: list[tuple[str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -41,9 +45,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         for name, value in {"Content-Length": str(len(self.server.body)), **self.server.headers}.items():
             self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(self.server.body)
-        while self.server.drips.is_set():
+        with suppress(ConnectionError):  # the client has had enough
+            self.flush_headers()
+            self._drip("headers")
+            self.end_headers()
+            self.wfile.write(self.server.body)
+            self._drip("body")
+
+    def _drip(self, after: str) -> None:
+        while self.server.drips == after and not self.server.stops.wait(0.001):
             self.wfile.write(b" ")
 
     def log_message(self, *_: Any) -> None:
@@ -102,15 +112,17 @@ def test_pages_that_are_not_there_are_not_asked_for(server, count):
     assert len(server.asked) == 1
 
 
-def test_an_answer_that_never_ends_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(management, "_ANSWER_SECONDS", 0.1)
+@pytest.mark.parametrize("after", ["headers", "body"])
+@pytest.mark.timeout(20)
+def test_an_answer_that_never_ends_is_given_up(server, monkeypatch, after):
+    monkeypatch.setattr(management, "_REQUEST_SECONDS", 0.1)
     server.headers = {"Content-Length": "1000000000"}
-    server.drips.set()
+    server.drips = after
 
     with pytest.raises(ManagementUnavailable, match="its answer is not complete"):
         client(server).read_queues(Names("orders"))
 
-    server.drips.clear()
+    server.stops.set()
 
 
 @pytest.mark.parametrize(

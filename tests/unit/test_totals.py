@@ -107,7 +107,7 @@ def test_owners_that_never_come_again_are_forgotten(log):
         log.note("orders", vitals(f"pod-{number}", 2_000.0 + number, 1))
 
     assert log.totals[SHARD].counters == {"done": 1_000}
-    assert len(log._words[QUEUE]) < 10
+    assert len(log._words["orders", QUEUE]) < 10
 
 
 def test_generations_that_have_gone_are_forgotten_and_their_counts_stay(log):
@@ -122,7 +122,18 @@ def test_generations_that_have_gone_are_forgotten_and_their_counts_stay(log):
         log.note("orders", event)
     # Then the shard's count goes on, the limbo's has gone, and nothing is counted twice
     assert log.totals == {SHARD: Totals({"done": 9}, handovers=2)}
-    assert set(log._words) == {"shards.orders.g002.003"}
+    assert set(log._words) == {("orders", "shards.orders.g002.003")}
+
+
+def test_a_queue_that_two_journals_name_counts_in_each_of_the_groups(log):
+    # Given a queue of which the journals of two groups tell
+    log.note("orders", vitals("a", 1_001.0, 5))
+    log.note("stock", vitals("a", 1_001.0, 7))
+    assert log.totals["stock", QUEUE].counters == {"done": 7}
+    # When both are forgotten, a day later, by the next word
+    log.note("orders", vitals("b", 1_002.0, 2, at=2_000.0 + 100_000))
+    # Then that one counts
+    assert log.totals == {SHARD: Totals({"done": 7}, handovers=2)}
 
 
 def test_a_clock_that_is_far_ahead_stops_no_count(log):
