@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## replay real events through a real broker, one worker kill
 	@PYTHONPATH=examples/demo $(BIN)/python -m demo $(ARGS)
 
 test: lint ## all tests: unit, contract, broker, with private servers
-	scripts/with_servers scripts/run_tests
+	SHARDING_TEST_BROKERS=$${SHARDING_TEST_BROKERS:-4} scripts/with_servers scripts/run_tests
 
 test-slow: $(VENV)/.dev ## further cases of what `make test` tests, some minutes
 	scripts/with_servers $(BIN)/pytest -m "slow and not cluster"

@@ -22,6 +22,13 @@ def _leave_logging_alone(**_: object) -> None:
     """Keep workers that run inside a test from taking pytest's log handlers away from the tests after it."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let each process of pytest-xdist have a broker of its own, if there are as many."""
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    for name in [name for name in os.environ if name.startswith("SHARDING_TEST_") and name.endswith(f"_{number}")]:
+        os.environ[name.removesuffix(f"_{number}")] = os.environ[name]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "restart_broker" in getattr(item, "fixturenames", ()):

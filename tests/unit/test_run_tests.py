@@ -1,4 +1,4 @@
-"""The script that runs the tests ends with all that it has started."""
+"""The script that runs the tests: it misses no failure, and ends with all that it has started."""
 
 from __future__ import annotations
 
@@ -6,14 +6,33 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from celery_sharding.testing.processes import is_alive, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS_FAILED, NO_TESTS = 1, 5
 TESTS = """
+import pathlib
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+@pytest.mark.xdist_group("some")
+def test_that_always_fails():
+    assert (HERE / "mended").exists()
+
+@pytest.mark.parametrize("address", ["a@b"])
+def test_that_fails_once(address):
+    seen = (HERE / "seen").exists()
+    (HERE / "seen").touch()
+    assert seen
+"""
+LONG_TEST = """
 import os, pathlib, threading
 import pytest
 
@@ -31,20 +50,47 @@ def test_that_never_ends(server):
 """
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_all_ends_with_the_script_and_fixtures_remove_what_they_have_started(tmp_path: Path, number: int) -> None:
-    # Given tests that run in a process beside pytest's
-    (tmp_path / "test_long.py").write_text(TESTS)
-    env = os.environ | {"PYTEST": str(Path(sys.executable).with_name("pytest")), "TEST_PROCESSES": "1"}
+pytestmark = pytest.mark.timeout(60)
+
+
+def start(folder: Path, script: str, *, process_group: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the script on a file of tests."""
+    (folder / "test_some.py").write_text(script)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDING_TEST_", "PYTEST_"))}
+    env |= {"PYTEST": str(Path(sys.executable).with_name("pytest")), "TEST_PROCESSES": "1"}
     env |= {"SHARDING_TEST_BROKER_URL": "not asked", "SHARDING_TEST_REDIS_URL": "not asked"}
-    script = subprocess.Popen(
-        [ROOT / "scripts" / "with_servers", ROOT / "scripts" / "run_tests", tmp_path],
+    return subprocess.Popen(
+        [ROOT / "scripts" / "with_servers", ROOT / "scripts" / "run_tests", folder],
         env=env,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        process_group=0,
+        process_group=process_group,
     )
+
+
+@pytest.fixture
+def inside() -> Iterator[Path]:
+    """A folder inside the project, as all tests are, where nobody looks for tests."""
+    (ROOT / ".pytest_cache").mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=ROOT / ".pytest_cache") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("is_mended", [False, True])
+def test_every_test_that_failed_runs_once_more_and_counts(inside: Path, is_mended: bool) -> None:
+    # Given a test that passes the second time, and one of a group that does not, or does, too
+    if is_mended:
+        (inside / "mended").touch()
+    # When they run
+    status = start(inside, TESTS).wait(50)
+    # Then the script fails if one does at last; no test that was selected restarts the broker
+    assert status == (NO_TESTS if is_mended else TESTS_FAILED)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_all_ends_with_the_script_and_fixtures_remove_what_they_have_started(tmp_path: Path, number: int) -> None:
+    # Given a test that runs in a process beside pytest's
+    script = start(tmp_path, LONG_TEST, process_group=0)
     try:
         assert wait_until((tmp_path / "begun").exists, timeout_seconds=40)
     finally:
