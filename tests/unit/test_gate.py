@@ -52,7 +52,7 @@ def fork() -> int:
     child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(5)
+        signal.alarm(15)
         with gate:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
