@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import signal
 import sys
@@ -9,7 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import count
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -49,7 +52,7 @@ def fork() -> int:
     child = os.fork()
     if not child:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(5)
+        signal.alarm(15)
         with gate:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -107,33 +110,49 @@ def test_a_fork_waits_for_who_is_inside_though_a_signal_handler_raises() -> None
     enter_elsewhere()
 
 
-def test_a_signal_handler_may_raise_anywhere_while_the_gate_is_shut_and_opened() -> None:
-    # Given a signal handler that raises once in each hook, which are called twice, as a fork does
-    may_strike = False
+@pytest.mark.parametrize("struck", ["shut", "open"])
+def test_a_signal_handler_may_raise_anywhere_in_the_hooks_of_a_fork(struck: str) -> None:
+    with ThreadPoolExecutor(1) as elsewhere:
+        # Given each place where a handler may run
+        for place in count():
+            # When one raises there, then nobody else may enter while the gate is shut, and everybody afterwards
+            shutting = call_as_a_fork_does(module._shut, place if struck == "shut" else None)
+            assert not elsewhere.submit(gate.acquire, blocking=False).result(), place
+            opening = call_as_a_fork_does(module._open, place if struck == "open" else None)
+            assert elsewhere.submit(gate.acquire, blocking=False).result(), place
+            elsewhere.submit(gate.release).result()
+            if not (shutting or opening):
+                break
+    assert place > 3
 
-    def strike(number: int, frame: FrameType | None) -> None:
-        nonlocal may_strike
-        if may_strike and is_in_gate(frame):
-            may_strike = False
+
+def call_as_a_fork_does(hook: Callable[[], None], place: int | None) -> bool:
+    """Call `hook` twice and raise once, at the `place`th point at which Python lets signal handlers run; False if none.
+
+    They run when a function begins, and after a call.
+    """
+    passed, last, has_raised = 0, "", False
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal passed, last, has_raised
+        if not is_in_gate(frame):
+            return None
+        frame.f_trace_opcodes = True
+        may_run = event == "call"
+        if event == "opcode":
+            may_run, last = last.startswith("CALL"), dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        if may_run and passed == place:
+            has_raised = True
             raise Struck
+        passed += may_run
+        return trace
 
-    def run_under_fire(hook: Callable[[], None]) -> bool:
-        nonlocal may_strike
-        may_strike = True
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
         for _ in range(2):
             with suppress(Struck):
                 hook()
-        struck, may_strike = not may_strike, False
-        return struck
-
-    struck_shutting = struck_opening = 0
-    with handling_alarms(strike), ThreadPoolExecutor(1) as elsewhere:
-        signal.setitimer(signal.ITIMER_REAL, 0.00001, 0.00001)
-        while min(struck_shutting, struck_opening) < 100:
-            # When it is shut and opened under a storm of signals
-            struck_shutting += run_under_fire(module._shut)
-            # Then nobody else may enter meanwhile, and everybody afterwards
-            assert not elsewhere.submit(gate.acquire, blocking=False).result()
-            struck_opening += run_under_fire(module._open)
-            assert elsewhere.submit(gate.acquire, blocking=False).result()
-            elsewhere.submit(gate.release).result()
+    finally:
+        sys.settrace(before)
+    return has_raised
