@@ -27,6 +27,7 @@ from celery_sharding.streams import NONCE, decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts
+from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.departures import Departures
 from celery_sharding.worker.gates import Gate, gate_for
@@ -54,8 +55,7 @@ class GroupConsumer:
         runs: Runs,
         log: Log,
         receive: Callable[[Delivery], None],
-        call_soon: Callable[[Callable[[], None]], Any],
-        call_after: Callable[[float, Callable[[], None]], Any],
+        calls: Calls,
         look: Callable[[], None],
         release_orphans: Callable[[], None],
         hold_seconds: float,
@@ -71,8 +71,7 @@ class GroupConsumer:
         self._runs = runs
         self._log = log
         self._receive = receive
-        self._call_soon = call_soon
-        self._call_after = call_after
+        self._calls = calls
         self._look = look
         self._release_orphans = release_orphans
         self._hold_seconds = hold_seconds
@@ -100,7 +99,7 @@ class GroupConsumer:
             is_running=lambda shard: runs.lanes.running(shard) > 0,
             record=self._record,
             close=self._close_departed,
-            call_later=lambda seconds, call: call_after(seconds, lambda: call_soon(call)),
+            call_later=lambda seconds, call: calls.call_after(seconds, lambda: calls.call_soon(call)),
         )
 
     @property
@@ -116,7 +115,7 @@ class GroupConsumer:
     def select(self, selection: frozenset[int] | None) -> None:
         """Consume these shards from now on; others are given up as soon as nothing of them runs."""
         self._selection = selection
-        self._call_soon(self._apply_layout)
+        self._calls.call_soon(self._apply_layout)
 
     def roles(self) -> dict[str, str]:
         """Return queue → "owner", "standby", "leaving" (what runs of it may end), or "paused"."""
@@ -184,7 +183,7 @@ class GroupConsumer:
         if self._connection is None or not self._has_logs:
             return
         if not self._complete or self._is_gated:
-            self._call_soon(self._apply_layout)
+            self._calls.call_soon(self._apply_layout)
         for shard in list(self.shards.values()):
             shard.ending.look_at_waiting()
         self._log.append(self.names.journal, self._vitals(now), optional=True)
@@ -194,7 +193,7 @@ class GroupConsumer:
             if now - self._probed_at.get(queue, 0.0) > _OWNER_SILENT_SECONDS:
                 self._probed_at[queue] = now
                 shard.probe()
-        self._call_soon(self._balance)
+        self._calls.call_soon(self._balance)
 
     def _balance(self) -> None:
         if self._connection is None or self._stopping or not self._complete:
@@ -205,7 +204,7 @@ class GroupConsumer:
         owned = frozenset(queue for queue, shard in staying.items() if shard.owned)
         self._balancer.tick(Member(owned, frozenset(staying) - owned), time.monotonic())
         if self._balancer.is_freezing:
-            self._call_after(_FREEZE_POLL_SECONDS, lambda: self._call_soon(self._balance))
+            self._calls.call_after(_FREEZE_POLL_SECONDS, lambda: self._calls.call_soon(self._balance))
 
     def _recycle(self) -> None:
         """Give back shards that hold a message for long, before the broker closes their channels over it."""
@@ -224,7 +223,7 @@ class GroupConsumer:
         if self._has_logs:
             # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
             nonce = {"event": NONCE, "nonce": uuid.uuid4().hex}
-            self._log.append(self.names.attempts, nonce, lambda: self._call_soon(then))
+            self._log.append(self.names.attempts, nonce, lambda: self._calls.call_soon(then))
         else:
             then()
 
@@ -234,7 +233,7 @@ class GroupConsumer:
         del self.shards[shard.queue]
         shard.close()
         logger.info("group %s: given up %s", self.group.name, shard.queue)
-        self._call_soon(self._apply_layout)  # it may be wanted again meanwhile
+        self._calls.call_soon(self._apply_layout)  # it may be wanted again meanwhile
 
     def _vitals(self, now: float) -> dict[str, Any]:
         self._ticks += 1
@@ -251,7 +250,7 @@ class GroupConsumer:
         self.layout = fold(before, offset, event)
         if self.layout != before:
             # Opening and closing channels reads the socket, which a message handler must not do.
-            self._call_soon(self._apply_layout)
+            self._calls.call_soon(self._apply_layout)
 
     def _on_journal(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self.names.journal, offset=offset)
@@ -267,7 +266,7 @@ class GroupConsumer:
         elif event.get("event") == "handover" and event.get("change") == "offered":
             queue = str(event.get("queue"))
             if self._node not in (event.get("owner"), event.get("to")):
-                self._call_soon(lambda: self._step_back(queue))
+                self._calls.call_soon(lambda: self._step_back(queue))
 
     def _step_back(self, queue: str) -> None:
         """Leave the line of a shard's standbys and join its end, so that the worker it is offered to is next."""
@@ -290,7 +289,7 @@ class GroupConsumer:
             self._release_orphans()
 
         shard.freeze()
-        self._call_soon(give_up)  # closing reads the socket, which a message handler must not do
+        self._calls.call_soon(give_up)  # closing reads the socket, which a message handler must not do
 
     def _apply_layout(self) -> None:
         """Consume what the layout says, and nothing else."""
@@ -338,7 +337,7 @@ class GroupConsumer:
             attempts=self._attempts,
             receive=self._receive,
             on_cancel=self._on_cancel,
-            call_soon=self._call_soon,
+            call_soon=self._calls.call_soon,
             node=self._node,
         )
         shard.gate = self._gate_for(segment)

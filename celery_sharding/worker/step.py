@@ -35,10 +35,10 @@ from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bou
 from celery_sharding.dedup.notices import Notice, Notices
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
 from celery_sharding.layout import Layout
+from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.intake import Intake
-from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
@@ -82,14 +82,14 @@ class ShardsStep(bootsteps.StartStopStep):
         sharding.check_stores(has_child_processes=has_children)
         has_turns = bool(c.hub) and pool == SOLO
         self._notices = Notices(self._note)  # before the pool forks
-        self._mailbox = Mailbox() if c.hub else None
+        self._calls = calls = Calls(c)
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
-        self._log = self._backing.open_log(post=self._post, inline=pulse)
+        self._log = self._backing.open_log(post=calls.post, inline=pulse)
         self._runs = Runs(
             submit=c.on_task_request,
-            call_after=self._call_after,
-            call_soon=c.hub.call_soon if c.hub and has_children else self._call_next if has_turns else None,
+            call_after=calls.call_after,
+            call_soon=c.hub.call_soon if c.hub and has_children else calls.call_next if has_turns else None,
             read=self._read if has_turns else None,
             bucket_for=self._bucket_for,
             is_alive=self._is_alive,
@@ -137,8 +137,7 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Consume, now that the pool can take work."""
-        if self._mailbox is not None:
-            self._mailbox.attach(hub)
+        self._calls.attach(hub)
         hub.add_reader(self._notices.reader, self._notices.read)
         self._runs.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
         self._consume(c)
@@ -229,8 +228,7 @@ class ShardsStep(bootsteps.StartStopStep):
             runs=self._runs,
             log=self._log,
             receive=self._intake.receive,
-            call_soon=self._call_soon,
-            call_after=self._call_after,
+            calls=self._calls,
             look=self._look,
             release_orphans=self._release_orphans,
             hold_seconds=settings.consumer_timeout_seconds / 2,
@@ -277,8 +275,7 @@ class ShardsStep(bootsteps.StartStopStep):
     def _record_all(self, timeout_seconds: float) -> None:
         """Let the next owners know what they must, before channels are closed."""
         self._log.flush(timeout_seconds)
-        if self._mailbox is not None:
-            self._mailbox.deliver()
+        self._calls.deliver()
         for group in self._groups:
             group.withdraw()
         self._log.flush(timeout_seconds)
@@ -320,20 +317,13 @@ class ShardsStep(bootsteps.StartStopStep):
                     logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
                     continue
                 if known is None:
-                    self._call_main(partial(self._open_added, group, layout))
+                    self._calls.call_main(partial(self._open_added, group, layout))
 
     def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
         """Open a group that was added while the worker runs; after a loss of the connection `start` does."""
         c = self._consumer
         if not group.is_open and not self._stopping and c.connection is not None:
             group.open(self._backing.consumer_connection(c, group.group), layout)
-
-    def _call_main(self, call: Callable[[], None]) -> None:
-        """Run a call of another thread in the one that reads the connection."""
-        if self._mailbox is not None:
-            self._mailbox.post(call)
-        else:
-            self._consumer.call_soon(call)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
@@ -389,33 +379,7 @@ class ShardsStep(bootsteps.StartStopStep):
     def _bucket_for(self, task_name: str) -> Any:
         return None if self._consumer.disable_rate_limits else self._consumer.task_buckets[task_name]
 
-    def _post(self, call: Callable[[], None]) -> None:
-        """Run a call of another thread where lanes may be moved."""
-        if self._mailbox is not None:
-            self._mailbox.post(call)
-        else:
-            call()
-
-    def _call_soon(self, call: Callable[[], None]) -> None:
-        """Run a call where the connection may be read, as soon as Celery's loop comes round."""
-        self._consumer.call_soon(call)
-        if self._mailbox is not None:
-            # Asked from another such call, or a timer, the loop would wait for something to read first.
-            self._mailbox.post(_do_nothing)
-
-    def _call_next(self, call: Callable[[], None]) -> None:
-        """Run a call in the next turn of the event loop, not in this one, whoever asks."""
-        hub = self._consumer.hub
-        self._post(lambda: hub.call_soon(call))
-
     def _read(self) -> bool:
         """Read what the connection has received, and say whether that was anything."""
         connection = self._consumer.connection
         return connection is not None and read_what_came(connection)
-
-    def _call_after(self, seconds: float, call: Callable[[], None]) -> Any:
-        return self._consumer.timer.call_after(seconds, call)
-
-
-def _do_nothing() -> None:
-    """Wake the event loop."""
