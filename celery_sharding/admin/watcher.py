@@ -34,7 +34,7 @@ from celery_sharding.admin.totals import Totals, TotalsLog
 from celery_sharding.admin.vitals import FRESH_SECONDS, WINDOW_SECONDS, VitalsLog, read_recent
 from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import ShardingError
-from celery_sharding.layout import fold
+from celery_sharding.folding import fold
 from celery_sharding.manifest import load
 from celery_sharding.streams import NONCE, decode
 from celery_sharding.tail import Tail

@@ -20,7 +20,8 @@ from typing import Any
 from amqp.exceptions import NotFound
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.layout import Layout, fold
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout
 from celery_sharding.streams import decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
