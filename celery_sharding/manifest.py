@@ -1,4 +1,4 @@
-"""The manifest of a group: the stream of small events that its layout is folded from (`layout`).
+"""The manifest of a group: the stream of small events that its layout is folded from (`folding`).
 
 Nothing else says how many shards are live, which limbo takes what cannot be routed, or what is consumed next.
 
@@ -30,7 +30,8 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from celery_sharding.errors import LogError, ManifestConflict
-from celery_sharding.layout import Layout, fold
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout
 from celery_sharding.streams import Event, append, read_to_end
 from celery_sharding.topology import Names, Opener, brief_channel
 

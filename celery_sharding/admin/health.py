@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
 
 # A step of a switch takes milliseconds, and any worker carries on a switch whose author died.
 SWITCH_SECONDS = 60.0

@@ -23,7 +23,8 @@ from celery_sharding.admin.lines import printable
 from celery_sharding.admin.moments import format_moment, read_moment
 from celery_sharding.admin.steps import RESHARD, STEPS
 from celery_sharding.errors import LogError
-from celery_sharding.layout import Layout, fold
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout
 from celery_sharding.streams import Event, read_to_end
 from celery_sharding.topology import Names, Opener
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from celery_sharding.admin.moments import format_moment
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.layout import OpenSwitch
 
 SCHEMA = 1

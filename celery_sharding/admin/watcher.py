@@ -28,12 +28,13 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.admin.counting import count_queues
 from celery_sharding.admin.management import Management, QueueFacts
-from celery_sharding.admin.snapshot import GroupStatus, Snapshot, ask_management, counted_queues, judge_group
+from celery_sharding.admin.snapshot import ask_management, counted_queues, judge_group
+from celery_sharding.admin.status import GroupStatus, Snapshot
 from celery_sharding.admin.totals import Totals, TotalsLog
 from celery_sharding.admin.vitals import FRESH_SECONDS, WINDOW_SECONDS, VitalsLog, read_recent
 from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import ShardingError
-from celery_sharding.layout import fold
+from celery_sharding.folding import fold
 from celery_sharding.manifest import load
 from celery_sharding.streams import NONCE, decode
 from celery_sharding.tail import Tail

@@ -16,8 +16,9 @@ from celery_sharding.admin.lines import printable
 from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
 from celery_sharding.admin.moments import format_moment
 from celery_sharding.admin.recent import Recent, read_recent_of
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot, read_snapshot
+from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.admin.snapshot_json import to_json
+from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_sharding

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from celery_sharding.admin.locating import Located, Place, locate_keys
-from celery_sharding.admin.snapshot import ShardStatus, read_snapshot
+from celery_sharding.admin.snapshot import read_snapshot
+from celery_sharding.admin.status import ShardStatus
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
 from celery_sharding.cli.tables import align

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
+from celery_sharding.admin.status import GroupStatus, ShardStatus
 from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED

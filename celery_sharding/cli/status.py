@@ -13,8 +13,9 @@ import click
 
 from celery_sharding.admin.health import check_health
 from celery_sharding.admin.management import open_management
-from celery_sharding.admin.snapshot import Snapshot, read_snapshot
+from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.admin.snapshot_json import to_json
+from celery_sharding.admin.status import Snapshot
 from celery_sharding.admin.watcher import View, Watcher
 from celery_sharding.cli.durations import format_duration, parse_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained

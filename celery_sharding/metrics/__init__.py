@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from celery_sharding.admin.snapshot import GroupStatus
+from celery_sharding.admin.status import GroupStatus
 from celery_sharding.admin.totals import Totals
 from celery_sharding.admin.watcher import View
 from celery_sharding.histogram import BOUNDS_SECONDS

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
+from celery_sharding.admin.status import GroupStatus, ShardStatus
 from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED
 
 PREFIX = "celery_sharding"

@@ -6,7 +6,8 @@ from celery_sharding.testing.cluster import RabbitCluster
 from celery_sharding.testing.order import Trace, Verdict, check_order
 from celery_sharding.testing.processes import ServerMissing, ServerNotReady
 from celery_sharding.testing.proxy import Direction, FaultProxy
-from celery_sharding.testing.servers import RabbitNode, RedisNode
+from celery_sharding.testing.rabbit_node import RabbitNode
+from celery_sharding.testing.redis_node import RedisNode
 from celery_sharding.testing.workers import WorkerNode
 
 __all__ = [

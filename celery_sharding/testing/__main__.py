@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from celery_sharding.testing.processes import ServerMissing, ServerNotReady
-from celery_sharding.testing.servers import RabbitNode
+from celery_sharding.testing.rabbit_node import RabbitNode
 
 
 def main(argv: list[str] | None = None) -> int:

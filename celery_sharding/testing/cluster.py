@@ -23,7 +23,7 @@ from typing import Self
 
 from celery_sharding.testing.port_mapper import PortMapper, make_cookie
 from celery_sharding.testing.processes import ServerNotReady, find_free_port, wait_until
-from celery_sharding.testing.servers import RabbitNode
+from celery_sharding.testing.rabbit_node import RabbitNode
 
 NODES = 3
 # A node that boots while a peer still boots may die of it: RabbitMQ 3.10 says `incompatible_feature_flags`.

@@ -21,7 +21,8 @@ import pytest
 
 from celery_sharding.testing.order import Trace
 from celery_sharding.testing.proxy import FaultProxy
-from celery_sharding.testing.servers import RabbitNode, RedisNode
+from celery_sharding.testing.rabbit_node import RabbitNode
+from celery_sharding.testing.redis_node import RedisNode
 from celery_sharding.testing.workers import WorkerNode
 
 

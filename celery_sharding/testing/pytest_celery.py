@@ -38,7 +38,8 @@ from pytest_celery import (
     CeleryWorkerCluster,
 )
 
-from celery_sharding.testing.servers import RabbitNode, RedisNode
+from celery_sharding.testing.rabbit_node import RabbitNode
+from celery_sharding.testing.redis_node import RedisNode
 from celery_sharding.testing.workers import WorkerNode
 
 pytest_plugins = ["celery_sharding.testing.plugin"]

@@ -98,6 +98,18 @@ class Delivery:
     def keeps_failures(self) -> bool:
         return self.shard.group.on_failure == "dead-letter"
 
+    def note_start(self) -> None:
+        """Note when a run begins, and how long the message waited if it is the first here."""
+        now = time.time()
+        if not self.begun_at:
+            self.shard.note_wait(now - self.sent_at)
+        self.begun_at = now
+
+    def note_end(self) -> None:
+        """Note how long the run took that has ended, if there was one."""
+        if self.begun_at:
+            self.shard.note_run(time.time() - self.begun_at)
+
     def acknowledge(self, *, gather: bool) -> None:
         """Tell the broker that the message is done, now or with others; without effect if its channel is gone."""
         # The request has been made long ago. Without this way back, and `Runs` dropping the entry, both go when they

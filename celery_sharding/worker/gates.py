@@ -30,13 +30,19 @@ def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes) -> Gate | N
     if not unfinished and not orphans:
         return None
 
-    def may_start(delivery: Delivery) -> bool:
+    def is_free(delivery: Delivery) -> bool:
         if unfinished and key_digest(delivery.key) in unfinished:
             return False
         orphan: Hashable = orphans.get(delivery.key)
         return orphan is None or not lanes.has(orphan)
 
-    return may_start
+    return is_free
+
+
+def may_start(entry: Entry) -> bool:
+    """Say whether the gate of its shard lets an entry start now."""
+    gate: Gate | None = entry.source.gate  # type: ignore[attr-defined]
+    return gate is None or gate(entry.item.delivery)
 
 
 def _unfinished_before(segment: str, layout: Layout) -> frozenset[str]:

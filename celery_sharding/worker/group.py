@@ -3,7 +3,7 @@
 A group consumes a chain of segments in order. This worker consumes the queues of the open segments that were selected
 for it (`-Q`), all of their limbo queues, and nothing else. When the manifest, which it tails, says that a segment is
 passed or drained, it opens the queues of the next, and closes those of the drained: every worker does the same from the
-same log. What may start while several are open is said by `gates`.
+same log. What may start while several are open is said by `gates`, and who owns what by `balancing`.
 
 The selection may change while it runs (`select`), and so may, by the manifest, what is paused; what is not to be
 consumed any more is given up in order (`departures`).
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,26 +20,23 @@ from typing import Any
 from amqp.exceptions import NotFound
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.journal import handover_event, vitals_event
-from celery_sharding.layout import Layout, fold
-from celery_sharding.streams import NONCE, decode
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout
+from celery_sharding.streams import decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
 from celery_sharding.worker.attempts import Attempts
+from celery_sharding.worker.balancing import Balancing
+from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.departures import Departures
 from celery_sharding.worker.gates import Gate, gate_for
 from celery_sharding.worker.log import Log
-from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.runs import Runs
 from celery_sharding.worker.shard import Shard
-from celery_sharding.worker.vitals import describe_owned
 from celery_sharding.worker.wanted import find_blocked, find_paused, find_wanted
 
 logger = logging.getLogger(__name__)
-
-_OWNER_SILENT_SECONDS = 4.0
-_FREEZE_POLL_SECONDS = 0.05
 
 
 class GroupConsumer:
@@ -54,8 +50,7 @@ class GroupConsumer:
         runs: Runs,
         log: Log,
         receive: Callable[[Delivery], None],
-        call_soon: Callable[[Callable[[], None]], Any],
-        call_after: Callable[[float, Callable[[], None]], Any],
+        calls: Calls,
         look: Callable[[], None],
         release_orphans: Callable[[], None],
         hold_seconds: float,
@@ -71,11 +66,9 @@ class GroupConsumer:
         self._runs = runs
         self._log = log
         self._receive = receive
-        self._call_soon = call_soon
-        self._call_after = call_after
+        self._calls = calls
         self._look = look
         self._release_orphans = release_orphans
-        self._hold_seconds = hold_seconds
         self._complete = True
         self._is_gated = False
         self._node = node
@@ -84,23 +77,26 @@ class GroupConsumer:
         self._attempts = Attempts(self.names.attempts if has_logs else None, log)
         self._connection: Any = None
         self._tails: list[Tail] = []
-        self._ticks = 0
         self._blocked: list[str] = []
-        self._probed_at: dict[str, float] = {}
         self._stopping = False
-        self._balancer = Balancer(
-            node,
-            offer=self._offer,
-            freeze=lambda queue: self.shards[queue].freeze(),
-            thaw=lambda queue: self.shards[queue].thaw(),
-            is_idle=lambda queue: runs.lanes.is_idle(self.shards[queue]),
-            release=lambda queue: self._departures.begin(self.shards[queue]),
-        )
         self._departures = Departures(
             is_running=lambda shard: runs.lanes.running(shard) > 0,
-            record=self._record,
+            record=lambda then: self._attempts.when_written(then, call_soon=calls.call_soon),
             close=self._close_departed,
-            call_later=lambda seconds, call: call_after(seconds, lambda: call_soon(call)),
+            call_later=lambda seconds, call: calls.call_after(seconds, lambda: calls.call_soon(call)),
+        )
+        self._balancing = Balancing(
+            self.names,
+            self.shards,
+            self._departures,
+            lanes=runs.lanes,
+            log=log,
+            calls=calls,
+            node=node,
+            hold_seconds=hold_seconds,
+            prefetch=prefetch,
+            connection=lambda: self._connection if self._complete and not self._stopping else None,
+            step_back=self._step_back,
         )
 
     @property
@@ -116,7 +112,7 @@ class GroupConsumer:
     def select(self, selection: frozenset[int] | None) -> None:
         """Consume these shards from now on; others are given up as soon as nothing of them runs."""
         self._selection = selection
-        self._call_soon(self._apply_layout)
+        self._calls.call_soon(self._apply_layout)
 
     def roles(self) -> dict[str, str]:
         """Return queue → "owner", "standby", "leaving" (what runs of it may end), or "paused"."""
@@ -137,14 +133,14 @@ class GroupConsumer:
             self._tails = [
                 Tail(connection, self.names.manifest, start, self._on_manifest),
                 Tail(connection, self.names.attempts, "first", self._attempts.on_message),
-                Tail(connection, self.names.journal, "next", self._on_journal),
+                Tail(connection, self.names.journal, "next", self._balancing.on_message),
             ]
         self._apply_layout()
 
     def freeze(self) -> None:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
         self._stopping = True
-        self._balancer.reset()
+        self._balancing.reset()
         self._departures.forget()
         for shard in self.shards.values():
             shard.freeze()
@@ -172,7 +168,7 @@ class GroupConsumer:
     def drop(self) -> None:
         """Forget everything that came over a connection that is gone."""
         self._connection = None
-        self._balancer.reset()
+        self._balancing.reset()
         self._departures.forget()
         for shard in list(self.shards.values()):
             shard.drop()
@@ -184,49 +180,10 @@ class GroupConsumer:
         if self._connection is None or not self._has_logs:
             return
         if not self._complete or self._is_gated:
-            self._call_soon(self._apply_layout)
+            self._calls.call_soon(self._apply_layout)
         for shard in list(self.shards.values()):
             shard.ending.look_at_waiting()
-        self._log.append(self.names.journal, self._vitals(now), optional=True)
-        for queue, shard in list(self.shards.items()):
-            if shard.owned or self._balancer.owner_of(queue, time.monotonic()) is not None:
-                continue
-            if now - self._probed_at.get(queue, 0.0) > _OWNER_SILENT_SECONDS:
-                self._probed_at[queue] = now
-                shard.probe()
-        self._call_soon(self._balance)
-
-    def _balance(self) -> None:
-        if self._connection is None or self._stopping or not self._complete:
-            return
-        if not _takes_consumer_timeout(self._connection):
-            self._recycle()
-        staying = {queue: shard for queue, shard in self.shards.items() if shard not in self._departures}
-        owned = frozenset(queue for queue, shard in staying.items() if shard.owned)
-        self._balancer.tick(Member(owned, frozenset(staying) - owned), time.monotonic())
-        if self._balancer.is_freezing:
-            self._call_after(_FREEZE_POLL_SECONDS, lambda: self._call_soon(self._balance))
-
-    def _recycle(self) -> None:
-        """Give back shards that hold a message for long, before the broker closes their channels over it."""
-        due = time.time() - self._hold_seconds
-        for queue, shard in self.shards.items():
-            oldest = next(iter(shard.held.values()), None)
-            if oldest is not None and oldest.received_at < due and shard not in self._departures:
-                self._balancer.give_up(queue, time.monotonic())
-
-    def _offer(self, queue: str, target: str) -> None:
-        event = handover_event(queue, owner=self._node, change="offered", to=target)
-        self._log.append(self.names.journal, event, optional=True)
-
-    def _record(self, then: Callable[[], None]) -> None:
-        """Call `then` when everything written to the attempts so far is confirmed: a stream confirms in order."""
-        if self._has_logs:
-            # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
-            nonce = {"event": NONCE, "nonce": uuid.uuid4().hex}
-            self._log.append(self.names.attempts, nonce, lambda: self._call_soon(then))
-        else:
-            then()
+        self._balancing.tick(now, generation=self.layout.generation, stands_by=not self._stopping)
 
     def _close_departed(self, shard: Shard) -> None:
         if self._stopping or self.shards.get(shard.queue) is not shard:
@@ -234,14 +191,7 @@ class GroupConsumer:
         del self.shards[shard.queue]
         shard.close()
         logger.info("group %s: given up %s", self.group.name, shard.queue)
-        self._call_soon(self._apply_layout)  # it may be wanted again meanwhile
-
-    def _vitals(self, now: float) -> dict[str, Any]:
-        self._ticks += 1
-        shards = list(self.shards.values())
-        owned = describe_owned(shards, self._runs.lanes, now=now, tick=self._ticks, prefetch=self._prefetch)
-        standby = [] if self._stopping else [shard.queue for shard in shards if not shard.owned]
-        return vitals_event(self._node, self.layout.generation, owned=owned, standby=standby, at=now)
+        self._calls.call_soon(self._apply_layout)  # it may be wanted again meanwhile
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self.names.manifest, offset=offset)
@@ -251,23 +201,7 @@ class GroupConsumer:
         self.layout = fold(before, offset, event)
         if self.layout != before:
             # Opening and closing channels reads the socket, which a message handler must not do.
-            self._call_soon(self._apply_layout)
-
-    def _on_journal(self, body: bytes, offset: int) -> None:
-        event = decode(body, stream=self.names.journal, offset=offset)
-        if event is None:
-            return
-        if event.get("event") == "vitals" and event.get("by") != self._node:
-            owned = frozenset(event.get("owned", ()))
-            self._balancer.hear(str(event["by"]), Member(owned, frozenset(event.get("standby", ()))), time.monotonic())
-            for queue in owned:
-                shard = self.shards.get(queue)
-                if shard is not None and not shard.held:
-                    shard.owned = False
-        elif event.get("event") == "handover" and event.get("change") == "offered":
-            queue = str(event.get("queue"))
-            if self._node not in (event.get("owner"), event.get("to")):
-                self._call_soon(lambda: self._step_back(queue))
+            self._calls.call_soon(self._apply_layout)
 
     def _step_back(self, queue: str) -> None:
         """Leave the line of a shard's standbys and join its end, so that the worker it is offered to is next."""
@@ -290,7 +224,7 @@ class GroupConsumer:
             self._release_orphans()
 
         shard.freeze()
-        self._call_soon(give_up)  # closing reads the socket, which a message handler must not do
+        self._calls.call_soon(give_up)  # closing reads the socket, which a message handler must not do
 
     def _apply_layout(self) -> None:
         """Consume what the layout says, and nothing else."""
@@ -338,7 +272,7 @@ class GroupConsumer:
             attempts=self._attempts,
             receive=self._receive,
             on_cancel=self._on_cancel,
-            call_soon=self._call_soon,
+            call_soon=self._calls.call_soon,
             node=self._node,
         )
         shard.gate = self._gate_for(segment)
@@ -349,8 +283,7 @@ class GroupConsumer:
             del self.shards[queue]
             return
         if self._has_logs:
-            self._probed_at[queue] = time.time()
-            shard.probe()
+            self._balancing.probe(shard, time.time())
 
     def _learn_endings(self) -> None:
         """Hand on what the manifest says of the ends of the shards' segments, and let go of what nothing holds back."""
@@ -364,9 +297,3 @@ class GroupConsumer:
 
     def _gate_for(self, segment: str) -> Gate | None:
         return gate_for(segment, self.layout, self.group.name, self._runs.lanes)
-
-
-def _takes_consumer_timeout(connection: Any) -> bool:
-    """Say whether the broker lets a consumer choose its time-out, as RabbitMQ does since 3.12."""
-    version = str(connection.connection.server_properties.get("version", "0")).split(".")
-    return [int(part) if part.isdecimal() else 0 for part in version[:2]] >= [3, 12]

@@ -14,12 +14,11 @@ direct_writer   The pool writes a run to a child when the event loop says that t
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
-
-from celery_sharding.worker.runs import is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +128,14 @@ def direct_writer(pool: Any, hub: Any) -> Callable[[], None]:
             write(list(pipes))
 
     return write_waiting
+
+
+def is_gone(pid: int) -> bool:
+    """Say whether a child process has ended, without reaping it: the pool does that."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except (ChildProcessError, OverflowError):
+        return True
 
 
 def _wake() -> None:

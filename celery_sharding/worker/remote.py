@@ -22,7 +22,7 @@ from celery_sharding.config import parse_shard
 from celery_sharding.errors import UnknownShard
 
 if TYPE_CHECKING:
-    from celery_sharding.worker.step import ShardsStep
+    from celery_sharding.worker.groups import Groups
 
 
 INSPECT = "shards"
@@ -47,16 +47,16 @@ def install_commands() -> None:
 
 
 def _with_groups(
-    stock: Callable[..., Any], act: Callable[[ShardsStep, str, int | None], str]
+    stock: Callable[..., Any], act: Callable[[Groups, str, int | None], str]
 ) -> Callable[..., dict[str, Any]]:
     def command(state: Any, queue: str, **options: Any) -> dict[str, Any]:
-        step: ShardsStep | None = getattr(state.consumer, "shards", None)
-        found = None if step is None else parse_shard(queue, state.app.sharding.settings)
-        if step is None or found is None:
+        groups: Groups | None = getattr(state.consumer, "shards", None)
+        found = None if groups is None else parse_shard(queue, state.app.sharding.settings)
+        if groups is None or found is None:
             return stock(state, queue, **options)  # type: ignore[no-any-return]
         group, index = found
         try:
-            return {"ok": f"{act(step, group.name, index)} {queue}"}
+            return {"ok": f"{act(groups, group.name, index)} {queue}"}
         except UnknownShard as exc:
             return {"error": str(exc)}
 
@@ -66,15 +66,15 @@ def _with_groups(
 
 def _inspect_shards(state: Any) -> dict[str, dict[str, str]]:
     """List the shard queues of a worker by group: whether it owns each, stands by, is leaving it, or it is paused."""
-    step: ShardsStep | None = getattr(state.consumer, "shards", None)
-    return {} if step is None else step.roles()
+    groups: Groups | None = getattr(state.consumer, "shards", None)
+    return {} if groups is None else groups.roles()
 
 
-def _cancel_shards(step: ShardsStep, group: str, index: int | None) -> str:
-    step.cancel_shards(group, index)
+def _cancel_shards(groups: Groups, group: str, index: int | None) -> str:
+    groups.cancel_shards(group, index)
     return "no longer consuming from"
 
 
-def _add_shards(step: ShardsStep, group: str, index: int | None) -> str:
-    step.add_shards(group, index)
+def _add_shards(groups: Groups, group: str, index: int | None) -> str:
+    groups.add_shards(group, index)
     return "add consumer"

@@ -1,6 +1,7 @@
 """The life of a run: from the head of its lane to its acknowledgement.
 
-`Runs` is called by the lanes to start an entry, and by the requests when a run ends. Per message:
+`Runs` is called by the lanes to start an entry, and by the requests when a run ends; `submitting` hands it to the pool.
+Per message:
 
     start ──▶ in the pool ──▶ finish     acknowledged, the lane goes on
       ▲            ├────────▶ retry      held until the retry is recorded and due, then start with retries + 1
@@ -17,7 +18,6 @@ All methods run where lanes may be moved: the main thread of an event-loop pool,
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,10 +30,13 @@ from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.burial import store_dead_letter
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.gates import may_start
 from celery_sharding.worker.judging import Judge
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.log import Log
+from celery_sharding.worker.prefork import is_gone
 from celery_sharding.worker.retry import InPlaceRetry, encode_call
+from celery_sharding.worker.submitting import Submitter
 from celery_sharding.worker.turn import Turn
 
 if TYPE_CHECKING:
@@ -42,8 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
-_LIFE_SECONDS = 0.5
-_PAUSE_SECONDS = 1.0
 
 
 class Runs:
@@ -73,17 +74,17 @@ class Runs:
         node: str,
         read: Callable[[], bool] | None = None,
     ) -> None:
-        self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), _may_start)
+        self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start)
         self.turn = Turn(call_soon, self._pump, read)
         self._acks = None if call_soon is None or read is not None else Acks(call_after)
         self._starts_at_once = None if read is None else 1
         self.announcements = Announcements(log, self.lanes)
-        self._judge = Judge(self, begin=self._begin, hold_for=self._hold_for)
+        self._submitter = Submitter(
+            submit, self.lanes, self.announcements, call_after=call_after, bucket_for=bucket_for, is_alive=is_alive
+        )
+        self._judge = Judge(self, begin=self._submitter.begin, hold_for=self._submitter.hold_for)
         self._on_idle: Callable[[Shard], None] | None = None
-        self._submit = submit
         self._call_after = call_after
-        self._bucket_for = bucket_for
-        self._is_alive = is_alive
         self._log = log
         self._node = node
 
@@ -118,14 +119,14 @@ class Runs:
         """The message is done: acknowledge it and let its lane go on."""
         delivery: Delivery = request.delivery
         delivery.shard.count("done")
-        _note_run(delivery)
+        delivery.note_end()
         self._settle(delivery)
         self._leave(delivery)
 
     def finish_when_gone(self, request: Any, pid: int | None) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
         request.delivery.shard.count("killed")
-        _note_run(request.delivery)
+        request.delivery.note_end()
         self._settle(request.delivery)
         self._leave_when_gone(request.delivery, pid)
 
@@ -140,7 +141,7 @@ class Runs:
         wait_seconds = retry.seconds()
         due_at = time.monotonic() + wait_seconds
         delivery.shard.count("retried")
-        _note_run(delivery)
+        delivery.note_end()
         delivery.is_recorded = True
         changed = {} if retry.body is None else encode_call(again, retry.body)
         self._log.append(
@@ -251,34 +252,9 @@ class Runs:
         request = entry.item
         delivery: Delivery = request.delivery
         if not delivery.redelivered or delivery.is_judged:
-            self._begin(entry)
+            self._submitter.begin(entry)
         else:
             self._judge.judge(entry)
-
-    def _begin(self, entry: Entry) -> None:
-        """Hand a run to the pool, unless something speaks against it for the moment."""
-        request = entry.item
-        bucket = self._bucket_for(request.task.name)
-        if not self._is_alive():
-            self._hold_for(entry, _LIFE_SECONDS)
-        elif bucket is not None and not bucket.can_consume(1):
-            self._hold_for(entry, bucket.expected_time(1))
-        else:
-            was_announced = request.delivery.is_announced
-            if was_announced:
-                self.announcements.begun(request.delivery)  # before, since a solo pool runs the task in it
-            _note_start(request.delivery)
-            try:
-                self._submit(request)
-            except Exception:
-                # Celery asks the result backend here, if the task is revoked or expired; it may be down.
-                logger.exception("%s[%s] could not be started, trying again", request.name, request.id)
-                request.delivery.is_announced = was_announced
-                self._hold_for(entry, _PAUSE_SECONDS)
-
-    def _hold_for(self, entry: Entry, seconds: float) -> None:
-        if self.lanes.hold(entry):
-            self._call_after(seconds, partial(self.lanes.due, entry))
 
     def _hold(self, delivery: Delivery, again: Any) -> bool:
         entry = delivery.entry
@@ -317,29 +293,3 @@ class Runs:
             self._leave(delivery)
         else:
             self._call_after(_POLL_SECONDS, partial(self._leave_when_gone, delivery, pid))
-
-
-def _note_start(delivery: Delivery) -> None:
-    """Note when a run begins, and how long its message waited if it is the first here."""
-    now = time.time()
-    if not delivery.begun_at:
-        delivery.shard.note_wait(now - delivery.sent_at)
-    delivery.begun_at = now
-
-
-def _note_run(delivery: Delivery) -> None:
-    if delivery.begun_at:
-        delivery.shard.note_run(time.time() - delivery.begun_at)
-
-
-def _may_start(entry: Entry) -> bool:
-    gate = entry.source.gate  # type: ignore[attr-defined]
-    return gate is None or gate(entry.item.delivery)
-
-
-def is_gone(pid: int) -> bool:
-    """Say whether a child process has ended, without reaping it: the pool does that."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except (ChildProcessError, OverflowError):
-        return True

@@ -1,7 +1,8 @@
 """The bootstep that makes a Celery worker consume its groups.
 
-It stands behind those of Celery's own steps that consume, so that it stops before them. It lives as long as the
-consumer; `start`, `stop` come again with every connection, `shutdown` once.
+It says when; what is consumed then is in `groups`. It stands behind those of Celery's own steps that consume, so that
+it stops before them. It lives as long as the consumer; `start`, `stop` come again with every connection, `shutdown`
+once.
 
     start                      every (re)connect: look at each group on the broker, recover it if its ring is lost
     register_with_event_loop   consume; before it, a prefork pool cannot take work. Pools without a loop do it in start
@@ -17,28 +18,21 @@ cold shutdown first cancels, in a signal handler, what runs: from then on nothin
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from amqp.exceptions import AMQPError
 from celery import bootsteps
 from celery.worker.consumer.control import Control
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.tasks import Tasks
 
-from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.dedup.notices import Notice, Notices
-from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
-from celery_sharding.layout import Layout
+from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.green import read_more, read_what_came
-from celery_sharding.worker.group import GroupConsumer
+from celery_sharding.worker.groups import Groups
 from celery_sharding.worker.intake import Intake
-from celery_sharding.worker.mailbox import Mailbox
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
@@ -50,14 +44,8 @@ if TYPE_CHECKING:
     from celery_sharding.backing import Backing
     from celery_sharding.worker.shard import Shard
 
-logger = logging.getLogger(__name__)
-
 LOOK_SECONDS = 10.0
 TICK_SECONDS = 1.0
-# The same for all workers of a group, whatever their pools: a quorum queue keeps what owners gave back apart, and puts
-# what comes back next at the end of that. So an owner that holds less than the one before it leaves some there, and
-# when it goes, what it held stands behind them (measured on 3.10).
-PREFETCH = 200
 PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
 
 
@@ -75,21 +63,20 @@ class ShardsStep(bootsteps.StartStopStep):
         sharding = c.app.sharding
         self._consumer = c
         self._backing: Backing = sharding.backing()
-        self._selection = sharding.selection()
-        self._sharded = install(c.app, sharding.rules)
+        sharded = install(c.app, sharding.rules)
         pool = type(c.pool).__module__
         has_children = pool == PREFORK
         sharding.check_stores(has_child_processes=has_children)
         has_turns = bool(c.hub) and pool == SOLO
         self._notices = Notices(self._note)  # before the pool forks
-        self._mailbox = Mailbox() if c.hub else None
+        self._calls = calls = Calls(c)
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
-        self._log = self._backing.open_log(post=self._post, inline=pulse)
+        self._log = self._backing.open_log(post=calls.post, inline=pulse)
         self._runs = Runs(
             submit=c.on_task_request,
-            call_after=self._call_after,
-            call_soon=c.hub.call_soon if c.hub and has_children else self._call_next if has_turns else None,
+            call_after=calls.call_after,
+            call_soon=c.hub.call_soon if c.hub and has_children else calls.call_next if has_turns else None,
             read=self._read if has_turns else None,
             bucket_for=self._bucket_for,
             is_alive=self._is_alive,
@@ -97,21 +84,29 @@ class ShardsStep(bootsteps.StartStopStep):
             log=self._log,
             node=c.hostname,
         )
+        intake = self._intake = Intake(c, self._runs, sharded)
+        self._stopping = False
+        self._groups = Groups(
+            c,
+            self._backing,
+            sharding.selection(),
+            runs=self._runs,
+            log=self._log,
+            receive=intake.receive,
+            calls=calls,
+            release_orphans=self._release_orphans,
+            is_stopping=lambda: self._stopping,
+        )
         self._prefork = (
-            PreforkPool(c, freeze=self._freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
+            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
             if c.hub and has_children
             else None
         )
-        self._intake = Intake(c, self._runs, self._sharded)
         c.on_task_request = self._wrap(c.on_task_request)
         c.cancel_active_requests = self._before_cancel(c.cancel_active_requests)
-        c.shards = self  # where commands of remote control find it
+        c.shards = self._groups  # where commands of remote control find them
         install_commands()
-        self._groups: list[GroupConsumer] = []
-        self._layouts: list[Layout] = []
         self._timers: list[Any] = []
-        self._stopping = False
-        self._looking = threading.Lock()
         reconnect_sooner(c)
         limit_waits(c, max(sharding.settings.heartbeat_seconds, ANSWER_SECONDS_MIN))
         self._leave_node = take_turns(c)
@@ -127,18 +122,15 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
-        if not self._groups:
-            self._groups = [self._make_group(name) for name in self._selection]
         if self._prefork is not None:
             self._prefork.prepare()
-        self._layouts = call_with_pulse(c.connection, lambda: [self._ensure(group) for group in self._groups])
+        call_with_pulse(c.connection, self._groups.prepare)
         if not c.hub:
             self._consume(c)
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Consume, now that the pool can take work."""
-        if self._mailbox is not None:
-            self._mailbox.attach(hub)
+        self._calls.attach(hub)
         hub.add_reader(self._notices.reader, self._notices.read)
         self._runs.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
         self._consume(c)
@@ -149,7 +141,7 @@ class ShardsStep(bootsteps.StartStopStep):
         if self._stopping:
             # The ends of a prefork pool's runs come in this thread, while the pool drains.
             self._runs.stop(self._give_up if self._prefork is not None else None)
-            self._freeze()
+            self._groups.freeze()
             self._give_up_idle()
             return
         self._leave_node()
@@ -158,8 +150,7 @@ class ShardsStep(bootsteps.StartStopStep):
         if events is not None:
             # Celery closes it at the next connect, and waits for the broker's farewell.
             bound_waits(events, FAREWELL_SECONDS)
-        for group in self._groups:
-            group.drop()
+        self._groups.drop()
         self._release_orphans()
 
     terminate = stop
@@ -169,92 +160,21 @@ class ShardsStep(bootsteps.StartStopStep):
         self._cancel_timers()
         self._notices.read()
         self._record_all(5.0)
-        for group in self._groups:
-            group.close()
+        self._groups.close()
         self._log.stop()
-
-    @property
-    def is_consuming(self) -> bool:
-        """Whether this worker consumes all that was selected for it, as owner or standby."""
-        return all(group.is_complete for group in list(self._groups))
-
-    def cancel_shards(self, group: str, index: int | None) -> None:
-        """Give up a shard of a group, or all of it: in order, and until it is added again.
-
-        Raises:
-            UnknownShard: The group has no such shard.
-        """
-        self._select(group, index, without_shards)
-
-    def add_shards(self, group: str, index: int | None) -> None:
-        """Consume a shard of a group, or all of it, from now on.
-
-        Raises:
-            UnknownShard: The group has no such shard.
-        """
-        self._select(group, index, with_shards)
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
-        return {
-            "shards": {
-                group.group.name: sorted(shard.index for shard in group.shards.values()) for group in self._groups
-            }
-        }
-
-    def roles(self) -> dict[str, dict[str, str]]:
-        """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
-        return {group.group.name: group.roles() for group in list(self._groups)}
-
-    def _select(self, name: str, index: int | None, change: Callable[[Indexes, int | None, int], Indexes]) -> None:
-        group = next((group for group in self._groups if group.group.name == name), None)
-        live_shards = group.layout.shards if group is not None else 0
-        shards = live_shards or self._consumer.app.sharding.settings.groups[name].shards
-        if index is not None:
-            check_shard(name, index, shards)
-        self._selection[name] = indexes = change(self._selection.get(name, frozenset()), index, shards)
-        if group is not None:
-            group.select(indexes)
-        elif indexes is None or indexes:
-            # The look makes it ready on the broker, which takes a while, and opens it.
-            self._groups.append(self._make_group(name))
-            self._look()
-
-    def _make_group(self, name: str) -> GroupConsumer:
-        c, settings = self._consumer, self._consumer.app.sharding.settings
-        group = settings.groups[name]
-        return GroupConsumer(
-            group,
-            self._selection[name],
-            runs=self._runs,
-            log=self._log,
-            receive=self._intake.receive,
-            call_soon=self._call_soon,
-            call_after=self._call_after,
-            look=self._look,
-            release_orphans=self._release_orphans,
-            hold_seconds=settings.consumer_timeout_seconds / 2,
-            node=c.hostname,
-            prefetch=group.prefetch or PREFETCH,
-            has_logs=self._backing.has_logs,
-        )
+        return {"shards": self._groups.indexes()}
 
     def _consume(self, c: Any) -> None:
-        for group, layout in zip(self._groups, self._layouts, strict=True):
-            group.open(self._backing.consumer_connection(c, group.group), layout)
+        self._groups.open()
         self._timers = [c.timer.call_repeatedly(TICK_SECONDS, self._notices.read)]
         if self._backing.has_logs:
             self._timers += [
-                c.timer.call_repeatedly(TICK_SECONDS, self._tick),
-                c.timer.call_repeatedly(LOOK_SECONDS, self._look),
+                c.timer.call_repeatedly(TICK_SECONDS, self._groups.tick),
+                c.timer.call_repeatedly(LOOK_SECONDS, self._groups.look),
             ]
-
-    def _ensure(self, group: GroupConsumer) -> Layout:
-        """Make a group ready; what passes by itself is left to Celery, which connects again."""
-        try:
-            return self._backing.ensure(group.group, owner=self._consumer.hostname)
-        except (BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach) as exc:
-            raise ConnectionResetError(str(exc)) from exc
 
     def _release_orphans(self) -> None:
         if self._prefork is not None:
@@ -263,78 +183,26 @@ class ShardsStep(bootsteps.StartStopStep):
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""
         self._record_all(2.0)
-        for group in self._groups:
-            for shard in list(group.shards.values()):
-                if not self._runs.lanes.running(shard):
-                    group.give_up(shard)
+        self._groups.give_up_idle()
 
     def _give_up(self, shard: Shard) -> None:
         """Close a frozen shard whose last run has ended."""
         self._record_all(2.0)
-        for group in self._groups:
-            if not self._runs.lanes.running(shard):
-                group.give_up(shard)
+        self._groups.give_up(shard)
 
     def _record_all(self, timeout_seconds: float) -> None:
         """Let the next owners know what they must, before channels are closed."""
         self._log.flush(timeout_seconds)
-        if self._mailbox is not None:
-            self._mailbox.deliver()
-        for group in self._groups:
-            group.withdraw()
+        self._calls.deliver()
+        self._groups.withdraw()
         self._log.flush(timeout_seconds)
-
-    def _freeze(self) -> None:
-        for group in self._groups:
-            group.freeze()
 
     def _note(self, notice: Notice) -> None:
         """Say by an event what a run under a claim told, and count it if its shard is here."""
         dispatcher = self._consumer.event_dispatcher
         if dispatcher is not None:
             dispatcher.send(f"task-{notice.what}", uuid=notice.task_id, name=notice.task)
-        for group in list(self._groups):
-            for shard in list(group.shards.values()):
-                if f"{group.group.name}/{shard.index}" == notice.shard and shard.owned:
-                    shard.count(notice.what)
-
-    def _tick(self) -> None:
-        now = time.time()
-        for group in self._groups:
-            group.tick(now)
-
-    def _look(self) -> None:
-        """Look for lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
-        if self._looking.locked():
-            return
-        threading.Thread(target=self._look_at_groups, name="shards-look", daemon=True).start()
-
-    def _look_at_groups(self) -> None:
-        with self._looking:
-            for group in list(self._groups):
-                if self._stopping:
-                    return
-                known = group.layout if group.is_open else None
-                try:
-                    layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
-                except (ShardingError, AMQPError, OSError) as exc:
-                    logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
-                    continue
-                if known is None:
-                    self._call_main(partial(self._open_added, group, layout))
-
-    def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
-        """Open a group that was added while the worker runs; after a loss of the connection `start` does."""
-        c = self._consumer
-        if not group.is_open and not self._stopping and c.connection is not None:
-            group.open(self._backing.consumer_connection(c, group.group), layout)
-
-    def _call_main(self, call: Callable[[], None]) -> None:
-        """Run a call of another thread in the one that reads the connection."""
-        if self._mailbox is not None:
-            self._mailbox.post(call)
-        else:
-            self._consumer.call_soon(call)
+        self._groups.count(notice)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
@@ -390,33 +258,7 @@ class ShardsStep(bootsteps.StartStopStep):
     def _bucket_for(self, task_name: str) -> Any:
         return None if self._consumer.disable_rate_limits else self._consumer.task_buckets[task_name]
 
-    def _post(self, call: Callable[[], None]) -> None:
-        """Run a call of another thread where lanes may be moved."""
-        if self._mailbox is not None:
-            self._mailbox.post(call)
-        else:
-            call()
-
-    def _call_soon(self, call: Callable[[], None]) -> None:
-        """Run a call where the connection may be read, as soon as Celery's loop comes round."""
-        self._consumer.call_soon(call)
-        if self._mailbox is not None:
-            # Asked from another such call, or a timer, the loop would wait for something to read first.
-            self._mailbox.post(_do_nothing)
-
-    def _call_next(self, call: Callable[[], None]) -> None:
-        """Run a call in the next turn of the event loop, not in this one, whoever asks."""
-        hub = self._consumer.hub
-        self._post(lambda: hub.call_soon(call))
-
     def _read(self) -> bool:
         """Read what the connection has received, and say whether that was anything."""
         connection = self._consumer.connection
         return connection is not None and read_what_came(connection)
-
-    def _call_after(self, seconds: float, call: Callable[[], None]) -> Any:
-        return self._consumer.timer.call_after(seconds, call)
-
-
-def _do_nothing() -> None:
-    """Wake the event loop."""

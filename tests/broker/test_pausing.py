@@ -16,7 +16,8 @@ from shops import Shop
 from celery_sharding import ShardGroup
 from celery_sharding.admin import pausing
 from celery_sharding.admin.history import read_history
-from celery_sharding.admin.snapshot import ShardStatus, read_snapshot
+from celery_sharding.admin.snapshot import read_snapshot
+from celery_sharding.admin.status import ShardStatus
 from celery_sharding.admin.steps import begin_reshard
 from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import TopologyError, UnknownShard

@@ -8,7 +8,7 @@ import pytest
 from unit.rows import NOW, ROW
 
 from celery_sharding.admin.health import check_health
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.layout import OpenSwitch
 
 GONE = replace(ROW, index=1, state="unowned", owner=None, standbys=(), held=None)

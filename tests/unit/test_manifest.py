@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.layout import Layout, Segment, fold
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout, Segment
 from celery_sharding.manifest import drained_event, finished_event, reached_event
 from celery_sharding.topology import Names
 

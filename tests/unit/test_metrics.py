@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.admin.totals import Totals
 from celery_sharding.admin.watcher import STALE_SECONDS, View
 from celery_sharding.histogram import BOUNDS_SECONDS

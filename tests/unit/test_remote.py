@@ -16,8 +16,8 @@ from celery_sharding.worker.remote import install_commands
 COMMANDS = ["cancel_consumer", "add_consumer"]
 
 
-class Step:
-    """Stands in for the worker's step: takes note of what it is told."""
+class Groups:
+    """Stands in for the worker's groups: takes note of what it is told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int | None]] = []
@@ -35,7 +35,7 @@ class Consumer:
     """Stands in for Celery's consumer: takes note of what Celery's own commands ask of it."""
 
     def __init__(self) -> None:
-        self.shards = Step()
+        self.shards = Groups()
         self.asked: list[tuple[str, str]] = []
 
     def call_soon(self, call: Any, *arguments: Any, **options: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from celery_sharding.layout import Layout, fold
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout
 from celery_sharding.topology import Names
 from celery_sharding.worker.wanted import find_blocked, find_paused, find_wanted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from celery_sharding.admin.snapshot import GroupStatus
+from celery_sharding.admin.status import GroupStatus
 from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from celery_sharding.admin.doctor.finding import Finding, Patient, Severity
 from celery_sharding.admin.health import name_some
 from celery_sharding.admin.judging import STATES
-from celery_sharding.admin.snapshot import GroupStatus, ShardStatus
+from celery_sharding.admin.status import GroupStatus, ShardStatus
 from celery_sharding.admin.vitals import FRESH_SECONDS
 from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.streams import decode

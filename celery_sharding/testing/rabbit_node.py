@@ -1,11 +1,11 @@
-"""Private RabbitMQ and Redis nodes: started, killed, restarted and removed, without touching any other server.
+"""A private RabbitMQ node: started, killed, restarted and removed, without touching any other server.
 
-A node listens on free ports of 127.0.0.1 only, its own port mapper and distribution included, keeps its data in a
-folder of its own, and never starts or stops a service of the system. It runs as whoever starts it.
+It listens on free ports of 127.0.0.1 only, its own port mapper and distribution included, keeps its data in a folder of
+its own, and never starts or stops a service of the system. It runs as whoever starts it.
 
     new ─start─▶ running ─stop | kill─▶ stopped (data kept) ─start─▶ running … ─remove─▶ gone
 
-A RabbitMQ node's whole state is in its folder, so another process may drive it: `RabbitNode.open(folder)`, or
+A node's whole state is in its folder, so another process may drive it: `RabbitNode.open(folder)`, or
 `python -m celery_sharding.testing restart FOLDER`. One process at a time may do so.
 Nodes that share a port mapper and a cookie can be joined to a cluster; `RabbitCluster` does that.
 """
@@ -228,87 +228,6 @@ class RabbitNode:
         """Return its log files, the one that was written last at the end."""
         logs = [path for path in (self.folder / "log").glob("*") if path.suffix in ("", ".log")]
         return sorted(logs, key=lambda path: path.stat().st_mtime)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-
-class RedisNode:
-    """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
-
-    As a context manager it is started on entry and removed on exit.
-    """
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sharding-redis-"))
-        self._port = find_free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-
-    def start(self) -> None:
-        """Start the node and return when it answers. A running node is left alone.
-
-        Raises:
-            ServerMissing: There is neither redis-server nor valkey-server.
-            ServerNotReady: It does not answer; the log's last lines are in the message.
-        """
-        if self.answers():
-            return
-        log = self.folder / "log"
-        self._process = subprocess.Popen(
-            [
-                find_program("redis-server", "valkey-server"), "--bind", "127.0.0.1", "--port", str(self._port),
-                "--dir", str(self.folder), "--logfile", str(log), "--save", "", "--appendonly", "no",
-                "--daemonize", "no",
-            ],
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        if not wait_until(self.answers, timeout_seconds=20):
-            raise ServerNotReady(f"Redis does not answer on {self.url}\n{tail(log)}")
-
-    def stop(self) -> None:
-        """Stop the node."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-            self._process = None
-
-    def kill(self) -> None:
-        """Kill the node (SIGKILL)."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def restart(self) -> None:
-        """Stop the node, start it on the same port, empty, and return when it answers."""
-        self.stop()
-        self.start()
-
-    def remove(self) -> None:
-        """Kill the node if it runs, and delete its folder."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def answers(self) -> bool:
-        """Say whether the node takes commands."""
-        return exchange_bytes(self._port, b"PING\r\n").startswith(b"+PONG")
-
-    @property
-    def output(self) -> str:
-        """What it has logged."""
-        log = self.folder / "log"
-        return log.read_text(errors="replace") if log.exists() else ""
 
     def __enter__(self) -> Self:
         try:

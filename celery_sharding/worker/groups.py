@@ -1,0 +1,234 @@
+"""The groups of one worker: which it consumes, and whether they are on the broker as they should be.
+
+    selected ──prepare, or a look──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
+
+What is selected may change while the worker runs (`cancel_shards`, `add_shards`): a group keeps its place here when all
+of its shards were cancelled, and one that is new is made ready by a look, and opened after it.
+
+Every ten seconds, and when a shard is lost, a thread of its own looks at each group, one look at a time: it replaces
+what is missing, and the manifest tells everybody what was done. That thread opens nothing; only the one that reads the
+worker's connection opens, gives up and closes, and changes what is selected. The others read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from amqp.exceptions import AMQPError
+
+from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
+from celery_sharding.dedup.notices import Notice
+from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
+from celery_sharding.layout import Layout
+from celery_sharding.worker.calls import Calls
+from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.group import GroupConsumer
+from celery_sharding.worker.log import Log
+from celery_sharding.worker.runs import Runs
+
+if TYPE_CHECKING:
+    from celery_sharding.backing import Backing
+    from celery_sharding.worker.shard import Shard
+
+logger = logging.getLogger(__name__)
+
+# The same for all workers of a group, whatever their pools: a quorum queue keeps what owners gave back apart, and puts
+# what comes back next at the end of that. So an owner that holds less than the one before it leaves some there, and
+# when it goes, what it held stands behind them (measured on 3.10).
+PREFETCH = 200
+
+
+class Groups:
+    """The groups that the worker of `consumer`, Celery's, consumes.
+
+    Args:
+        selection: Group → indexes of its shards that were chosen for this worker.
+        receive: Takes each message.
+        release_orphans: Ends the runs whose messages are the broker's again.
+        is_stopping: Says whether the worker stops, and nothing may be opened any more.
+    """
+
+    def __init__(
+        self,
+        consumer: Any,
+        backing: Backing,
+        selection: dict[str, Indexes],
+        *,
+        runs: Runs,
+        log: Log,
+        receive: Callable[[Delivery], None],
+        calls: Calls,
+        release_orphans: Callable[[], None],
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._consumer = consumer
+        self._backing = backing
+        self._selection = selection
+        self._runs = runs
+        self._log = log
+        self._receive = receive
+        self._calls = calls
+        self._release_orphans = release_orphans
+        self._is_stopping = is_stopping
+        self._groups: list[GroupConsumer] = []
+        self._layouts: list[Layout] = []
+        self._looking = threading.Lock()
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether this worker consumes all that was selected for it, as owner or standby."""
+        return all(group.is_complete for group in list(self._groups))
+
+    def indexes(self) -> dict[str, list[int]]:
+        """Return by group the indexes of the queues that are consumed."""
+        return {group.group.name: sorted(shard.index for shard in group.shards.values()) for group in self._groups}
+
+    def roles(self) -> dict[str, dict[str, str]]:
+        """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
+        return {group.group.name: group.roles() for group in list(self._groups)}
+
+    def cancel_shards(self, group: str, index: int | None) -> None:
+        """Give up a shard of a group, or all of it: in order, and until it is added again.
+
+        Raises:
+            UnknownShard: The group has no such shard.
+        """
+        self._select(group, index, without_shards)
+
+    def add_shards(self, group: str, index: int | None) -> None:
+        """Consume a shard of a group, or all of it, from now on.
+
+        Raises:
+            UnknownShard: The group has no such shard.
+        """
+        self._select(group, index, with_shards)
+
+    def prepare(self) -> None:
+        """At each connect: make what is selected ready on the broker. It may take long, and reads no connection.
+
+        Raises:
+            ConnectionResetError: It failed by what passes by itself: Celery connects again.
+        """
+        if not self._groups:
+            self._groups = [self._make_group(name) for name in self._selection]
+        self._layouts = [self._ensure(group) for group in self._groups]
+
+    def open(self) -> None:
+        """Consume what is ready."""
+        for group, layout in zip(self._groups, self._layouts, strict=True):
+            group.open(self._backing.consumer_connection(self._consumer, group.group), layout)
+
+    def freeze(self) -> None:
+        """Start nothing more, for good: the worker stops, or its connection is gone."""
+        for group in self._groups:
+            group.freeze()
+
+    def give_up_idle(self) -> None:
+        """Close the frozen shards of which nothing runs."""
+        for group in self._groups:
+            for shard in list(group.shards.values()):
+                self.give_up(shard)
+
+    def give_up(self, shard: Shard) -> None:
+        """Close a frozen shard if nothing of it runs."""
+        for group in self._groups:
+            if not self._runs.lanes.running(shard):
+                group.give_up(shard)
+
+    def withdraw(self) -> None:
+        """Before shards are closed: tell the next owners which runs did not begin."""
+        for group in self._groups:
+            group.withdraw()
+
+    def close(self) -> None:
+        """Give all shards up."""
+        for group in self._groups:
+            group.close()
+
+    def drop(self) -> None:
+        """Forget everything that came over a connection that is gone."""
+        for group in self._groups:
+            group.drop()
+
+    def tick(self) -> None:
+        """Do what is to be done once a second."""
+        now = time.time()
+        for group in self._groups:
+            group.tick(now)
+
+    def count(self, notice: Notice) -> None:
+        """Count what a run under a claim told, if its shard is here."""
+        for group in list(self._groups):
+            for shard in list(group.shards.values()):
+                if f"{group.group.name}/{shard.index}" == notice.shard and shard.owned:
+                    shard.count(notice.what)
+
+    def look(self) -> None:
+        """Look for lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
+        if self._looking.locked():
+            return
+        threading.Thread(target=self._look_at_groups, name="shards-look", daemon=True).start()
+
+    def _look_at_groups(self) -> None:
+        with self._looking:
+            for group in list(self._groups):
+                if self._is_stopping():
+                    return
+                known = group.layout if group.is_open else None
+                try:
+                    layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
+                except (ShardingError, AMQPError, OSError) as exc:
+                    logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
+                    continue
+                if known is None:
+                    self._calls.call_main(partial(self._open_added, group, layout))
+
+    def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
+        """Open a group that was added while the worker runs; after a loss of the connection `open` does."""
+        c = self._consumer
+        if not group.is_open and not self._is_stopping() and c.connection is not None:
+            group.open(self._backing.consumer_connection(c, group.group), layout)
+
+    def _ensure(self, group: GroupConsumer) -> Layout:
+        """Make a group ready; what passes by itself is left to Celery, which connects again."""
+        try:
+            return self._backing.ensure(group.group, owner=self._consumer.hostname)
+        except (BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach) as exc:
+            raise ConnectionResetError(str(exc)) from exc
+
+    def _select(self, name: str, index: int | None, change: Callable[[Indexes, int | None, int], Indexes]) -> None:
+        group = next((group for group in self._groups if group.group.name == name), None)
+        live_shards = group.layout.shards if group is not None else 0
+        shards = live_shards or self._consumer.app.sharding.settings.groups[name].shards
+        if index is not None:
+            check_shard(name, index, shards)
+        self._selection[name] = indexes = change(self._selection.get(name, frozenset()), index, shards)
+        if group is not None:
+            group.select(indexes)
+        elif indexes is None or indexes:
+            # The look makes it ready on the broker, which takes a while, and opens it.
+            self._groups.append(self._make_group(name))
+            self.look()
+
+    def _make_group(self, name: str) -> GroupConsumer:
+        settings = self._consumer.app.sharding.settings
+        group = settings.groups[name]
+        return GroupConsumer(
+            group,
+            self._selection[name],
+            runs=self._runs,
+            log=self._log,
+            receive=self._receive,
+            calls=self._calls,
+            look=self.look,
+            release_orphans=self._release_orphans,
+            hold_seconds=settings.consumer_timeout_seconds / 2,
+            node=self._consumer.hostname,
+            prefetch=group.prefetch or PREFETCH,
+            has_logs=self._backing.has_logs,
+        )

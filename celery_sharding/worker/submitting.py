@@ -1,0 +1,78 @@
+"""From the head of a lane into the pool: a run begins unless something speaks against it for the moment.
+
+    starts ──▶ in the pool
+      ▲  └───▶ held in its place, for so long:   the broker has shown no life lately    0.5 s
+      │                     │                    its task's rate limit is used up       until it lets one through
+      └────────due──────────┘                    Celery could not hand it over          1 s
+
+What is held gives its slot to another lane. Called by `Runs` and `Judge`, where lanes may be moved.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from celery_sharding.worker.announcements import Announcements
+from celery_sharding.worker.lanes import Entry, Lanes
+
+logger = logging.getLogger(__name__)
+
+_LIFE_SECONDS = 0.5
+_PAUSE_SECONDS = 1.0
+
+
+class Submitter:
+    """Hands the runs of one worker to its pool.
+
+    Args:
+        submit: Celery's way into the pool.
+        call_after: Calls a function after some seconds, where lanes may be moved.
+        bucket_for: Returns the rate-limit bucket of a task name, or None.
+        is_alive: Says whether the broker has shown life lately.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[Any], Any],
+        lanes: Lanes,
+        announcements: Announcements,
+        *,
+        call_after: Callable[[float, Callable[[], None]], Any],
+        bucket_for: Callable[[str], Any],
+        is_alive: Callable[[], bool],
+    ) -> None:
+        self._submit = submit
+        self._lanes = lanes
+        self._announcements = announcements
+        self._call_after = call_after
+        self._bucket_for = bucket_for
+        self._is_alive = is_alive
+
+    def begin(self, entry: Entry) -> None:
+        """Hand a run to the pool, or hold it for a while."""
+        request = entry.item
+        bucket = self._bucket_for(request.task.name)
+        if not self._is_alive():
+            self.hold_for(entry, _LIFE_SECONDS)
+        elif bucket is not None and not bucket.can_consume(1):
+            self.hold_for(entry, bucket.expected_time(1))
+        else:
+            was_announced = request.delivery.is_announced
+            if was_announced:
+                self._announcements.begun(request.delivery)  # before, since a solo pool runs the task in it
+            request.delivery.note_start()
+            try:
+                self._submit(request)
+            except Exception:
+                # Celery asks the result backend here, if the task is revoked or expired; it may be down.
+                logger.exception("%s[%s] could not be started, trying again", request.name, request.id)
+                request.delivery.is_announced = was_announced
+                self.hold_for(entry, _PAUSE_SECONDS)
+
+    def hold_for(self, entry: Entry, seconds: float) -> None:
+        """Keep an entry that was started in its place for some seconds, and start it again then."""
+        if self._lanes.hold(entry):
+            self._call_after(seconds, partial(self._lanes.due, entry))
