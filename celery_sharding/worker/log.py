@@ -29,3 +29,9 @@ class Log(Protocol):
         optional: bool = False,
         **properties: Any,
     ) -> None: ...
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until all is written; False if it took too long."""
+
+    def stop(self) -> None:
+        """Write what waits, briefly, and write no more."""

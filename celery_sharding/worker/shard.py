@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 # py-amqp raises AttributeError on a channel whose connection it has already cleared.
 CHANNEL_ERRORS = (OSError, AMQPError, AttributeError)
-# What a shard asks of a broker that knows the argument (3.12 and newer): a lane may hold a message for a long time.
 # Room for an end marker and its seal beside the messages.
 _CONTROL_MESSAGES = 2
+# What a shard asks of a broker that knows the argument (3.12 and newer): a lane may hold a message for a long time.
 CONSUMER_TIMEOUT_MS = 24 * 3_600 * 1_000
 
 
