@@ -25,7 +25,7 @@ from celery_sharding.config import Settings
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.topology import Names
 
-# For each wait, and for all of a request.
+# For each wait, and for all of a request once it is connected.
 _TIMEOUT_SECONDS, _REQUEST_SECONDS = 5.0, 15.0
 _PAGE = 500
 _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}

@@ -36,7 +36,7 @@ def noted(
     note("begun")
     try:
         yield
-    except TopologyError as exc:
-        note(f"{result()}, then: {exc}")
+    except (TopologyError, KeyboardInterrupt) as exc:
+        note(f"{result()}, then: {exc or 'interrupted'}")
         raise
     note(result())

@@ -34,6 +34,10 @@ class Commands(UserDict[str, Any]):
         found: click.Command = getattr(import_module(f"{__name__}.{module}"), command)
         return found
 
+    def get(self, name: str, default: Any = None) -> Any:
+        # Not as inherited: an error of the import would be taken for a name that is not here.
+        return self[name] if name in self.data else default
+
 
 @click.group(
     cls=Verbs,

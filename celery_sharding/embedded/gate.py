@@ -42,7 +42,7 @@ def _shut() -> None:
 
 def _open() -> None:
     me = threading.get_ident()
-    if _held[me]:
+    if _held.get(me):
         del _held[me]  # a statement: no handler runs between it and the release
         gate.release()
 

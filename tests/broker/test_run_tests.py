@@ -32,6 +32,16 @@ def test_that_fails_once(address):
     (HERE / "seen").touch()
     assert seen
 """
+CRASHING_TEST = """
+import os, pathlib
+
+HERE = pathlib.Path(__file__).parent
+
+def test_that_ends_its_process_once():
+    if not (HERE / "seen").exists():
+        (HERE / "seen").touch()
+        os._exit(1)
+"""
 LONG_TEST = """
 import os, pathlib, threading
 import pytest
@@ -82,6 +92,12 @@ def test_every_test_that_failed_runs_once_more_and_counts(inside: Path, is_mende
     status = start(inside, TESTS).wait(80)
     # Then the script fails if one does at last; no test that was selected restarts the broker
     assert status == (NO_TESTS if is_mended else TESTS_FAILED)
+
+
+def test_a_process_that_crashes_is_a_failure(inside: Path) -> None:
+    # Given a test that ends the process it runs in, and passes when it is run again
+    # When it runs, then the script fails
+    assert start(inside, CRASHING_TEST).wait(80) == TESTS_FAILED
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
