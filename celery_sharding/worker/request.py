@@ -6,10 +6,13 @@ queue behaves as Celery's, although its class is the same: whether it is sharded
 
 A run that is killed on purpose (revoke with terminate, a hard time limit) is acknowledged at once, as in Celery, but
 its lane goes on only when the process that ran it has ended: otherwise the next task of the key could overlap it.
+
+A run that waits for a thread when its channel is lost does not begin any more.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,8 @@ from celery_sharding.worker.retry import SHARD_ATTRIBUTE, InPlaceRetry, retry_in
 if TYPE_CHECKING:
     from celery_sharding.routing import TaskRules
     from celery_sharding.worker.delivery import Delivery
+
+logger = logging.getLogger(__name__)
 
 DELIVERY = "shard_delivery"
 _LOST = WorkerLostError | SystemExit | KeyboardInterrupt
@@ -114,6 +119,20 @@ class ShardRequestMixin:
             else:
                 self.delivery.runs.bury(self, "rejected")
                 self.send_event("task-rejected", requeue=False)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        if self.delivery is None:
+            super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+            return
+        # A child of a prefork pool has begun already; a thread begins after this.
+        if pid == os.getpid() and self.delivery.runs.leave_orphan(self.delivery):
+            task_ready(self)
+            raise Ignore("its channel was lost before it began: the broker has delivered it again")
+        try:
+            super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+        except NotImplementedError:
+            # It was to be terminated before it began. Threads can't be killed: the run goes on to its own end.
+            logger.warning("%s[%s] cannot be terminated in this pool", self.name, self.id)  # type: ignore[attr-defined]
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         self._killed = True

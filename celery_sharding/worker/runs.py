@@ -222,22 +222,24 @@ class Runs:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
         return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None]
 
-    def release_orphans(self, kill: Callable[[int], None]) -> None:
-        """After a prefork worker's connection was lost: end what runs without a message, so that its redelivery does
-        not overlap it.
+    def release_orphans(self, kill: Callable[[int], None], *, is_flushed: bool) -> None:
+        """Of a prefork pool: end what runs without a message, so that its redelivery does not overlap it.
 
-        A run that no process accepted is gone with the pool's queue. One that runs is killed; its lane stays locked
-        until it has ended, as it does in the other pools, where every run comes to its own end.
+        A run that has begun is killed; its lane stays locked until it has ended, as it does in the other pools.
+
+        Args:
+            is_flushed: The pool has forgotten what no process had accepted, as Celery makes it when the connection is
+                lost. Else such a run is still to begin, and comes to its own end.
         """
         for entry in self.lanes.in_pool():
             request = entry.item
             if entry.state is not State.ORPHAN:
                 continue
-            if request.time_start is None:
-                self.lanes.settle(entry)
-            else:
-                logger.warning("killing the run of %s[%s]: its shard's connection was lost", request.name, request.id)
+            if request.time_start is not None:
+                logger.warning("killing the run of %s[%s]: its shard's channel was lost", request.name, request.id)
                 kill(request.worker_pid)
+            elif is_flushed:
+                self.lanes.settle(entry)
 
     def _pump(self) -> None:
         self._judge.release()

@@ -94,7 +94,7 @@ class ShardsStep(bootsteps.StartStopStep):
             log=self._log,
             receive=intake.receive,
             calls=calls,
-            release_orphans=self._release_orphans,
+            release_orphans=lambda: self._release_orphans(is_flushed=False),
             is_stopping=lambda: self._stopping,
         )
         self._prefork = (
@@ -151,7 +151,7 @@ class ShardsStep(bootsteps.StartStopStep):
             # Celery closes it at the next connect, and waits for the broker's farewell.
             bound_waits(events, FAREWELL_SECONDS)
         self._groups.drop()
-        self._release_orphans()
+        self._release_orphans(is_flushed=True)
 
     terminate = stop
 
@@ -176,9 +176,9 @@ class ShardsStep(bootsteps.StartStopStep):
                 c.timer.call_repeatedly(LOOK_SECONDS, self._groups.look),
             ]
 
-    def _release_orphans(self) -> None:
+    def _release_orphans(self, *, is_flushed: bool) -> None:
         if self._prefork is not None:
-            self._runs.release_orphans(self._prefork.kill)
+            self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""

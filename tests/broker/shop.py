@@ -196,3 +196,10 @@ def stand_still(state):
 @app.task
 def plain(number):
     return number + 1
+
+
+@app.task(name="plain.occupy")
+def occupy(until):
+    trace.mark("occupied", "plain", 0)
+    while not Path(until).exists():
+        time.sleep(0.01)

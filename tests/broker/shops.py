@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy
@@ -52,6 +53,17 @@ class Shop:
         options = {name: kwargs.pop(name) for name in ("task_id", "expires") if name in kwargs}
         self.published.append((key, number))
         return self.app.send_task(f"{self.module}.{task}", kwargs={"key": key, "number": number, **kwargs}, **options)
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Keep one process, or thread, of a worker busy with an ordinary task in the `with` block."""
+        until = self.folder / f"free-{uuid.uuid4().hex}"
+        self.app.send_task("plain.occupy", args=[str(until)], queue=f"{self.group}-plain")
+        try:
+            assert self.trace.wait_for(1, kind="occupied")
+            yield
+        finally:
+            until.touch()
 
     def worker(self, *arguments: str, wait_seconds: float = 40.0, **env: str) -> WorkerNode:
         node = WorkerNode(

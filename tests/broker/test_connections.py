@@ -11,6 +11,7 @@ from shops import Shop
 
 from celery_sharding.lock import GroupLock
 from celery_sharding.testing import FaultProxy
+from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -80,6 +81,22 @@ def test_a_run_that_a_thread_has_still_to_begin_when_the_connection_is_cut_keeps
     assert shop.trace.wait_for(2), shop.trace.read()
     marks = [(mark.kind, mark.number) for mark in shop.trace.read() if mark.kind in ("start", "end")]
     assert marks == [("start", 1), ("end", 1), ("start", 1), ("end", 1), ("start", 2), ("end", 2)]
+
+
+def test_a_run_that_waits_for_a_thread_when_the_connection_is_cut_does_not_begin(shop: Shop, proxy: FaultProxy) -> None:
+    # Given a worker whose only thread is busy with an ordinary task, and a run that waits for it
+    worker = shop.worker("-c", "1", "-P", "threads", SHOP_BROKER=proxy.url)
+    with shop.occupied():
+        first = shop.send("step", "a", 1)
+        worker.wait_for(f"{first.id}] received")
+        shop.send("step", "a", 2)
+        # When the connection is cut, and the message comes again
+        proxy.cut()
+        assert wait_until(lambda: worker.output.count(f"{first.id}] received") == 2, timeout_seconds=30)
+    # Then it runs once, and the next of its key after it
+    assert shop.trace.wait_for(2), shop.trace.read()
+    marks = [(mark.kind, mark.number) for mark in shop.trace.read() if mark.kind in ("start", "end")]
+    assert marks == [("start", 1), ("end", 1), ("start", 2), ("end", 2)]
 
 
 def test_a_retry_that_waits_when_the_connection_is_cut_keeps_its_count(shop: Shop, proxy: FaultProxy) -> None:

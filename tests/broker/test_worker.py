@@ -235,6 +235,20 @@ def test_a_terminated_task_ends_before_the_next_of_its_key_starts(shop: Shop) ->
     assert wait_until(lambda: running.state == "REVOKED", timeout_seconds=10)
 
 
+def test_a_run_that_is_to_be_terminated_while_it_waits_for_a_thread_comes_to_its_own_end(shop: Shop) -> None:
+    # Given a worker whose only thread is busy with an ordinary task, and a run that waits for it
+    worker = shop.worker("-c", "1", "-P", "threads")
+    with shop.occupied():
+        waiting = shop.send("step", "a", 1)
+        shop.send("step", "a", 2)
+        worker.wait_for(f"{waiting.id}] received")
+        # When it is revoked with terminate, which threads cannot do
+        assert shop.app.control.revoke(waiting.id, terminate=True, reply=True, timeout=10)
+    # Then it runs all the same, and holds nobody up
+    assert shop.trace.wait_for(2), shop.trace.read()
+    assert shop.verdict().is_clean, shop.verdict()
+
+
 def test_an_expired_task_is_revoked_by_the_worker(shop: Shop) -> None:
     # Given a task that expires before any worker runs
     expired = shop.send("step", "a", 1, expires=0.2)
