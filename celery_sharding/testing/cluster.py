@@ -18,9 +18,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from celery_sharding.testing.node import Node
 from celery_sharding.testing.port_mapper import PortMapper, make_cookie
 from celery_sharding.testing.processes import ServerNotReady, find_free_port, wait_until
 from celery_sharding.testing.rabbit_node import RabbitNode
@@ -31,7 +30,7 @@ _BOOTS_MAX = 4
 _JOIN_SECONDS = 60.0
 
 
-class RabbitCluster:
+class RabbitCluster(Node):
     """Three RabbitMQ nodes that are one broker.
 
     As a context manager it is started on entry, in half a minute or so, and removed on exit, data and all.
@@ -105,16 +104,3 @@ class RabbitCluster:
             if name == queue:
                 return next((node for node in self.nodes if node.name == leader.strip()), None)
         return None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()

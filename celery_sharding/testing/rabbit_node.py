@@ -19,9 +19,9 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from celery_sharding.testing.node import Node
 from celery_sharding.testing.port_mapper import BARE_ENV, PortMapper, make_cookie
 from celery_sharding.testing.processes import (
     ServerNotReady,
@@ -44,7 +44,7 @@ _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
 
 
-class RabbitNode:
+class RabbitNode(Node):
     """A private RabbitMQ node with the consistent-hash exchange, user guest.
 
     As a context manager it is started on entry and removed, data and all, on exit.
@@ -228,16 +228,3 @@ class RabbitNode:
         """Return its log files, the one that was written last at the end."""
         logs = [path for path in (self.folder / "log").glob("*") if path.suffix in ("", ".log")]
         return sorted(logs, key=lambda path: path.stat().st_mtime)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()

@@ -12,9 +12,8 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from celery_sharding.testing.node import Node
 from celery_sharding.testing.processes import (
     ServerNotReady,
     exchange_bytes,
@@ -25,7 +24,7 @@ from celery_sharding.testing.processes import (
 )
 
 
-class RedisNode:
+class RedisNode(Node):
     """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
 
     As a context manager it is started on entry and removed on exit.
@@ -91,16 +90,3 @@ class RedisNode:
         """What it has logged."""
         log = self.folder / "log"
         return log.read_text(errors="replace") if log.exists() else ""
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
