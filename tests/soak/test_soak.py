@@ -13,7 +13,7 @@ from soak.run import run_soak
 from soak.servers import Servers
 from soak.verdict import is_clean
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.soak]
 
 MINUTES = 25 / 60
 WORKERS = PUBLISHERS = 2
