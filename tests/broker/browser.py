@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from programs import find_program
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 from celery_sharding.testing.processes import wait_until
 
-_INSTALL = Path(__file__).parents[2] / "scripts" / "install_servers"
 # Where pictures of the pages go; a temporary folder if it is not set.
 _PICTURES = "SHARDING_TEST_PICTURES"
 
@@ -26,14 +24,14 @@ class Browser:
 
     def __enter__(self) -> Self:
         options = ChromeOptions()
-        options.binary_location = _program("chromium")
+        options.binary_location = find_program("chromium", package="chromium")
         options.add_argument("--headless=new")
         options.add_argument("--no-sandbox")  # which needs another user than root
         options.add_argument("--disable-dev-shm-usage")
         options.add_argument("--hide-scrollbars")
         options.add_argument("--window-size=1280,860")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self._driver = Chrome(options, Service(_program("chromedriver", package="chromium-driver")))
+        self._driver = Chrome(options, Service(find_program("chromedriver", package="chromium-driver")))
         self.pictures = Path(os.environ.get(_PICTURES) or tempfile.mkdtemp(prefix="sharding-pictures-"))
         self.pictures.mkdir(parents=True, exist_ok=True)
         return self
@@ -88,12 +86,3 @@ class Browser:
     def take_picture(self, name: str) -> None:
         """Keep what is shown as NAME.png."""
         self._driver.save_screenshot(str(self.pictures / f"{name}.png"))
-
-
-def _program(name: str, *, package: str = "") -> str:
-    found = shutil.which(name)
-    if found is None:
-        subprocess.run([_INSTALL, package or name], check=True)
-        found = shutil.which(name)
-    assert found is not None, f"{name} is missing; install the package {package or name}"
-    return found

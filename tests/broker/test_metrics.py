@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import find_program
 from prometheus_client.parser import text_string_to_metric_families
 from shops import Shop
 from store_servers import Server
@@ -91,10 +92,10 @@ def run_exporter() -> Iterator[Callable[..., Exporter]]:
 class Prometheus(Server):
     """A Prometheus that scrapes 127.0.0.1:`target` every second, with the shipped alert rules."""
 
-    package = user = "prometheus"
+    package = "prometheus"
 
     def __init__(self, target: int) -> None:
-        self._program = find_program("prometheus")
+        self._program = find_program("prometheus", package=self.package)
         super().__init__()
         self._target = target
 
@@ -133,13 +134,6 @@ class Prometheus(Server):
         return json.loads(answer)["data"]["result"]
 
 
-def find_program(name: str) -> str:
-    """Return the path of a program of Prometheus, after installing it if it is missing."""
-    if shutil.which(name) is None:
-        subprocess.run([ROOT / "scripts" / "install_servers", "prometheus"], check=True)
-    return shutil.which(name) or name
-
-
 def dashboard_queries(group: str) -> list[str]:
     dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text())
     texts = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
@@ -172,7 +166,7 @@ def test_what_workers_count_reaches_prometheus_whoever_owns_the_shards(shop: Sho
             f"{shop.group}/{i}/{worker.name}" for i in range(4)
         }
         assert exporter.samples("celery_sharding_up") == {"": 1}
-        lint = [find_program("promtool"), "check", "metrics"]
+        lint = [find_program("promtool", package="prometheus"), "check", "metrics"]
         checked = subprocess.run(lint, input=fetch(exporter.port, "/metrics"), text=True, capture_output=True)
         assert (checked.returncode, checked.stderr) == (0, "")
 
@@ -220,7 +214,10 @@ def test_what_workers_count_reaches_prometheus_whoever_owns_the_shards(shop: Sho
 
 def test_the_alerts_tell_what_is_wrong_and_only_that():
     done = subprocess.run(
-        [find_program("promtool"), "test", "rules", "alerts_test.yml"], cwd=MONITORING, capture_output=True, text=True
+        [find_program("promtool", package="prometheus"), "test", "rules", "alerts_test.yml"],
+        cwd=MONITORING,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

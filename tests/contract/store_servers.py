@@ -1,7 +1,8 @@
 """Private servers for the claim stores: databases, Memcached, variants of Redis. Free ports of 127.0.0.1 only.
 
 Each keeps its data in a temporary folder and leaves nothing behind. Missing packages are installed if that is allowed.
-Some of them refuse to run as root; they then run as the user whom their package has made.
+Some of them refuse to run as root; all then run as nobody, since the users whom the packages make are there only once
+these are installed.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
+from programs import find_program
+
 from celery_sharding.testing import ServerNotReady
 from celery_sharding.testing.processes import exchange_bytes, find_free_port, tail, wait_until
 
-_INSTALL = Path(__file__).parents[2] / "scripts" / "install_servers"
+_USER_OF_ROOT = "nobody"
 _START_SECONDS = 60.0
 
 
@@ -30,7 +32,6 @@ class Server:
     """A private server; started on entry, killed and removed on exit."""
 
     package: str
-    user: str
     env: dict[str, str] = {}  # noqa: RUF012  # never changed
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Server:
             self._process = None
 
     def run(self, *command: str) -> None:
-        """Run one of the package's programs as the server's user."""
+        """Run one of the package's programs as the user who runs the server."""
         done = subprocess.run(
             command, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, **self._as_user()
         )
@@ -78,8 +79,7 @@ class Server:
 
     def __enter__(self) -> Self:
         try:
-            if os.geteuid() == 0:
-                shutil.chown(self.folder, self.user, pwd.getpwnam(self.user).pw_gid)
+            self.give_away(self.folder)
             self.prepare()
             self.start()
         except BaseException:
@@ -91,21 +91,26 @@ class Server:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def give_away(self, path: Path) -> None:
+        """Let the server's user have what root has made."""
+        if os.geteuid() == 0:
+            shutil.chown(path, _USER_OF_ROOT, pwd.getpwnam(_USER_OF_ROOT).pw_gid)
+
     def _has_ended(self) -> bool:
         return self._process is not None and self._process.poll() is not None
 
     def _as_user(self) -> dict[str, object]:
         if os.geteuid() != 0:
             return {}
-        return {"user": self.user, "group": pwd.getpwnam(self.user).pw_gid, "extra_groups": []}
+        return {"user": _USER_OF_ROOT, "group": pwd.getpwnam(_USER_OF_ROOT).pw_gid, "extra_groups": []}
 
 
 class Postgres(Server):
-    package, user = "postgresql", "postgres"
+    package = "postgresql"
 
     def prepare(self) -> None:
         self.url = f"postgresql+psycopg://sharding@127.0.0.1:{self.port}/postgres"
-        initdb = _program("initdb", self.package, "/usr/lib/postgresql/*/bin")
+        initdb = find_program("initdb", package=self.package, folders=["/usr/lib/postgresql/*/bin"])
         self._bin = Path(initdb).parent
         data = str(self.folder / "data")
         self.run(initdb, "-D", data, "-U", "sharding", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
@@ -121,18 +126,18 @@ class Postgres(Server):
 
 
 class MariaDB(Server):
-    package, user = "mariadb-server", "mysql"
+    package = "mariadb-server"
     # A zone whose clocks are put back in autumn, when local times come twice.
     env = {"TZ": "CET-1CEST,M3.5.0,M10.5.0/3"}  # noqa: RUF012
 
     def prepare(self) -> None:
         self.url = f"mysql+pymysql://sharding@127.0.0.1:{self.port}/claims"
-        self._program = _program("mariadbd", self.package)
+        self._program = find_program("mariadbd", package=self.package)
         (self.folder / "init.sql").write_text(
             "CREATE DATABASE claims;\nCREATE USER sharding@'127.0.0.1';\nGRANT ALL ON *.* TO sharding@'127.0.0.1';\n"
         )
         self.run(
-            _program("mariadb-install-db", self.package), "--no-defaults", f"--datadir={self.folder}/data",
+            find_program("mariadb-install-db", package=self.package), "--no-defaults", f"--datadir={self.folder}/data",
             f"--tmpdir={self.folder}", "--skip-test-db", "--auth-root-authentication-method=normal",
         )  # fmt: skip
 
@@ -150,7 +155,7 @@ class MariaDB(Server):
 
 
 class Memcached(Server):
-    package, user = "memcached", "memcache"
+    package = "memcached"
 
     def __init__(self, *options: str) -> None:
         super().__init__()
@@ -159,7 +164,7 @@ class Memcached(Server):
     def prepare(self) -> None:
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"cache+memcached://{self.address}/"
-        self._program = _program("memcached", self.package)
+        self._program = find_program("memcached", package=self.package)
 
     def command(self) -> list[str]:
         return [self._program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *self._options]
@@ -171,7 +176,7 @@ class Memcached(Server):
 class Redis(Server):
     """A Redis with further options; with `--replicaof`, a replica."""
 
-    package, user = "redis-server", "redis"
+    package = "redis-server"
 
     def __init__(self, *options: str) -> None:
         super().__init__()
@@ -180,7 +185,7 @@ class Redis(Server):
 
     def command(self) -> list[str]:
         listen = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
-        return [_program("redis-server", self.package), *listen, *self._options]
+        return [find_program("redis-server", package=self.package), *listen, *self._options]
 
     def answers(self) -> bool:
         return exchange_bytes(self.port, b"PING\r\n").startswith(b"+PONG")
@@ -219,11 +224,10 @@ class Sentinel(Redis):
             "sentinel down-after-milliseconds claims 500\nsentinel failover-timeout claims 5000\n",
         ]
         (self.folder / "sentinel.conf").write_text("\n".join(lines))
-        if os.geteuid() == 0:
-            shutil.chown(self.folder / "sentinel.conf", self.user)
+        self.give_away(self.folder / "sentinel.conf")
 
     def command(self) -> list[str]:
-        return [_program("redis-server", self.package), str(self.folder / "sentinel.conf"), "--sentinel"]
+        return [find_program("redis-server", package=self.package), str(self.folder / "sentinel.conf"), "--sentinel"]
 
     def answers(self) -> bool:
         """Say whether it answers, and knows a replica that has all of the primary's data."""
@@ -241,22 +245,3 @@ class Sentinel(Redis):
 def _end_with_parent() -> None:
     """Let the kernel kill the new server when the tests are killed, as a time limit of pytest does (prctl(2))."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def _program(name: str, package: str, *folders: str) -> str:
-    """Return the path of a program, after installing its package if it is missing."""
-    found = _find(name, folders)
-    if found is None:
-        subprocess.run([_INSTALL, package], check=True)
-        found = _find(name, folders)
-    if found is None:
-        raise ServerNotReady(f"{package} has no program {name}")
-    return found
-
-
-def _find(name: str, folders: Sequence[str]) -> str | None:
-    for folder in folders:
-        for place in sorted(Path("/").glob(folder.lstrip("/")), reverse=True):
-            if (place / name).exists():
-                return str(place / name)
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))

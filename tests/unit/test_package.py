@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -60,12 +61,33 @@ def test_celery_finds_the_commands():
 
 def test_the_wheel_is_typed_and_holds_the_package_only(tmp_path: Path):
     # When a wheel is built
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    names = zipfile.ZipFile(build_wheel(ROOT, tmp_path)).namelist()
     # Then type checkers will look into it, and tests and examples stay out
     assert "celery_sharding/py.typed" in names
     for asset in (ROOT / "celery_sharding" / "flower").glob("*/*.*"):
         assert asset.suffix == ".pyc" or str(asset.relative_to(ROOT)) in names
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"celery_sharding"}
+
+
+def test_the_same_sources_make_the_same_wheel_wherever_and_whenever(tmp_path: Path):
+    # Given a copy of the sources, whose files are new, elsewhere
+    copy = tmp_path / "copy"
+    shutil.copytree(
+        ROOT / "celery_sharding", copy / "celery_sharding", ignore=shutil.ignore_patterns("__pycache__"),
+        copy_function=shutil.copyfile,
+    )  # fmt: skip
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, copy / name)
+    # When a wheel is built of both
+    wheels = [build_wheel(sources, tmp_path / name) for sources, name in ((ROOT, "here"), (copy, "there"))]
+    # Then they are the same, byte by byte
+    assert wheels[0].name == wheels[1].name
+    assert wheels[0].read_bytes() == wheels[1].read_bytes()
+
+
+def build_wheel(sources: Path, folder: Path) -> Path:
+    """Build as `make dist` does, and return the wheel."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, check=True, cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
