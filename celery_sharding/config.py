@@ -13,16 +13,32 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 from celery_sharding.errors import ConfigurationError, UnknownGroup, UnknownShard
+from celery_sharding.masking import mask_passwords
 
 SHARDS_MAX = 999
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _SHARD = re.compile(r"(?P<group>.+)[./](?P<index>[0-9]+)")
 
 _BUILTIN = "celery."
+
+# Every setting; an unknown name that begins like these is an error.
+SETTINGS = (
+    "sharding_groups",
+    "sharding_routes",
+    "sharding_publish_timeout_seconds",
+    "sharding_heartbeat_seconds",
+    "sharding_consumer_timeout_seconds",
+    "sharding_management_url",
+    "sharding_heartbeat_file",
+)
+_PREFIX = "sharding_"
+# How like a setting of ours a name must be that does not begin like one, to be taken for a misspelt one.
+_MISSPELT = 0.85
 
 # Shards chosen of a group; None for all.
 Indexes = frozenset[int] | None
@@ -87,6 +103,7 @@ class Settings:
     and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an acknowledgement.
     `management_url` is that of the broker's management API, None if it is not used; it may hold a password.
     `heartbeat_file` is what a worker keeps fresh while it lives, a path with Celery's `%n` and so on; None for no file.
+    `doubts` is what may be a mistake, though it could be meant: to be said once.
     """
 
     groups: Mapping[str, ShardGroup] = field(default_factory=dict)
@@ -96,6 +113,7 @@ class Settings:
     consumer_timeout_seconds: float = 1_800.0
     management_url: str | None = field(default=None, repr=False)
     heartbeat_file: str | None = None
+    doubts: tuple[str, ...] = ()
 
     def group(self, name: str, *, needed_by: str) -> ShardGroup:
         """Return the group called `name`.
@@ -134,10 +152,11 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
     Raises:
         ConfigurationError: Anything is wrong; the message says which setting, and the nearest right name.
     """
+    doubts = _check_names(conf)
     found: dict[str, ShardGroup] = {}
     for group in groups:
         if not isinstance(group, ShardGroup):
-            raise ConfigurationError(f"Sharding(groups=…) takes ShardGroup objects, not {group!r}")
+            raise ConfigurationError(f"Sharding(groups=…) takes ShardGroup objects, not {_shown(group)}")
         if group.name in found:
             raise ConfigurationError(f"two shard groups are called {group.name!r}; give one of them another name")
         found[group.name] = group
@@ -160,7 +179,12 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
         )
     }
     return Settings(
-        found, routes, **limits, management_url=_read_management_url(conf), heartbeat_file=_read_heartbeat_file(conf)
+        found,
+        routes,
+        **limits,
+        management_url=_read_management_url(conf),
+        heartbeat_file=_read_heartbeat_file(conf),
+        doubts=doubts,
     )
 
 
@@ -211,6 +235,64 @@ def suggest(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def _check_names(conf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is said of names that look like settings of ours, but stand outside the app's namespace.
+
+    Under a namespace Celery reads a setting from `CELERY_SHARDING_GROUPS` or from `sharding_groups`, and without one
+    from the latter only. What is written in capitals elsewhere may belong to somebody else.
+
+    Raises:
+        ConfigurationError: A setting of ours is misspelt, or written so that it is never read.
+    """
+    conf.get(SETTINGS[0])  # Celery's, as long as nobody has read it, knows neither its names nor its prefix
+    prefix = getattr(conf, "prefix", None) or ""
+    doubts = []
+    for name in _given_names(conf):
+        stem = name.lower().removeprefix(prefix.lower()).removeprefix("celery_")
+        is_ours = name == name.lower() or stem != name.lower()
+        near = _nearest(stem, cutoff=0.6 if is_ours and stem.startswith(_PREFIX) else _MISSPELT)
+        if near is None and not (is_ours and stem.startswith(_PREFIX)):
+            continue
+        right = near if near is None or not prefix else _like(prefix + near, prefix)
+        if near is not None and name in (near, right):
+            continue
+        if not is_ours and near in conf:
+            continue  # another's, beside ours
+        hint = f"; those of sharding are {', '.join(SETTINGS)}" if right is None else f" (did you mean {right!r}?)"
+        where = f"; the settings of this app begin with {prefix}" if prefix and not is_ours else ""
+        text = f"the setting {name!r} is unknown and has no effect{hint}{where}"
+        if is_ours:
+            raise ConfigurationError(text)
+        doubts.append(text)
+    return tuple(doubts)
+
+
+def _given_names(conf: Any) -> list[str]:
+    """Return the names that may be settings: not Celery's defaults, nor what else is in a module of settings."""
+    *given, defaults = [*conf.maps] if hasattr(conf, "maps") else [conf, {}]
+    names = sorted({name for each in given for name in each if isinstance(name, str) and name not in defaults})
+
+    def is_value(name: str) -> bool:
+        value = next(each[name] for each in given if name in each)
+        return not callable(value) and not isinstance(value, ModuleType)
+
+    return [name for name in names if _may_be_ours(name) and is_value(name)]
+
+
+def _may_be_ours(name: str) -> bool:
+    return "shard" in name.lower() or _nearest(name.lower(), cutoff=_MISSPELT) is not None
+
+
+def _nearest(stem: str, *, cutoff: float) -> str | None:
+    """Return the setting that is called so, or nearly so."""
+    return next(iter(difflib.get_close_matches(stem, SETTINGS, n=1, cutoff=cutoff)), None)
+
+
+def _like(text: str, other: str) -> str:
+    """Return `text` in the case of `other`, as Celery does with its namespace."""
+    return text.upper() if other.isupper() else text.lower()
+
+
 def _read_group(name: str, options: Any) -> ShardGroup:
     where = f"sharding_groups[{name!r}]"
     if isinstance(options, ShardGroup):
@@ -227,14 +309,14 @@ def _read_route(pattern: str, options: Any, groups: Mapping[str, ShardGroup]) ->
     _check_options(where, options, {"group", "key"}, needed="group")
     key = options.get("key")
     if key is not None and not isinstance(key, str) and not callable(key):
-        raise ConfigurationError(f"{where}: key is the name of an argument or a callable, not {key!r}")
+        raise ConfigurationError(f"{where}: key is the name of an argument or a callable, not {_shown(key)}")
     Settings(groups=groups).group(options["group"], needed_by=where)
     return Route(pattern, options["group"], key)
 
 
 def _check_options(where: str, options: Any, known: set[str], *, needed: str) -> None:
     if not isinstance(options, Mapping):
-        raise ConfigurationError(f"{where} is a mapping such as {{{needed!r}: …}}, not {options!r}")
+        raise ConfigurationError(f"{where} is a mapping such as {{{needed!r}: …}}, not {_shown(options)}")
     for name in options:
         if name not in known:
             raise ConfigurationError(f"{where} has no option {name!r}{suggest(name, known)}")
@@ -247,7 +329,7 @@ def _mapping(conf: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"{name} is a mapping, not {value!r}")
+        raise ConfigurationError(f"{name} is a mapping, not {_shown(value)}")
     return value
 
 
@@ -256,7 +338,7 @@ def _read_seconds(conf: Mapping[str, Any], name: str, default: float) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigurationError(f"{name} is a number of seconds above 0, not {value!r}")
+        raise ConfigurationError(f"{name} is a number of seconds above 0, not {_shown(value)}")
     return float(value)
 
 
@@ -281,17 +363,22 @@ def _read_management_url(conf: Mapping[str, Any]) -> str | None:
 def _read_heartbeat_file(conf: Mapping[str, Any]) -> str | None:
     path = conf.get("sharding_heartbeat_file")
     if path is not None and not (isinstance(path, str | os.PathLike) and str(path)):
-        raise ConfigurationError(f"sharding_heartbeat_file is the path of a file, not {path!r}")
+        raise ConfigurationError(f"sharding_heartbeat_file is the path of a file, not {_shown(path)}")
     return None if path is None else str(path)
 
 
 def _check_number(where: str, name: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigurationError(f"{where}: {name} is a whole number from {least} to {most}, not {value!r}")
+        raise ConfigurationError(f"{where}: {name} is a whole number from {least} to {most}, not {_shown(value)}")
 
 
 def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigurationError(
-            f"{where}: {name} is one of {', '.join(map(repr, choices))}, not {value!r}{suggest(value, choices)}"
+            f"{where}: {name} is one of {', '.join(map(repr, choices))}, not {_shown(value)}{suggest(value, choices)}"
         )
+
+
+def _shown(value: object) -> str:
+    """Return a value for the text of an error: a URL may have got into the wrong setting, with its password."""
+    return mask_passwords(repr(value))

@@ -5,6 +5,8 @@ What is touched, all of it through public hooks:
     app.amqp_cls            makes a subclass of what it was: its router asks for sharded tasks first, its sender
                             confirms them, its queues know the groups named by -Q and -X
     app.steps["consumer"]   the bootsteps that consume shards in a worker, and tell that it lives; loaded only there
+    app.annotations         also put our checks in front of each task's `apply`, which is what runs in eager mode
+    app.conf                shows our settings without their passwords
     app.sharding            this object
 
 Nothing here reads the configuration, opens a connection or finalizes the app: all of it happens at the first publish,
@@ -13,6 +15,7 @@ or when a worker starts. So `Sharding(app)` may stand before or after the config
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,12 +28,16 @@ from celery.utils.imports import symbol_by_name
 from kombu import Connection
 from kombu.utils.objects import cached_property as amqp_property
 
+from celery_sharding.app_settings import mask_settings
 from celery_sharding.backing import Backing, open_backing
 from celery_sharding.config import Settings, ShardGroup, read_settings
+from celery_sharding.eager import check_eager_calls
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.publishing import WatchPublish, send_sharded
 from celery_sharding.routing import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
+
+logger = logging.getLogger(__name__)
 
 STEPS = ("celery_sharding.worker.step:ShardsStep", "celery_sharding.worker.heartbeat_file:HeartbeatStep")
 
@@ -59,9 +66,13 @@ class Sharding:
         self.rules = TaskRules(self)
         self._backing: Backing | None = None
         self._lock = threading.Lock()
+        self._has_told_doubts = False
         app.sharding = self
+        mask_settings(app.conf)
+        app.on_after_configure.connect(self._mask_settings)  # of a configuration that replaces it
         app.steps["consumer"].update(STEPS)
         _replace_amqp(app, self._groups)
+        check_eager_calls(app)
 
     @cached_property
     def settings(self) -> Settings:
@@ -71,6 +82,9 @@ class Sharding:
             ConfigurationError: It is wrong; the message says where.
         """
         return read_settings(self.app.conf, self._groups)
+
+    def _mask_settings(self, source: Any, **_: Any) -> None:
+        mask_settings(source)
 
     def connect(self) -> Connection:
         """Return a new, unconnected connection to the broker."""
@@ -107,6 +121,16 @@ class Sharding:
         """Return group name → shard indexes that this worker consumes, None for all."""
         return self.app.amqp.queues.selection()  # type: ignore[no-any-return]
 
+    def tell_doubts(self) -> None:
+        """Log, once in a process, what may be a mistake in the settings.
+
+        Not when they are read: a worker reads them before it has a log.
+        """
+        if not self._has_told_doubts:
+            self._has_told_doubts = True
+            for doubt in self.settings.doubts:
+                logger.warning("%s", doubt)
+
     def check_stores(self, *, has_child_processes: bool) -> None:
         """Check, when a worker starts, that deduplicated tasks have a store for their claims.
 
@@ -134,6 +158,7 @@ class ShardedAMQPMixin:
 
     def Router(self, queues: Any = None, create_missing: Any = None) -> Any:  # noqa: N802  # Celery's name
         stock = super().Router(queues, create_missing)  # type: ignore[misc]
+        self.app.sharding.tell_doubts()
         return ShardRouter(self.app.sharding.rules, stock.routes, stock.queues, stock.create_missing, app=stock.app)
 
     @amqp_property

@@ -66,27 +66,12 @@ def send_sharded(
     group = (options.get("headers") or {}).get(GROUP_HEADER)
     if group is None:
         if sender.is_sharded(name) and not is_ordinary_retry():
-            raise UnsupportedOption(
-                f"task {name!r} is sharded, but was sent past the app's router and would leave without its key; remove "
-                "router=… or route_name=… from the call",
-                task=name,
-                option="router",
-            )
+            raise refuse_router(name)
         return stock(producer, name, message, **options)
     if (message.headers.get("eta") if message.headers else message.body.get("eta")) is not None:
-        raise UnsupportedOption(
-            f"task {name!r} is sharded and called with eta or countdown, which cannot keep the order of its key; "
-            "publish it when it is due, or use a task outside the group as a timer",
-            task=name,
-            option="eta",
-        )
+        raise refuse_delay(name)
     if not sender.is_own_broker(producer.connection):
-        raise UnsupportedOption(
-            f"task {name!r} is sharded, and its group lives on the app's broker; the call names another by "
-            "connection=… or producer=…. Remove it, or use an app of that broker",
-            task=name,
-            option="connection",
-        )
+        raise refuse_broker(name)
     # Quorum queues of RabbitMQ 4 deliver a higher priority first; and the broker would dead-letter what has expired,
     # where Celery's worker stores REVOKED: it reads `expires` from the headers.
     for dropped in ("priority", "expiration"):
@@ -95,6 +80,33 @@ def send_sharded(
     options["retry"] = False
     note = None if sender.watch_publish is None else sender.watch_publish()
     return stock(_ShardProducer(producer, group, sender.backing().publish, note), name, message, **options)
+
+
+def refuse_router(task: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r} is sharded, but was sent past the app's router and would leave without its key; remove "
+        "router=… or route_name=… from the call",
+        task=task,
+        option="router",
+    )
+
+
+def refuse_delay(task: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r} is sharded and called with eta or countdown, which cannot keep the order of its key; "
+        "publish it when it is due, or use a task outside the group as a timer",
+        task=task,
+        option="eta",
+    )
+
+
+def refuse_broker(task: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r} is sharded, and its group lives on the app's broker; the call names another by "
+        "connection=… or producer=…. Remove it, or use an app of that broker",
+        task=task,
+        option="connection",
+    )
 
 
 class _ShardProducer:

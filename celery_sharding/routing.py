@@ -5,12 +5,12 @@ links, beat and `send_task`. `ShardRouter` answers for sharded tasks and leaves 
 It is asked before `task_routes`, so a catch-all there cannot lead a sharded task away. A sharded task leaves for its
 group or raises; it never leaves unrouted.
 
-Eager mode (`task_always_eager`) publishes nothing and does not come here, so it finds no missing key; Celery has no
-public hook that would. Tests that should find one use the embedded broker, `memory://`.
+Eager mode (`task_always_eager`) publishes nothing; its calls are led here by `eager`, for the same refusals.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery.app.routes import Router
+from celery.app.task import Task as CeleryTask
 from celery.local import maybe_evaluate
 
-from celery_sharding.config import KeyRule, Settings, ShardGroup
+from celery_sharding.config import KeyRule, Settings, ShardGroup, suggest
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
 from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER, KeyReader, key_text
 from celery_sharding.topology import Names
@@ -68,6 +69,7 @@ class TaskRules:
     def _find(self, name: str, task: Any | None) -> TaskRule | None:
         task = maybe_evaluate(task)  # a task that was not made yet is a proxy
         settings = self._sharding.settings
+        _refuse_misspelt(name, task)
         route = settings.route_for(name)
         group_name = getattr(task, "shard_group", None) or (route.group if route else None)
         key = task_key_rule(task)
@@ -104,6 +106,9 @@ class ShardRouter(Router):
         self, options: dict[str, Any], name: str, args: Any = (), kwargs: Any = None, task_type: Any = None
     ) -> dict[str, Any]:
         """Return the publish options of one call."""
+        for option in options:
+            if option.startswith("shard") and option not in _CALL_OPTIONS:
+                _refuse_call_option(option, options, name)
         given_key = options.pop("shard_key", None) if "shard_key" in options else _ABSENT
         rule = self._rules.rule_for(name, task_type)
         if rule is None:
@@ -160,9 +165,49 @@ class ShardRouter(Router):
 
 
 _ABSENT = object()
+_TASK_OPTIONS = ("shard_group", "shard_key")
+_CALL_OPTIONS = ("shard_key",)
+_CELERYS = frozenset(dir(CeleryTask))
+# How like an option of ours a name must be to be taken for a misspelt one.
+_MISSPELT = 0.8
 _is_ordinary_retry: ContextVar[bool] = ContextVar("is_ordinary_retry", default=False)
 _MARKS = (GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER)
 _REPLACED = frozenset({"queue", "exchange", "exchange_type", "routing_key", "declare", "redelivered"})
+
+
+def _refuse_misspelt(name: str, task: Any | None) -> None:
+    """Refuse an option of a task that looks like one of ours: Celery takes any name, and the task would be unsharded.
+
+    What stands in a class that the application wrote may be its own: only what is nearly one of ours is refused there,
+    and no method.
+    """
+    for cls in type(task).__mro__ if task is not None else ():
+        if cls.__module__ == "celery.app.task":
+            return
+        is_decorated = "_decorated" in vars(cls)  # made by Celery of the options of the decorator
+        for option, value in vars(cls).items():
+            if option in _TASK_OPTIONS or option.startswith("shared") or option in _CELERYS:
+                continue
+            near = next(iter(difflib.get_close_matches(option.lower(), _TASK_OPTIONS, n=1, cutoff=_MISSPELT)), None)
+            if near and not is_decorated and (callable(value) or hasattr(value, "__get__")):
+                continue
+            if near or (is_decorated and option.lower().startswith("shard")):
+                raise ConfigurationError(
+                    f"task {name!r} has the option {option!r}, which is unknown and has no effect"
+                    f"{suggest(option.lower(), _TASK_OPTIONS)}; a task takes shard_group and shard_key"
+                )
+
+
+def _refuse_call_option(option: str, options: dict[str, Any], name: str) -> None:
+    """Refuse an option at the call that looks like one of ours: Celery would take it for a property of the message."""
+    if option in (options.get("stamped_headers") or ()):
+        return
+    raise UnsupportedOption(
+        f"task {name!r} is called with {option}=…, which is unknown and has no effect"
+        f"{suggest(option, _CALL_OPTIONS)}; a call takes shard_key=…, and the group is an option of the task",
+        task=name,
+        option=option,
+    )
 
 
 def _without_marks(options: dict[str, Any]) -> dict[str, Any]:
@@ -189,6 +234,15 @@ def _refuse_place(options: dict[str, Any], name: str, rule: TaskRule) -> None:
                 task=name,
                 option=option,
             )
+
+
+def refuse_retry(task: str, option: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r}: retry({option}=…) would publish the task anew, but a sharded task is retried in its place; "
+        f"remove {option}, or publish another task",
+        task=task,
+        option=option,
+    )
 
 
 @contextmanager

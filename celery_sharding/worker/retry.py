@@ -18,7 +18,7 @@ from kombu.serialization import dumps, loads
 
 from celery_sharding.errors import UnsupportedOption
 from celery_sharding.journal import Attempt
-from celery_sharding.routing import ordinary_retry
+from celery_sharding.routing import ordinary_retry, refuse_retry
 
 SHARD_ATTRIBUTE = "shard"
 
@@ -117,12 +117,7 @@ def decode_call(request: Any, known: Attempt) -> tuple[Any, Any]:
 def _refuse(task: Any, options: dict[str, Any], throw: bool) -> None:
     for option in options:
         if option not in ("time_limit", "soft_time_limit"):
-            raise UnsupportedOption(
-                f"task {task.name!r}: retry({option}=…) would publish the task anew, but a sharded task is retried in "
-                f"its place; remove {option}, or publish another task",
-                task=task.name,
-                option=option,
-            )
+            raise refuse_retry(task.name, option)
     if not throw:
         raise UnsupportedOption(
             f"task {task.name!r}: retry(throw=False) publishes the retry and goes on, but a sharded task is retried in "
