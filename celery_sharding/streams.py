@@ -221,7 +221,8 @@ def _without_nonces(found: list[tuple[int, Event | None]]) -> list[tuple[int, Ev
 
 def encode(event: Mapping[str, Any]) -> bytes:
     """Return the body of an event's message."""
-    return json.dumps({"v": EVENT_VERSION, **event}, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps({"v": EVENT_VERSION, **event}, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="backslashreplace")  # half a surrogate pair, escaped as JSON does it
 
 
 def decode(body: bytes | str, *, stream: str, offset: int) -> Event | None:

@@ -33,6 +33,7 @@ from celery_sharding.admin.notes import noted
 from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
+from celery_sharding.foreign import read_foreign
 from celery_sharding.journal import settled_event
 from celery_sharding.lock import GroupLock
 from celery_sharding.refusals import explained
@@ -183,7 +184,7 @@ def _take(channel: Any, names: Names, *, limit: int, wanted: Collection[str] | N
     Returns:
         What was taken, and how many more there are.
     """
-    channel.auto_decode = False  # bodies as they are
+    read_foreign(channel)  # bodies as they are
     found: list[_Taken] = []
     missing = set(wanted or ())
     seen: Counter[str] = Counter()

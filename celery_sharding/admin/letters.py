@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,18 +17,20 @@ from typing import Any
 
 import amqp
 from kombu.compression import decompress
-from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.exceptions import ContentDisallowed
 from kombu.serialization import loads, prepare_accept_content
 
 from celery_sharding.admin.moments import format_moment, read_moment
 from celery_sharding.errors import ShardKeyError
 from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER, key_text
+from celery_sharding.texts import cut, plain_text
 from celery_sharding.topology import Names
 
 # The headers that a worker puts on a dead letter, beside those of the message and of every sharded message.
 QUEUE, REASON, ERROR = "shard_queue", "shard_dead_reason", "shard_dead_error"
 ATTEMPTS, DEAD_AT = "shard_dead_attempts", "shard_dead_at"
-_OURS = (QUEUE, REASON, ERROR, ATTEMPTS, DEAD_AT)
+DROPPED_HEADERS = "shard_dead_dropped"  # of a letter that was reduced: what was too large
+_OURS = (QUEUE, REASON, ERROR, ATTEMPTS, DEAD_AT, DROPPED_HEADERS)
 # The broker's, by how they begin.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _BROKER_REASONS = {
@@ -80,7 +83,7 @@ class DeadLetter:
 
 def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
     """Return what `message`, from the dead-letter queue of a group, says."""
-    headers: dict[str, Any] = dict(message.headers or {})
+    headers: dict[str, Any] = {plain_text(name): value for name, value in (message.headers or {}).items()}
     properties = {name: value for name, value in message.properties.items() if name != "application_headers"}
     body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
     by_broker = _read_death(headers, names)
@@ -154,8 +157,9 @@ def _body_to_json(letter: DeadLetter) -> dict[str, Any]:
         return {"body": _plain(decoded)}
     except ContentDisallowed:
         why = f"{kind} may run code when it is read, so it was not"
-    except (DecodeError, LookupError, ValueError, TypeError, OSError) as exc:
-        why = f"cannot be decoded: {exc}"
+    except Exception as exc:
+        # Each decompressor has errors of its own (zlib.error, lzma.LZMAError), and a body may be anything.
+        why = f"cannot be decoded: {cut(exc)}"
     return {"body": None, "body_base64": base64.b64encode(letter.body).decode(), "body_problem": why}
 
 
@@ -178,13 +182,13 @@ def _read_death(headers: Mapping[str, Any], names: Names) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
+    return None if value is None or value == "" else plain_text(value)
 
 
 def _key(value: Any) -> str | None:
     """Return a key that can be published under; None if it cannot."""
     try:
-        return key_text(_text(value), task="dead letter")
+        return key_text(value if isinstance(value, str) else _text(value), task="dead letter")
     except ShardKeyError:
         return None
 
@@ -198,11 +202,13 @@ def _moment(value: Any) -> float | None:
 def _plain(value: Any) -> Any:
     """Return `value` as JSON can hold it."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
+        return {plain_text(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, datetime):
         return format_moment(_moment(value) or 0.0)
     if isinstance(value, bytes | memoryview):
-        return bytes(value).decode(errors="backslashreplace")
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+        return plain_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for it
+    return value if isinstance(value, int | float | bool | None) else plain_text(value)

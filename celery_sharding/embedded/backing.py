@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.config import ShardGroup
@@ -18,6 +19,7 @@ from celery_sharding.embedded.stores import Store
 from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.topology import Names
+from celery_sharding.worker.log import Refusal, Refused
 
 if TYPE_CHECKING:
     from celery_sharding.extension import Sharding
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _PAUSE_SECONDS = 0.1
 _LOG_PATIENCE_SECONDS = 30.0
+# Queue, body, properties, and what is called when it is stored, or can never be.
+_Put = tuple[str, bytes, dict[str, Any], Callable[[], None] | None, Refused | None]
 
 
 class EmbeddedBacking:
@@ -212,10 +216,16 @@ class EmbeddedLog:
         self._store = store
         self._post = post
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[str, bytes, dict[str, Any], Callable[[], None] | None]] = deque()
+        self._waiting: deque[_Put] = deque()
 
     def append(
-        self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
+        self,
+        stream: str,
+        event: dict[str, Any],
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        refused: Refused | None = None,
     ) -> None:
         if then is not None:
             self._post(then)
@@ -231,10 +241,11 @@ class EmbeddedLog:
         then: Callable[[], None] | None = None,
         *,
         optional: bool = False,
+        refused: Refused | None = None,
         **properties: Any,
     ) -> None:
         """Store `body` in `queue`, then call `then`. `properties` are those of the AMQP message."""
-        self._waiting.append((queue, body, properties, then))
+        self._waiting.append((queue, body, properties, then, refused))
         self.flush(_LOG_PATIENCE_SECONDS)
 
     def flush(self, timeout_seconds: float) -> bool:
@@ -243,7 +254,7 @@ class EmbeddedLog:
             with self._lock:
                 if not self._waiting:
                     break
-                queue, body, properties, then = self._waiting[0]
+                queue, body, properties, then, refused = self._waiting[0]
                 try:
                     self._outlet.send(
                         body,
@@ -257,6 +268,9 @@ class EmbeddedLog:
                     )
                 except self._store.errors:
                     return False
+                except Exception as exc:
+                    # What the headers hold cannot be written as JSON, or what it may be.
+                    then = None if refused is None else partial(refused, Refusal(repr(exc)))
                 self._waiting.popleft()
             if then is not None:
                 self._post(then)

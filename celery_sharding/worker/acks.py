@@ -41,7 +41,10 @@ class Acks:
         self.forget()
 
     def forget(self) -> None:
-        """Begin with a new connection: what was gathered is the broker's again, and no timer has outlived the old."""
+        """Begin with a new connection: what was gathered is the broker's again.
+
+        A timer of the old connection that is still to come tells what is gathered by then, which is never too early.
+        """
         self._lanes: dict[Hashable, Teller] = {}
         self._waits = False
 

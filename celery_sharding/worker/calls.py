@@ -7,7 +7,7 @@ wakes it. Without, lanes may be moved by any thread, and Celery's own loop runs 
     call_main    where the connection is read, asked by another thread
     call_soon    the same, asked by that thread: not within the call that asks
     call_next    in the next turn of the event loop, not in this one
-    call_after   by Celery's timer
+    call_after   where lanes may be moved, at its moment: by a timer of our own, since Celery's may be a second late
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_sharding.worker.mailbox import Mailbox
+from celery_sharding.worker.timer import Alarm, Timer
 
 
 class Calls:
@@ -24,6 +25,7 @@ class Calls:
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
         self._mailbox = Mailbox() if consumer.hub else None
+        self._timer = Timer(self.post)
 
     def attach(self, hub: Any) -> None:
         """Let `hub` run what is posted; needed again after each reset of the hub."""
@@ -61,9 +63,13 @@ class Calls:
         hub = self._consumer.hub
         self.post(lambda: hub.call_soon(call))
 
-    def call_after(self, seconds: float, call: Callable[[], None]) -> Any:
-        """Run a call after some seconds, where lanes may be moved."""
-        return self._consumer.timer.call_after(seconds, call)
+    def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
+        """Run a call after some seconds, where lanes may be moved, whatever became of the connection meanwhile."""
+        return self._timer.call_after(seconds, call)
+
+    def stop(self) -> None:
+        """Call nothing any more that waits for its moment."""
+        self._timer.stop()
 
 
 def _do_nothing() -> None:

@@ -1,4 +1,8 @@
-"""One message as the broker delivered it to this worker, and its one acknowledgement."""
+"""One message as the broker delivered it to this worker, and its one acknowledgement.
+
+Anybody may publish to a group, so nothing here raises whatever a message says: its key and its id are text that can be
+encoded, its moments are numbers of this calendar.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.keys import KEY_HEADER, SENT_AT_HEADER
+from celery_sharding.admin.moments import read_moment
+from celery_sharding.errors import ShardKeyError
+from celery_sharding.keys import KEY_HEADER, SENT_AT_HEADER, key_text
+from celery_sharding.texts import plain_text
 from celery_sharding.worker.request import DELIVERY
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ class Delivery:
         is_recorded: The attempts stream knows of it, or is about to.
         is_announced: It says that a run begins which has not begun yet; `announcements` moves what follows.
         is_confirmed: The broker has confirmed what was recorded last.
+        key: The routing key it was published with; a message put into the queue by hand may name it in a header.
+        key_problem: Why that is no key that a task could be published under; None: it is one.
         on_confirmed: Called then.
     """
 
@@ -37,16 +46,20 @@ class Delivery:
         "is_confirmed",
         "is_judged",
         "is_recorded",
+        "key",
+        "key_problem",
         "message",
         "on_confirmed",
+        "raw",
         "received_at",
         "runs",
         "shard",
         "tag",
     )
 
-    def __init__(self, message: Any, shard: Shard, runs: Runs) -> None:
+    def __init__(self, message: Any, shard: Shard, runs: Runs, *, raw: Any) -> None:
         self.message = message
+        self.raw = raw
         self.shard = shard
         self.runs = runs
         self.tag = message.delivery_tag
@@ -59,12 +72,7 @@ class Delivery:
         self.is_confirmed = False
         self.on_confirmed: Callable[[], None] | None = None
         self.received_at = time.time()
-
-    @property
-    def key(self) -> str:
-        """The routing key it was published with; a message put into the queue by hand may name it in a header."""
-        info = self.message.delivery_info or {}
-        return str(self.headers.get(KEY_HEADER) or info.get("routing_key") or "")
+        self.key, self.key_problem = _read_key(message, published_to=shard.names.publish)
 
     @property
     def lane(self) -> tuple[str, str, str]:
@@ -82,7 +90,18 @@ class Delivery:
 
     @property
     def task_id(self) -> str | None:
-        return self.headers.get("id") or (self.message.properties or {}).get("correlation_id")
+        found = self.headers.get("id") or (self.message.properties or {}).get("correlation_id")
+        return plain_text(found) if found else None
+
+    @property
+    def body(self) -> bytes:
+        """The body as it was published, byte for byte; a compressed one is compressed still."""
+        raw = self.raw
+        if raw is self.message:  # of a virtual transport, which has decompressed it
+            body = raw.channel.decode_body(raw._raw.get("body") or b"", raw.properties.get("body_encoding"))
+        else:
+            body = raw.body
+        return body.encode(errors="surrogatepass") if isinstance(body, str) else bytes(body)
 
     @property
     def redelivered(self) -> bool:
@@ -91,8 +110,7 @@ class Delivery:
     @property
     def sent_at(self) -> float:
         """Seconds since the epoch: when it was published, or received if its publisher did not say."""
-        value = self.headers.get(SENT_AT_HEADER)
-        return float(value) if isinstance(value, int | float) else self.received_at
+        return read_moment(self.headers.get(SENT_AT_HEADER)) or self.received_at
 
     @property
     def keeps_failures(self) -> bool:
@@ -116,3 +134,20 @@ class Delivery:
         # are done: what only the garbage collector frees costs a busy worker a tenth of its time.
         self.message.delivery_info.pop(DELIVERY, None)
         self.shard.acknowledge(self, gather=gather)
+
+
+def _read_key(message: Any, *, published_to: str) -> tuple[str, str | None]:
+    """Return the key of a message, and what is wrong with it.
+
+    What came through the group's exchange is in this shard by its routing key, whatever its headers say.
+    """
+    info = message.delivery_info or {}
+    key: Any = info.get("routing_key") or ""
+    if info.get("exchange") != published_to:
+        named = (message.headers or {}).get(KEY_HEADER)
+        try:
+            return (key_text(named, task="message") if named else plain_text(key)), None
+        except ShardKeyError as exc:
+            return plain_text(key), f"its header {KEY_HEADER} is no key: {exc}"
+    text = plain_text(key)
+    return text, None if text == key else "its routing key is not valid UTF-8"

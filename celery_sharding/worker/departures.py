@@ -43,7 +43,7 @@ class Departures:
         is_running: Callable[[Shard], bool],
         record: Callable[[Callable[[], None]], None],
         close: Callable[[Shard], None],
-        call_later: Callable[[float, Callable[[], None]], None],
+        call_later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self._is_running = is_running
         self._record = record

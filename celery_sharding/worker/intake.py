@@ -14,8 +14,11 @@ from typing import Any
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.serialization import prepare_accept_content
 
+from celery_sharding.foreign import UNREADABLE_HEADER
 from celery_sharding.worker.delivery import Delivery
+from celery_sharding.worker.message_check import find_flaw
 from celery_sharding.worker.request import DELIVERY
 from celery_sharding.worker.runs import Runs
 
@@ -34,6 +37,7 @@ class Intake:
         self._runs = runs
         self._sharded = sharded
         self._made: list[Any] = []
+        self._accept = prepare_accept_content(consumer.app.conf.accept_content)
 
     def take_request(self, request: Any) -> None:
         """Take the request that a strategy made; `receive` admits it when the strategy has returned."""
@@ -48,44 +52,70 @@ class Intake:
             self._runs.admit(request)
 
     def _make_request(self, delivery: Delivery) -> None:
-        message, headers = delivery.message, delivery.headers
+        message = delivery.message
         message.delivery_info[DELIVERY] = delivery
-        payload = None
-        name = headers.get("task")
-        problem = None
+        message.accept = self._accept
         try:
-            if name is None:
-                payload = message.decode()  # protocol 1 names its task in the body
-                name = payload["task"]
-            problem = self._find_problem(name, delivery)
-            if problem is None:
-                self._call_strategy(name, message, payload)
+            problem = self._try_to_make_request(delivery)
         except DecodeError as exc:
             self._runs.bury_delivery(delivery, reason="cannot be decoded", error=repr(exc))
         except ContentDisallowed as exc:
             self._runs.bury_delivery(delivery, reason="content type is not in accept_content", error=repr(exc))
-        except (InvalidTaskError, LookupError, TypeError, ValueError, AttributeError) as exc:
-            # Anybody may publish here; Celery's code raises these on a message that is no task message.
+        except tuple(self._consumer.connection_errors):
+            raise  # of the worker's own connection: no fault of the message, which is delivered again
+        except Exception as exc:
+            # Anybody may publish here; there is no telling what Celery's code raises on a message that is no task's.
+            self._made.clear()
             self._runs.bury_delivery(delivery, reason="is no task message", error=repr(exc))
-        if problem is not None:
-            self._runs.bury_delivery(delivery, reason=problem)
+        else:
+            if problem is not None:
+                self._runs.bury_delivery(delivery, reason=problem)
 
-    def _find_problem(self, name: str, delivery: Delivery) -> str | None:
+    def _try_to_make_request(self, delivery: Delivery) -> str | None:
+        """Make the request of a message, or return why there is none."""
+        message, headers = delivery.message, delivery.headers
+        if UNREADABLE_HEADER in headers:
+            return f"its properties cannot be read: {headers[UNREADABLE_HEADER]}"
+        if message.errors:
+            raise DecodeError(f"it cannot be decompressed: {message.errors[0][1]!r}")
+        if delivery.key_problem is not None:
+            return delivery.key_problem
+        name, body = headers.get("task"), None
+        try:
+            payload = message.decode()
+        except (DecodeError, ContentDisallowed):
+            raise
+        except Exception as exc:
+            raise DecodeError(repr(exc)) from exc  # a deep nesting is a RecursionError
+        if name is None:
+            name, body = payload["task"], payload  # protocol 1 names its task in the body
+            described = body
+        else:
+            described = {**payload, **headers} if isinstance(payload, dict) else headers
+        flaw = find_flaw(described, payload)
+        if flaw is not None:
+            raise InvalidTaskError(flaw)
+        problem = self._find_problem(name, delivery, payload)
+        if problem is None:
+            self._call_strategy(name, message, body)
+        return problem
+
+    def _find_problem(self, name: str, delivery: Delivery, payload: Any) -> str | None:
         if name not in self._consumer.strategies:
             self._store_not_registered(name, delivery)
             return f"task {name!r} is not registered in this worker"
         group = delivery.shard.group.name
         if self._sharded.get(name) != group:
             return f"task {name!r} does not belong to the group {group!r} in this worker's configuration"
-        if delivery.headers.get("eta"):
+        if delivery.headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
             return "eta cannot keep the order of a key"
         return None
 
     def _store_not_registered(self, name: str, delivery: Delivery) -> None:
         if delivery.task_id is None:
             return
-        request = Context(delivery.headers, errbacks=None, chord=None)
         try:
+            request = Context(delivery.headers, errbacks=None, chord=None)
             self._consumer.app.backend.mark_as_failure(delivery.task_id, NotRegistered(name), request=request)
         except Exception:
             # The dead letter says it too; a result backend that is down must not stop the shard.

@@ -21,6 +21,9 @@ stays READY, too, until `reconsider` asks again. At most `slots()` entries run a
 once; sources take turns, and within a source the first admitted is the first. So a long lane, which bounds them all,
 does not wait behind short ones, and none starves.
 
+An entry that cannot be started, since `start` or `may_start` raised, is HELD, and handed to `failed`: it does not stop
+the others. Who gave it decides what becomes of it.
+
 All methods may be called from any thread; `start` is called outside the lock, by whichever thread made the entry ready,
 and never recursively: a pool that runs the task inside `start` may call `settle` there.
 """
@@ -79,6 +82,7 @@ class Lanes:
         pump_soon: Sees to it that `pump` is called soon; None: it is called at once.
         pump_now: Calls `pump`, when a lane's next entry may follow the one that has just settled.
         may_start: Says whether a head that could start may; None: it may.
+        failed: Called with an entry that could not be started and why, outside the lock; None: the error is raised.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Lanes:
         pump_soon: Callable[[], None] | None = None,
         pump_now: Callable[[], None] | None = None,
         may_start: Callable[[Entry], bool] | None = None,
+        failed: Callable[[Entry, Exception], None] | None = None,
     ) -> None:
         self._start = start
         self._slots = slots
@@ -98,6 +103,7 @@ class Lanes:
         self._sources: dict[Hashable, dict[Entry, None]] = {}
         self._frozen: set[Hashable] = set()
         self._may_start = may_start
+        self._failed = failed or _raise
         self._ready: list[Entry] = []  # a heap; it may hold entries that are not READY any more
         self._held_back: set[Entry] = set()
         self._last_ranks: dict[Hashable, int] = {}
@@ -253,18 +259,34 @@ class Lanes:
             with self._lock:
                 if self._pumping:
                     return
-                entry = self._next()
+                entry, error = self._next()
                 if entry is None:
                     return
                 self._pumping = True
-                entry.state = State.RUNNING
-                self._rank = max(self._rank, entry.rank)
-                self._in_pool += 1
+                if error is None:
+                    entry.state = State.RUNNING
+                    self._rank = max(self._rank, entry.rank)
+                    self._in_pool += 1
             try:
-                self._start(entry)
+                if error is None:
+                    error = self._try_to_start(entry)
+                if error is not None:
+                    self._failed(entry, error)
             finally:
                 with self._lock:
                     self._pumping = False
+
+    def _try_to_start(self, entry: Entry) -> Exception | None:
+        """Start an entry; if that fails, hold it, and return why."""
+        try:
+            self._start(entry)
+        except Exception as exc:
+            with self._lock:
+                if entry.state is State.RUNNING:
+                    self._leave_pool(entry)
+                    entry.state = State.HELD
+            return exc
+        return None
 
     def _make_ready(self, entry: Entry) -> None:
         entry.state = State.READY
@@ -287,14 +309,25 @@ class Lanes:
         elif queue[0].state not in _AT_HEAD:
             self._make_ready(queue[0])
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> tuple[Entry | None, Exception | None]:
+        """Return what may start next, or cannot be started and why; None if there is nothing."""
         slots = self._slots()
         while self._ready and self._in_pool < slots:
             entry = heapq.heappop(self._ready)
             if entry.state is not State.READY or entry.source in self._frozen:
                 continue
-            if self._may_start is None or self._may_start(entry):
+            try:
+                may_start = self._may_start is None or self._may_start(entry)
+            except Exception as exc:
+                entry.state = State.HELD
                 self._held_back.discard(entry)
-                return entry
+                return entry, exc
+            if may_start:
+                self._held_back.discard(entry)
+                return entry, None
             self._held_back.add(entry)
-        return None
+        return None, None
+
+
+def _raise(entry: Entry, exc: Exception) -> None:
+    raise exc

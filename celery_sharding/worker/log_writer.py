@@ -7,7 +7,13 @@ through `post`, which runs the callback where lanes may be moved.
 
     queued ──▶ sent ──▶ confirmed ──▶ its callback is posted
       ▲          │
-      └──────────┘ connection lost, nacked or returned: sent again (these writes may come twice), or dropped if optional
+      ├──────────┤ connection lost, nacked or returned: sent again (these writes may come twice), or dropped if optional
+      │          └─▶ refused for good: set aside, and who gave it is told; its neighbours go on
+      └───────────── sent together with what was refused: sent again, one by one until that is found
+
+Refused for good is what cannot be encoded, headers that fit no frame of this connection, and what makes the broker
+close the channel or the connection with an error about the message (too large, or malformed). The first two are found
+before they are sent, since what answers a frame that is too large may be a connection that is reset.
 
 A pool that runs tasks in the main thread has no loop that another thread could wake: there `inline` publishes at once,
 in the caller, under a lock. What is optional there does not make the caller wait for each: it goes along with the next
@@ -23,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import amqp
@@ -33,6 +40,7 @@ from kombu.exceptions import OperationalError
 from celery_sharding.connecting import open_connection
 from celery_sharding.errors import LogError
 from celery_sharding.streams import encode
+from celery_sharding.worker.log import Refusal, Refused
 
 if TYPE_CHECKING:
     from celery_sharding.worker.log import Record
@@ -46,6 +54,11 @@ _PAUSE_SECONDS = 0.5
 _BATCH = 500
 _OPTIONAL_WAIT_SECONDS = 0.2
 _LOST = (OSError, AMQPError, OperationalError, LogError)
+# Replies of the broker that will be the same next time: content too large, precondition failed (the message is above
+# `max_message_size`), frame error, syntax error, unexpected frame. Missing rights may be given.
+_REPLIES_FOR_GOOD = frozenset({311, 406, 501, 502, 505})
+# Of a frame, beside the properties: its own eight bytes and the twelve before them, and a message id that grows.
+_FRAME_RESERVED_BYTES = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -56,11 +69,19 @@ class _Write:
     then: Callable[[], None] | None
     optional: bool
     is_event: bool
+    refused: Refused | None = None
 
 
-def _event_write(stream: str, event: dict[str, Any], then: Callable[[], None] | None, *, optional: bool) -> _Write:
+def _event_write(
+    stream: str,
+    event: dict[str, Any],
+    then: Callable[[], None] | None,
+    *,
+    optional: bool,
+    refused: Refused | None = None,
+) -> _Write:
     properties = {"delivery_mode": 2, "content_type": "application/json"}
-    return _Write(stream, encode(event), properties, then, optional, is_event=True)
+    return _Write(stream, encode(event), properties, then, optional, is_event=True, refused=refused)
 
 
 class LogWriter:
@@ -88,14 +109,22 @@ class LogWriter:
         self._tag = 0
         self._first_node = 0
         self._was_nacked = False
+        self._alone = 0  # writes to be sent one by one: one of them is refused for good
+        self._said: set[tuple[str, str]] = set()
         self._answered_at = self._written_at = 0.0
         self._patience_seconds = _CONFIRM_FIRST_SECONDS
 
     def append(
-        self, stream: str, event: dict[str, Any], then: Callable[[], None] | None = None, *, optional: bool = False
+        self,
+        stream: str,
+        event: dict[str, Any],
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        refused: Refused | None = None,
     ) -> None:
         """Append an event to a stream, as `put` does; it is sent again sooner, since readers do not mind it twice."""
-        self._add([_event_write(stream, event, then, optional=optional)])
+        self._add([_event_write(stream, event, then, optional=optional, refused=refused)])
 
     def append_all(self, records: list[Record]) -> None:
         """Append events that are confirmed together: as (stream, event, called when it is stored)."""
@@ -108,15 +137,18 @@ class LogWriter:
         then: Callable[[], None] | None = None,
         *,
         optional: bool = False,
+        refused: Refused | None = None,
         **properties: Any,
     ) -> None:
         """Publish `body` to `queue`; call `then` when the broker has stored it.
 
         Args:
             optional: Dropped instead of repeated when the broker can't be reached.
+            refused: Called instead of `then`, where `then` would be, if it can never be stored as it is.
             properties: Of the AMQP message, as py-amqp names them.
         """
-        self._add([_Write(queue, body, {"delivery_mode": 2, **properties}, then, optional, is_event=False)])
+        write = _Write(queue, body, {"delivery_mode": 2, **properties}, then, optional, is_event=False, refused=refused)
+        self._add([write])
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is confirmed; False if it took too long."""
@@ -183,35 +215,76 @@ class LogWriter:
 
     def _write_batch(self) -> None:
         self._written_at = time.monotonic()
-        batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+        most = 1 if self._alone else _BATCH
+        batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        left = deque(batch)
         self._unconfirmed, self._refused, self._was_nacked = {}, [], False
-        sent = 0
         try:
             self._ensure_connected()
-            for item in batch:
-                self._tag += 1
-                self._unconfirmed[self._tag] = item
-                sent += 1
-                self._channel.basic_publish(
-                    amqp.Message(item.body, message_id=str(self._tag), **item.properties),
-                    exchange="",
-                    routing_key=item.queue,
-                    mandatory=True,
-                )
+            while left:
+                self._send(left.popleft())
             self._await_confirms()
-        except _LOST as exc:
-            queues = ", ".join(sorted({item.queue for item in self._unconfirmed.values()}))
-            logger.warning("writing to the shards' logs failed, trying again: %r; not confirmed: %s", exc, queues)
-            self._first_node += 1
+            self._alone = max(0, self._alone - len(batch))
+        except Exception as exc:
             self._disconnect()
+            self._look_into(exc, batch)
         if self._was_nacked:
             # RabbitMQ 3.10 may go on refusing on a channel whose first publish fell into a leader's failover.
             self._disconnect()
-        again = [item for item in (*self._refused, *self._unconfirmed.values(), *batch[sent:]) if not item.optional]
+        again = [item for item in (*self._refused, *self._unconfirmed.values(), *left) if not item.optional]
         self._unconfirmed = {}
         if again:
             self._waiting.extendleft(reversed(again))
-            time.sleep(_PAUSE_SECONDS)
+            if not self._alone:
+                time.sleep(_PAUSE_SECONDS)
+
+    def _send(self, item: _Write) -> None:
+        """Publish one write, or set it aside if it can be seen that the broker would refuse it."""
+        self._tag += 1
+        message = amqp.Message(item.body, message_id=str(self._tag), **item.properties)
+        refusal = None if item.is_event else _find_refusal(message, frame_bytes_max=self._channel.connection.frame_max)
+        if refusal is not None:
+            self._tag -= 1
+            self._set_aside(item, refusal)
+            return
+        self._unconfirmed[self._tag] = item
+        self._channel.basic_publish(message, exchange="", routing_key=item.queue, mandatory=True)
+
+    def _look_into(self, exc: Exception, batch: list[_Write]) -> None:
+        """Decide what a failed batch means: the connection was lost, or one of it is refused for good."""
+        unconfirmed = self._unconfirmed
+        is_for_good = not isinstance(exc, _LOST) or getattr(exc, "code", None) in _REPLIES_FOR_GOOD
+        if is_for_good and len(unconfirmed) == 1:
+            (item,) = unconfirmed.values()
+            unconfirmed.clear()
+            self._alone = max(0, self._alone - 1)
+            self._set_aside(item, Refusal(str(exc) or repr(exc)))
+            return
+        if is_for_good and unconfirmed:
+            logger.warning("the broker refused one of %d writes; sending them one by one: %s", len(unconfirmed), exc)
+            self._alone = len(batch)
+            return
+        queues = ", ".join(sorted({item.queue for item in unconfirmed.values()}))
+        logger.warning(
+            "writing to the shards' logs failed, trying again: %r; not confirmed: %s",
+            exc,
+            queues,
+            exc_info=None if isinstance(exc, _LOST) else exc,
+        )
+        self._first_node += 1
+
+    def _set_aside(self, item: _Write, refusal: Refusal) -> None:
+        """Tell who gave a write that it can never be stored as it is."""
+        if item.refused is not None:
+            self._post(partial(item.refused, refusal))
+        elif (item.queue, refusal.why[:40]) not in self._said:
+            self._said.add((item.queue, refusal.why[:40]))
+            logger.error(
+                "%s: %s can never be stored and is left out: %s",
+                item.queue,
+                "what is only told" if item.optional else "a record",
+                refusal.why,
+            )
 
     def _await_confirms(self) -> None:
         """Wait until the batch is confirmed; for what is optional not long: it must not hold up the next batch.
@@ -282,3 +355,20 @@ class LogWriter:
     def _take(self, tag: int, multiple: bool) -> list[_Write]:
         tags = [known for known in self._unconfirmed if known <= tag] if multiple else [tag]
         return [item for known in tags if (item := self._unconfirmed.pop(known, None)) is not None]
+
+
+def _find_refusal(message: amqp.Message, *, frame_bytes_max: int) -> Refusal | None:
+    """Return why a message cannot be sent on a connection, None if it can."""
+    try:
+        size_bytes = len(message._serialize_properties())  # there is no public way
+    except Exception as exc:
+        # py-amqp has no error of its own for all of it: FrameSyntaxError, struct.error, UnicodeError, AttributeError, …
+        return Refusal(f"its headers cannot be encoded: {exc!r}")
+    most = frame_bytes_max - _FRAME_RESERVED_BYTES
+    if size_bytes <= most:
+        return None
+    return Refusal(
+        f"its headers have {size_bytes:,} bytes, and a frame of this connection takes {most:,} (frame_max of the "
+        "broker)",
+        headers_bytes_max=most,
+    )

@@ -10,11 +10,12 @@ A task called directly, eagerly or from an ordinary queue retries as Celery does
 from __future__ import annotations
 
 import inspect
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 from celery.exceptions import Retry
-from kombu.serialization import dumps, loads
+from kombu.serialization import dumps, loads, prepare_accept_content, registry
 
 from celery_sharding.errors import UnsupportedOption
 from celery_sharding.journal import Attempt
@@ -49,7 +50,8 @@ class InPlaceRetry(Retry):
         if isinstance(self.when, datetime):
             when = self.when if self.when.tzinfo else self.when.replace(tzinfo=UTC)
             return max(0.0, (when - datetime.now(UTC)).total_seconds())
-        return max(0.0, float(self.when or 0.0))
+        seconds = float(self.when or 0.0)
+        return seconds if seconds > 0 or math.isnan(seconds) else 0.0
 
 
 def retry_in_place(
@@ -99,6 +101,8 @@ def retry_in_place(
 def encode_call(request: Any, call: tuple[Any, Any]) -> dict[str, Any]:
     """Return the (args, kwargs) of a changed retry as a body for the attempts stream."""
     serializer = request.task.serializer or request.app.conf.task_serializer
+    if registry.name_to_type.get(serializer) not in _accepted(request):
+        serializer = registry.type_to_name.get(request.message.content_type, serializer)
     content_type, content_encoding, body = dumps(call, serializer=serializer)
     return {
         "body": body if isinstance(body, bytes) else body.encode(),
@@ -109,9 +113,12 @@ def encode_call(request: Any, call: tuple[Any, Any]) -> dict[str, Any]:
 
 def decode_call(request: Any, known: Attempt) -> tuple[Any, Any]:
     """Return the (args, kwargs) that a retry under an earlier owner put in place of the message's own."""
-    accept = request.app.conf.accept_content
-    args, kwargs = loads(known.body, known.content_type, known.content_encoding, accept=accept)
+    args, kwargs = loads(known.body, known.content_type, known.content_encoding, accept=_accepted(request))
     return tuple(args), dict(kwargs)
+
+
+def _accepted(request: Any) -> set[str]:
+    return prepare_accept_content(request.app.conf.accept_content)  # type: ignore[no-any-return]
 
 
 def _refuse(task: Any, options: dict[str, Any], throw: bool) -> None:
@@ -129,7 +136,7 @@ def _refuse(task: Any, options: dict[str, Any], throw: bool) -> None:
 
 def _refuse_long_wait(task: Any, retry: InPlaceRetry) -> None:
     limit = task.app.sharding.settings.consumer_timeout_seconds / 2
-    if retry.seconds() > limit:
+    if not retry.seconds() <= limit:  # NaN is not
         raise UnsupportedOption(
             f"task {task.name!r}: a retry in {retry.seconds():.0f} s is longer than half the broker's consumer "
             "time-out, and the broker would take the shard away meanwhile. Retry sooner, or raise consumer_timeout on "

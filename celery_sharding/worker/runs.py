@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.journal import failure_event, retry_event, settled_event
+from celery_sharding.streams import encode
 from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.burial import store_dead_letter
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
+_UNRECORDED = "its retry cannot be recorded"
 
 
 class Runs:
@@ -74,7 +76,9 @@ class Runs:
         node: str,
         read: Callable[[], bool] | None = None,
     ) -> None:
-        self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start)
+        self.lanes = Lanes(
+            self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start, self._bury_unstarted
+        )
         self.turn = Turn(call_soon, self._pump, read)
         self._acks = None if call_soon is None or read is not None else Acks(call_after)
         self._starts_at_once = None if read is None else 1
@@ -133,23 +137,31 @@ class Runs:
     def retry(self, request: Any, retry: InPlaceRetry) -> None:
         """Run the message again in its place, when the retry is due."""
         delivery: Delivery = request.delivery
-        retries = request.request_dict.get("retries", 0) + 1
-        again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
+        retries = (request.request_dict.get("retries") or 0) + 1
+        wait_seconds = retry.seconds()
+        try:
+            again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
+            changed = {} if retry.body is None else encode_call(again, retry.body)
+            event = retry_event(
+                delivery.task_id or "", retries, 0, wait_seconds=wait_seconds, time_limits=retry.time_limits, **changed
+            )
+            encode(event)
+        except Exception as exc:
+            # Anything that the task gave to its retry.
+            self.bury(request, _UNRECORDED, repr(exc))
+            return
         if not self._hold(delivery, again):
             return
         delivery.attempts = 0  # the run has come to an end
-        wait_seconds = retry.seconds()
         due_at = time.monotonic() + wait_seconds
         delivery.shard.count("retried")
         delivery.note_end()
         delivery.is_recorded = True
-        changed = {} if retry.body is None else encode_call(again, retry.body)
         self._log.append(
             delivery.shard.names.attempts,
-            retry_event(
-                delivery.task_id or "", retries, 0, wait_seconds=wait_seconds, time_limits=retry.time_limits, **changed
-            ),
+            event,
             lambda: self._call_after(max(0.0, due_at - time.monotonic()), partial(self._due, delivery)),
+            refused=lambda refusal: self._bury_held(delivery, reason=_UNRECORDED, error=refusal.why),
         )
         self._note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
@@ -190,7 +202,16 @@ class Runs:
             self._settle(delivery)
             self._leave(delivery)
 
-        store_dead_letter(self._log, delivery, node=self._node, reason=reason, error=error, stored=stored)
+        def held() -> None:
+            delivery.shard.count("unburied")
+            if delivery.entry is not None:
+                self.lanes.hold(delivery.entry)
+
+        store_dead_letter(self._log, delivery, node=self._node, reason=reason, error=error, stored=stored, held=held)
+
+    def _bury_held(self, delivery: Delivery, *, reason: str, error: str) -> None:
+        if delivery.entry is not None and delivery.entry.state is State.HELD:
+            self.bury_delivery(delivery, reason=reason, error=error)
 
     def leave_orphan(self, delivery: Delivery) -> bool:
         """If the run's message is the broker's again, only unlock its lane; say whether that was so."""
@@ -257,6 +278,11 @@ class Runs:
             self._submitter.begin(entry)
         else:
             self._judge.judge(entry)
+
+    def _bury_unstarted(self, entry: Entry, exc: Exception) -> None:
+        """Bury what could not be started, whatever it was: its lane must go on, and it must not be lost."""
+        logger.error("%r could not be started", entry, exc_info=exc)
+        self.bury_delivery(entry.item.delivery, reason="could not be started", error=repr(exc))
 
     def _hold(self, delivery: Delivery, again: Any) -> bool:
         entry = delivery.entry

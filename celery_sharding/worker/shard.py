@@ -25,6 +25,7 @@ from kombu.message import Message
 
 from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.config import ShardGroup
+from celery_sharding.foreign import decoded_message, read_foreign
 from celery_sharding.histogram import Histogram
 from celery_sharding.journal import handover_event
 from celery_sharding.topology import Names
@@ -112,6 +113,7 @@ class Shard:
     def open(self, connection: Any, prefetch: int) -> None:
         """Start consuming, as owner or standby: the broker decides."""
         self._channel = channel = connection.channel()
+        read_foreign(channel)
         self._prefetch = prefetch + _CONTROL_MESSAGES
         channel.basic_qos(0, self._prefetch, False)
         arguments = {"x-consumer-timeout": CONSUMER_TIMEOUT_MS}
@@ -272,16 +274,17 @@ class Shard:
         # py-amqp hands over its own message, kombu's virtual transports a kombu message.
         if self._channel is None:
             return  # it came while the channel was being closed, and is the broker's again
-        message = raw if isinstance(raw, Message) else self._channel.message_to_python(raw)
+        message = raw if isinstance(raw, Message) else decoded_message(self._channel.message_to_python(raw))
         if not self.owned:
             self.owned = True
             self._begin_counting()
             self._journal("taken")
-        control = (message.headers or {}).get(CONTROL_HEADER)
-        if control is not None:
+        headers = message.headers or {}
+        control = headers.get(CONTROL_HEADER)
+        if isinstance(control, str) and "task" not in headers:
             self.ending.on_control(control, message)
             return
-        delivery = Delivery(message, self, self._runs)
+        delivery = Delivery(message, self, self._runs, raw=raw)
         self._deliveries[delivery.tag] = delivery
         self.newest_sent_at = delivery.sent_at
         self.count("delivered")

@@ -158,6 +158,7 @@ class ShardsStep(bootsteps.StartStopStep):
     def shutdown(self, c: Any) -> None:
         """Close the channels that are left; every run that could end has ended."""
         self._cancel_timers()
+        self._calls.stop()
         self._notices.read()
         self._record_all(5.0)
         self._groups.close()

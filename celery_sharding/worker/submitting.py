@@ -17,6 +17,7 @@ from typing import Any
 
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.lanes import Entry, Lanes
+from celery_sharding.worker.limits import Limits
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +49,15 @@ class Submitter:
         self._lanes = lanes
         self._announcements = announcements
         self._call_after = call_after
-        self._bucket_for = bucket_for
+        self._limits = Limits(lanes, call_after=call_after, bucket_for=bucket_for)
         self._is_alive = is_alive
 
     def begin(self, entry: Entry) -> None:
         """Hand a run to the pool, or hold it for a while."""
         request = entry.item
-        bucket = self._bucket_for(request.task.name)
         if not self._is_alive():
             self.hold_for(entry, _LIFE_SECONDS)
-        elif bucket is not None and not bucket.can_consume(1):
-            self.hold_for(entry, bucket.expected_time(1))
-        else:
+        elif self._limits.let_through(entry):
             was_announced = request.delivery.is_announced
             if was_announced:
                 self._announcements.begun(request.delivery)  # before, since a solo pool runs the task in it

@@ -85,9 +85,9 @@ def again(self, key, number, times=2, countdown=0.3):
 
 
 @app.task(bind=True, **sharded, max_retries=3)
-def changed(self, key, number, text="first"):
+def changed(self, key, number, text="first", countdown=0):
     if text == "first":
-        raise self.retry(kwargs={"text": "second"}, countdown=0)
+        raise self.retry(kwargs={"text": "second"}, countdown=countdown)
     return text
 
 

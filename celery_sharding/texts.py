@@ -1,0 +1,31 @@
+"""Text that others wrote, made fit to be stored and shown: it can be encoded, and it is not longer than its place.
+
+A message's headers must fit one frame of the protocol, 128 kB by default; error texts and representations know no
+limit, and may hold half a surrogate pair, which no UTF-8 can carry.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TEXT_CHARACTERS_MAX = 4_000
+ID_CHARACTERS_MAX = 255
+
+
+def plain_text(value: Any) -> str:
+    """Return `value` as text that can be encoded; bytes that are no UTF-8, and half surrogate pairs, are escaped."""
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode(errors="backslashreplace")
+    text = value if isinstance(value, str) else str(value)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def cut(value: Any, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
+    """Return the beginning of `value` as text that can be encoded, and say so if there was more."""
+    # Escapes make it longer, so it is cut first; and again, for those.
+    text = value if isinstance(value, str) else plain_text(value)
+    length = len(text)
+    shown = plain_text(text[:characters_max])
+    if length <= characters_max and len(shown) <= characters_max:
+        return shown
+    return f"{shown[:characters_max]}… (cut, {length:,} characters)"
