@@ -11,8 +11,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery_sharding.headers import (
+    ATTEMPTS_HEADER,
+    DEAD_AT_HEADER,
+    ERROR_HEADER,
+    GROUP_HEADER,
+    KEY_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+)
 from celery_sharding.journal import dead_event
-from celery_sharding.keys import GROUP_HEADER, KEY_HEADER
 from celery_sharding.worker.delivery import Delivery
 
 if TYPE_CHECKING:
@@ -58,9 +66,9 @@ def _headers(delivery: Delivery, *, reason: str, error: str | None) -> dict[str,
         **original,
         GROUP_HEADER: delivery.shard.group.name,
         KEY_HEADER: delivery.key,
-        "shard_queue": delivery.shard.queue,
-        "shard_dead_reason": reason,
-        "shard_dead_error": error or "",
-        "shard_dead_attempts": delivery.attempts or 0,
-        "shard_dead_at": time.time(),
+        QUEUE_HEADER: delivery.shard.queue,
+        REASON_HEADER: reason,
+        ERROR_HEADER: error or "",
+        ATTEMPTS_HEADER: delivery.attempts or 0,
+        DEAD_AT_HEADER: time.time(),
     }

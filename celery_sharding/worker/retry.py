@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery.exceptions import Retry
-from kombu.serialization import dumps, loads
+from kombu.serialization import dumps, loads, prepare_accept_content
 
 from celery_sharding.errors import UnsupportedOption
+from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.journal import Attempt
 from celery_sharding.routing import ordinary_retry
-
-SHARD_ATTRIBUTE = "shard"
 
 
 class InPlaceRetry(Retry):
@@ -109,7 +108,7 @@ def encode_call(request: Any, call: tuple[Any, Any]) -> dict[str, Any]:
 
 def decode_call(request: Any, known: Attempt) -> tuple[Any, Any]:
     """Return the (args, kwargs) that a retry under an earlier owner put in place of the message's own."""
-    accept = request.app.conf.accept_content
+    accept = prepare_accept_content(request.app.conf.accept_content)
     args, kwargs = loads(known.body, known.content_type, known.content_encoding, accept=accept)
     return tuple(args), dict(kwargs)
 
