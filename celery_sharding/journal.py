@@ -1,10 +1,13 @@
 """What happens in a group: facts that may be forgotten, in two streams.
 
     journal    kept for a day    vitals (each worker, once a second), handover, failure, dead
-    attempts   kept for a week   attempt, retry, settled: how often a message was begun, by task id
+    attempts   kept for a week   attempt, withdrawn, retry, settled: how often a message was begun
 
-The attempts are folded into an `AttemptLog`, from which a new owner goes on counting. Nothing here holds a shard key in
-clear, and task arguments only where a retry changed them (`retry(args=…)`), since the message itself is not rewritten.
+The attempts are folded into an `AttemptLog`, from which a new owner goes on counting. They go by what is unique to the
+message (`shard_message_id`, see `headers`), never by the task id, which may stand on several messages.
+
+Nothing here holds a shard key in clear, and task arguments only where a retry changed them (`retry(args=…)`), since the
+message itself is not rewritten.
 
 Only builds and folds events; `streams` appends and reads them.
 """
@@ -86,18 +89,18 @@ def dead_event(queue: str, *, owner: str, task_id: str | None, task: str | None,
     }
 
 
-def attempt_event(task_id: str, attempts: int) -> Event:
+def attempt_event(message_id: str, attempts: int) -> Event:
     """Return that a message is about to begin its run number `attempts` that may end in a lost process."""
-    return {"event": "attempt", "at": time.time(), "task_id": task_id, "attempts": attempts}
+    return {"event": "attempt", "at": time.time(), "message_id": message_id, "attempts": attempts}
 
 
-def withdrawn_event(task_id: str, attempts: int) -> Event:
+def withdrawn_event(message_id: str, attempts: int) -> Event:
     """Return that a run which was announced did not begin, since its shard was given up: `attempts` are left."""
-    return {"event": "withdrawn", "at": time.time(), "task_id": task_id, "attempts": attempts}
+    return {"event": "withdrawn", "at": time.time(), "message_id": message_id, "attempts": attempts}
 
 
 def retry_event(
-    task_id: str,
+    message_id: str,
     retries: int,
     attempts: int,
     *,
@@ -107,7 +110,7 @@ def retry_event(
     content_type: str | None = None,
     content_encoding: str | None = None,
 ) -> Event:
-    """Return that a task asked for its retry number `retries`.
+    """Return that the task of a message asked for its retry number `retries`.
 
     Args:
         wait_seconds: How long from now it waits before it runs.
@@ -119,7 +122,7 @@ def retry_event(
     event: Event = {
         "event": "retry",
         "at": time.time(),
-        "task_id": task_id,
+        "message_id": message_id,
         "retries": retries,
         "attempts": attempts,
         "wait_seconds": wait_seconds,
@@ -135,9 +138,9 @@ def retry_event(
     return event
 
 
-def settled_event(task_id: str) -> Event:
-    """Return that a message with recorded attempts is done: another of the same task id starts from nothing."""
-    return {"event": "settled", "at": time.time(), "task_id": task_id}
+def settled_event(message_id: str) -> Event:
+    """Return that a message with recorded attempts is done, and nothing of it need be known any more."""
+    return {"event": "settled", "at": time.time(), "message_id": message_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class Attempt:
 
 
 class AttemptLog:
-    """Attempts by task id, folded from the stream of attempts; bounded, the longest untouched are forgotten first.
+    """Attempts by message, folded from the stream of attempts; bounded, the longest untouched are forgotten first.
 
     Events may come again: numbers only grow until the message is settled, a retry is asked for, or a run that was
     announced is withdrawn. The body is that of the highest retry.
@@ -171,19 +174,19 @@ class AttemptLog:
 
     def __init__(self, *, attempts_max: int = ATTEMPTS_MAX) -> None:
         self._attempts_max = attempts_max
-        self._by_task_id: OrderedDict[str, Attempt] = OrderedDict()
+        self._by_message: OrderedDict[str, Attempt] = OrderedDict()
 
     def note(self, event: Mapping[str, Any]) -> None:
         """Fold one event; names that are not of this stream, and damaged ones, change nothing."""
-        task_id, attempts, retries = event.get("task_id"), event.get("attempts"), event.get("retries", 0)
+        message_id, attempts, retries = event.get("message_id"), event.get("attempts"), event.get("retries", 0)
         if event.get("event") == "settled":
-            self._by_task_id.pop(str(task_id), None)
+            self._by_message.pop(str(message_id), None)
             return
         if event.get("event") not in ("attempt", "retry", "withdrawn"):
             return
-        if not isinstance(task_id, str) or not isinstance(attempts, int) or not isinstance(retries, int):
+        if not isinstance(message_id, str) or not isinstance(attempts, int) or not isinstance(retries, int):
             return
-        known = self._by_task_id.pop(task_id, Attempt())
+        known = self._by_message.pop(message_id, Attempt())
         body = _decode_body(event.get("body"))
         if body is not None and retries >= known.retries:
             known = dataclasses.replace(
@@ -199,21 +202,21 @@ class AttemptLog:
                 wait_seconds=_number(event.get("wait_seconds")),
                 time_limits=_time_limits(event.get("time_limits")) or known.time_limits,
             )
-        self._by_task_id[task_id] = dataclasses.replace(
+        self._by_message[message_id] = dataclasses.replace(
             known,
             # A retry says that the runs before it came to an end.
             attempts=max(known.attempts, attempts) if event["event"] == "attempt" else attempts,
             retries=max(known.retries, retries),
         )
-        while len(self._by_task_id) > self._attempts_max:
-            self._by_task_id.popitem(last=False)
+        while len(self._by_message) > self._attempts_max:
+            self._by_message.popitem(last=False)
 
-    def get(self, task_id: str) -> Attempt | None:
-        """Return what is known of `task_id`, None if nothing is."""
-        return self._by_task_id.get(task_id)
+    def get(self, message_id: str) -> Attempt | None:
+        """Return what is known of a message, None if nothing is."""
+        return self._by_message.get(message_id)
 
     def __len__(self) -> int:
-        return len(self._by_task_id)
+        return len(self._by_message)
 
 
 def _time_limits(value: Any) -> tuple[float | None, float | None] | None:

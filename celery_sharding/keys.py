@@ -18,10 +18,6 @@ from celery_sharding.config import KeyRule, suggest
 from celery_sharding.errors import ShardKeyError
 
 KEY_BYTES_MAX = 255
-# Of a message: its key, for whoever cannot see the routing key it was published with; its group; when it was published.
-KEY_HEADER = "shard_key"
-GROUP_HEADER = "shard_group"
-SENT_AT_HEADER = "shard_sent_at"
 
 
 def key_text(value: object, *, task: str) -> str:

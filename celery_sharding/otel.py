@@ -21,6 +21,7 @@ from opentelemetry import trace
 
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.extension import Sharding
+from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.topology import Names
 
 KEY_HASH = "celery_sharding.key_hash"
@@ -44,7 +45,7 @@ def instrument(app: Celery, *, key_secret: str | None = None) -> None:
     sharding.watch_publish = attributes.watch_publish
 
     def on_run(task: Any, **_: Any) -> None:
-        if task.app is app and task.request.get("shard"):
+        if task.app is app and task.request.get(SHARD_ATTRIBUTE):
             attributes.hide_key(task.request)
             attributes.add_to_run(task.request)
 
@@ -80,14 +81,14 @@ class _Attributes:
         info = dict(request.delivery_info or {})
         if KEY_HASH not in info:
             key = info.get("routing_key")
-            group = request.shard.rpartition("/")[0]
+            group = request.get(SHARD_ATTRIBUTE).rpartition("/")[0]
             request.delivery_info = info | {"routing_key": Names(group).publish, KEY_HASH: self._hash(key)}
 
     def add_to_run(self, request: Any) -> None:
         span = trace.get_current_span()
         if not span.is_recording():
             return
-        group, _, index = request.shard.rpartition("/")
+        group, _, index = request.get(SHARD_ATTRIBUTE).rpartition("/")
         hashed = request.delivery_info[KEY_HASH]
         span.set_attributes(
             {

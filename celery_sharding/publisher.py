@@ -35,7 +35,7 @@ from kombu import Connection
 from celery_sharding.admin.switch import ensure_fixed
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable
-from celery_sharding.keys import SENT_AT_HEADER
+from celery_sharding.headers import MESSAGE_ID_HEADER
 from celery_sharding.link import Answer, Fate, Link
 from celery_sharding.publish_call import Call
 from celery_sharding.topology import Names, fixed_exists
@@ -106,7 +106,7 @@ class Publisher:
                     ),
                     call.exchange,
                     key,
-                    mark=SENT_AT_HEADER,
+                    mark=MESSAGE_ID_HEADER,
                     deadline=deadline,
                 )
             except BaseException:
@@ -198,7 +198,7 @@ class Publisher:
                 # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
                 # frame before the body.
                 probe = link.channel.prepare_message(b"probe")
-                answer = link.send(probe, "", f"{names.publish}.probe", mark=SENT_AT_HEADER, deadline=deadline)
+                answer = link.send(probe, "", f"{names.publish}.probe", mark=MESSAGE_ID_HEADER, deadline=deadline)
                 if answer.fate is Fate.UNKNOWN and link.blocked:
                     return Answer(Fate.BLOCKED, answer.cause)
                 if answer.fate is not Fate.RETURNED:

@@ -20,7 +20,7 @@ from kombu.exceptions import OperationalError
 from kombu.serialization import dumps
 
 from celery_sharding.errors import UnsupportedOption
-from celery_sharding.keys import GROUP_HEADER, SENT_AT_HEADER
+from celery_sharding.headers import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_marks
 from celery_sharding.routing import is_ordinary_retry
 from celery_sharding.topology import Names
 
@@ -63,20 +63,26 @@ def send_sharded(
             published.
         PublishError: The broker did not confirm.
     """
-    group = (options.get("headers") or {}).get(GROUP_HEADER)
-    if group is None:
+    headers = options.get("headers") or {}
+    group = headers.get(GROUP_HEADER)
+    is_delayed = (message.headers.get("eta") if message.headers else message.body.get("eta")) is not None
+    if group is not None and is_delayed and sender.is_sharded(name):
+        raise refuse_delay(name)
+    # Past the router a group is only named by headers that were handed on.
+    if group is None or options.get("exchange") != Names(group).publish:
         if sender.is_sharded(name) and not is_ordinary_retry():
             raise refuse_router(name)
+        if headers:
+            options["headers"] = without_marks(headers)
         return stock(producer, name, message, **options)
-    if (message.headers.get("eta") if message.headers else message.body.get("eta")) is not None:
-        raise refuse_delay(name)
     if not sender.is_own_broker(producer.connection):
         raise refuse_broker(name)
     # Quorum queues of RabbitMQ 4 deliver a higher priority first; and the broker would dead-letter what has expired,
     # where Celery's worker stores REVOKED: it reads `expires` from the headers.
     for dropped in ("priority", "expiration"):
         options.pop(dropped, None)
-    message.headers[SENT_AT_HEADER] = time.time()
+    # Celery writes these over the message's own.
+    options["headers"] = {**headers, SENT_AT_HEADER: time.time(), MESSAGE_ID_HEADER: new_message_id()}
     options["retry"] = False
     note = None if sender.watch_publish is None else sender.watch_publish()
     return stock(_ShardProducer(producer, group, sender.backing().publish, note), name, message, **options)

@@ -24,7 +24,8 @@ from celery.local import maybe_evaluate
 
 from celery_sharding.config import KeyRule, Settings, ShardGroup, suggest
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
-from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER, KeyReader, key_text
+from celery_sharding.headers import GROUP_HEADER, KEY_HEADER, MARKS, without_marks
+from celery_sharding.keys import KeyReader, key_text
 from celery_sharding.topology import Names
 
 
@@ -121,13 +122,14 @@ class ShardRouter(Router):
             return self._route_ordinary(options, name, args, kwargs, task_type)
         if _is_ordinary_retry.get():
             return self._route_ordinary(options, name, args, kwargs, task_type)
-        if not _is_resent(options, rule):
+        headers = options.get("headers") or {}
+        is_resent = _is_resent(options, rule)
+        if not is_resent:
             _refuse_place(options, name, rule)
             self._refuse_priority(options, name, task_type)
-        headers = options.get("headers") or {}
         if given_key is not _ABSENT:
             key = key_text(given_key, task=name)
-        elif headers.get(GROUP_HEADER) == rule.group.name and KEY_HEADER in headers:
+        elif is_resent and headers.get(GROUP_HEADER) == rule.group.name and KEY_HEADER in headers:
             key = key_text(headers[KEY_HEADER], task=name)
         else:
             key = rule.reader.read(args or (), kwargs or {})
@@ -135,7 +137,7 @@ class ShardRouter(Router):
         routed["exchange"] = rule.exchange
         routed["exchange_type"] = "fanout"
         routed["routing_key"] = key
-        routed["headers"] = {**headers, GROUP_HEADER: rule.group.name, KEY_HEADER: key}
+        routed["headers"] = {**without_marks(headers), GROUP_HEADER: rule.group.name, KEY_HEADER: key}
         return routed
 
     def _route_ordinary(self, options: dict[str, Any], *call: Any) -> dict[str, Any]:
@@ -171,7 +173,6 @@ _CELERYS = frozenset(dir(CeleryTask))
 # How like an option of ours a name must be to be taken for a misspelt one.
 _MISSPELT = 0.8
 _is_ordinary_retry: ContextVar[bool] = ContextVar("is_ordinary_retry", default=False)
-_MARKS = (GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER)
 _REPLACED = frozenset({"queue", "exchange", "exchange_type", "routing_key", "declare", "redelivered"})
 
 
@@ -213,9 +214,9 @@ def _refuse_call_option(option: str, options: dict[str, Any], name: str) -> None
 def _without_marks(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of an ordinary task without our headers, which it can only have from a sharded message."""
     headers = options.get("headers")
-    if not headers or GROUP_HEADER not in headers:
+    if not headers or MARKS.isdisjoint(headers):
         return options
-    return {**options, "headers": {name: value for name, value in headers.items() if name not in _MARKS}}
+    return {**options, "headers": without_marks(headers)}
 
 
 def _is_resent(options: dict[str, Any], rule: TaskRule) -> bool:

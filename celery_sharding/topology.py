@@ -12,13 +12,14 @@ channels of the connection they are given.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
+from celery_sharding.headers import KEY_HEADER
 from celery_sharding.refusals import explained, is_out_of_reach
 
 PREFIX = "shards."
@@ -92,6 +93,17 @@ class Names:
 
     def limbo(self, number: int) -> str:
         return f"{self.publish}.limbo{number:03d}"
+
+
+def key_of(headers: Mapping[str, Any], delivery_info: Mapping[str, Any], names: Names) -> str:
+    """Return the key of a message in a queue of the group: that which it was routed by.
+
+    One that was put into the queue past the group's exchange may name it in a header.
+    """
+    routed = delivery_info.get("routing_key")
+    if routed and delivery_info.get("exchange") == names.publish:
+        return str(routed)
+    return str(headers.get(KEY_HEADER) or routed or "")
 
 
 def fanouts(names: Names) -> tuple[tuple[str, str | None], ...]:

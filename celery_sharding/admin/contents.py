@@ -17,8 +17,8 @@ from typing import Any
 import amqp
 
 from celery_sharding import topology
-from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.errors import LogError
+from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.layout import Layout
 from celery_sharding.streams import publish_confirmed
 from celery_sharding.topology import Names, Opener, brief_channel

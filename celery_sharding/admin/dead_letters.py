@@ -25,8 +25,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import amqp
-
 from celery_sharding.admin.confirms import ConfirmedBatches
 from celery_sharding.admin.letters import DeadLetter, read_letter, revive
 from celery_sharding.admin.notes import noted
@@ -34,10 +32,8 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
 from celery_sharding.foreign import read_foreign
-from celery_sharding.journal import settled_event
 from celery_sharding.lock import GroupLock
 from celery_sharding.refusals import explained
-from celery_sharding.streams import encode
 from celery_sharding.topology import Names, brief_channel, queue_exists
 
 # Letters of one action, all held in memory; what is beyond is left to the next.
@@ -239,17 +235,11 @@ def _split(taken: Sequence[_Taken]) -> Iterator[list[_Taken]]:
 
 
 def _publish(batches: ConfirmedBatches, names: Names, batch: Sequence[_Taken]) -> list[_Taken]:
-    """Publish the letters of a batch, and that their attempts count from nothing; return those that were stored."""
-    settled = [
-        (amqp.Message(encode(settled_event(each.letter.task_id)), delivery_mode=2, content_type="application/json"),
-         "", names.attempts)
-        for each in batch
-        if each.letter.task_id
-    ]  # fmt: skip
+    """Publish the letters of a batch; return those that were stored."""
     at = time.time()
     letters = [(revive(each.letter, names.group, at=at), names.publish, str(each.letter.key)) for each in batch]
-    refused = batches.publish([*settled, *letters])
-    return [each for position, each in enumerate(batch, start=len(settled)) if position not in refused]
+    refused = batches.publish(letters)
+    return [each for position, each in enumerate(batch) if position not in refused]
 
 
 def _await_acknowledged(channel: Any) -> None:

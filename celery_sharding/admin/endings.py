@@ -11,13 +11,12 @@ from __future__ import annotations
 import amqp
 
 from celery_sharding.errors import LogError
+from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.manifest import drained_event, write
 from celery_sharding.streams import append, publish_confirmed
 from celery_sharding.topology import Names, Opener, brief_channel
 
-# The header of messages that are no tasks. "end": nothing of the segment comes behind it.
-CONTROL_HEADER = "shard_control"
 _CONFIRM_SECONDS = 30.0
 
 

@@ -22,15 +22,23 @@ from kombu.serialization import loads, prepare_accept_content
 
 from celery_sharding.admin.moments import format_moment, read_moment
 from celery_sharding.errors import ShardKeyError
-from celery_sharding.keys import GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER, key_text
+from celery_sharding.headers import (
+    ATTEMPTS_HEADER,
+    DEAD_AT_HEADER,
+    DEATH_HEADERS,
+    ERROR_HEADER,
+    GROUP_HEADER,
+    KEY_HEADER,
+    MESSAGE_ID_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    SENT_AT_HEADER,
+    new_message_id,
+)
+from celery_sharding.keys import key_text
 from celery_sharding.texts import cut, plain_text
 from celery_sharding.topology import Names
 
-# The headers that a worker puts on a dead letter, beside those of the message and of every sharded message.
-QUEUE, REASON, ERROR = "shard_queue", "shard_dead_reason", "shard_dead_error"
-ATTEMPTS, DEAD_AT = "shard_dead_attempts", "shard_dead_at"
-DROPPED_HEADERS = "shard_dead_dropped"  # of a letter that was reduced: what was too large
-_OURS = (QUEUE, REASON, ERROR, ATTEMPTS, DEAD_AT, DROPPED_HEADERS)
 # The broker's, by how they begin.
 _BROKERS = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 _BROKER_REASONS = {
@@ -91,14 +99,15 @@ def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
         "task_id": _text(headers.get("id") or properties.get("correlation_id")),
         "task": _text(headers.get("task")),
         "key": _key(headers.get(KEY_HEADER)) or _key(by_broker.get("key")),
-        "queue": _text(headers.get(QUEUE)) or by_broker.get("queue"),
-        "reason": _text(headers.get(REASON)) or by_broker.get("reason") or _NO_REASON,
-        "error": _text(headers.get(ERROR)) or "",
-        "attempts": headers[ATTEMPTS] if type(headers.get(ATTEMPTS)) is int else 0,
-        "dead_at": _moment(headers.get(DEAD_AT)) or by_broker.get("dead_at"),
+        "queue": _text(headers.get(QUEUE_HEADER)) or by_broker.get("queue"),
+        "reason": _text(headers.get(REASON_HEADER)) or by_broker.get("reason") or _NO_REASON,
+        "error": _text(headers.get(ERROR_HEADER)) or "",
+        "attempts": headers[ATTEMPTS_HEADER] if type(headers.get(ATTEMPTS_HEADER)) is int else 0,
+        "dead_at": _moment(headers.get(DEAD_AT_HEADER)) or by_broker.get("dead_at"),
     }
     # Not of all headers: the broker counts deliveries there, a listing's among them.
-    told = json.dumps([*facts.values(), _text(headers.get(SENT_AT_HEADER))]).encode()
+    marks = (_text(headers.get(name)) for name in (SENT_AT_HEADER, MESSAGE_ID_HEADER))
+    told = json.dumps([*facts.values(), *marks]).encode()
     digest = hashlib.sha256(told + b"\0" + body).hexdigest()[:_ID_CHARACTERS]
     return DeadLetter(id=digest, **facts, headers=headers, body=body, properties=properties)
 
@@ -107,13 +116,21 @@ def revive(letter: DeadLetter, group: str, *, at: float) -> amqp.Message:
     """Return the message to publish for a replay at `at`: the original one, sent anew.
 
     What workers and the broker wrote when it died is taken off. So is when it expires: who replays it wants it to run.
+    It is a publish of its own, and so are its attempts.
     """
     headers = {
-        name: value for name, value in letter.headers.items() if name not in _OURS and not name.startswith(_BROKERS)
+        name: value
+        for name, value in letter.headers.items()
+        if name not in DEATH_HEADERS and not name.startswith(_BROKERS)
     }
     if headers.get("expires") is not None:
         headers["expires"] = None
-    headers |= {GROUP_HEADER: group, KEY_HEADER: letter.key, SENT_AT_HEADER: at}
+    headers |= {
+        GROUP_HEADER: group,
+        KEY_HEADER: letter.key,
+        SENT_AT_HEADER: at,
+        MESSAGE_ID_HEADER: new_message_id(),
+    }
     kept = {name: value for name, value in letter.properties.items() if name not in _DROPPED}
     return amqp.Message(letter.body, delivery_mode=2, application_headers=headers, **kept)
 

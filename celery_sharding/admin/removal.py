@@ -25,7 +25,6 @@ from celery_sharding import topology
 from celery_sharding.admin.contents import BEYOND, waiting_tasks
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import LockHeld, TopologyError
-from celery_sharding.keys import KEY_HEADER
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load, write
@@ -133,9 +132,9 @@ def remove_queue(connection: Any, names: Names, queue: str) -> int:
     moved = 0
     with brief_channel(connection) as target:
         for source, message in waiting_tasks(connection, queue):
-            key = (message.headers or {}).get(KEY_HEADER) or message.delivery_info["routing_key"]
+            key = topology.key_of(message.headers or {}, message.delivery_info, names)
             again = amqp.Message(message.body, **message.properties)
-            publish_confirmed(target, again, str(key), exchange=names.publish, timeout_seconds=_STEP_SECONDS)
+            publish_confirmed(target, again, key, exchange=names.publish, timeout_seconds=_STEP_SECONDS)
             source.basic_ack(message.delivery_tag)
             moved += 1
     with brief_channel(connection) as channel, explained(names.group, queue):

@@ -110,7 +110,7 @@ class Announcements:
                 return
             delivery.is_announced = False
             delivery.attempts -= 1
-            event = withdrawn_event(delivery.task_id or "", delivery.attempts)
+            event = withdrawn_event(delivery.message_id, delivery.attempts)
         # Not optional: the announcement itself is sent again until it is stored, also after an outage.
         self._log.append(delivery.shard.names.attempts, event)
 
@@ -126,8 +126,9 @@ class Announcements:
         while queue:
             entry = queue.popleft()
             delivery: Delivery = entry.item.delivery
-            if entry.state in _NOT_STARTED and not delivery.is_judged:
-                known = shard.attempts.get(delivery.task_id or "")
+            # Of several that are not named and the same, only the one whose turn it is may be recorded.
+            if entry.state in _NOT_STARTED and not delivery.is_judged and delivery.is_named:
+                known = known_attempts(delivery)
                 begun = begun_before(known, delivery)
                 waits = known is not None and known.left_seconds(time.time()) > 0
                 if not waits and begun + 1 < shard.group.max_attempts:
@@ -140,7 +141,7 @@ class Announcements:
         delivery.attempts = begun + 1
         delivery.is_recorded = delivery.is_announced = True
         delivery.is_confirmed = False
-        event = attempt_event(delivery.task_id or "", delivery.attempts)
+        event = attempt_event(delivery.message_id, delivery.attempts)
         return delivery.shard.names.attempts, event, partial(self._note_confirmed, delivery)
 
     def _note_confirmed(self, delivery: Delivery) -> None:
@@ -149,6 +150,11 @@ class Announcements:
             then, delivery.on_confirmed = delivery.on_confirmed, None
         if then is not None:
             then()
+
+
+def known_attempts(delivery: Delivery) -> Attempt | None:
+    """Return what earlier owners have recorded of a redelivered message, None if nothing is known."""
+    return None if delivery.is_repeat else delivery.shard.attempts.get(delivery.message_id)
 
 
 def begun_before(known: Attempt | None, delivery: Delivery) -> int:

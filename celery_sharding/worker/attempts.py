@@ -65,5 +65,5 @@ class Attempts:
         else:
             call()
 
-    def get(self, task_id: str) -> Attempt | None:
-        return self._known.get(task_id)
+    def get(self, message_id: str) -> Attempt | None:
+        return self._known.get(message_id)

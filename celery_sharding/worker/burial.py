@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from amqp.serialization import dumps
 
+from celery_sharding.headers import (
+    ATTEMPTS_HEADER,
+    DEAD_AT_HEADER,
+    DROPPED_HEADER,
+    ERROR_HEADER,
+    GROUP_HEADER,
+    KEY_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+)
 from celery_sharding.journal import dead_event
-from celery_sharding.keys import GROUP_HEADER, KEY_HEADER
 from celery_sharding.texts import ID_CHARACTERS_MAX, cut, plain_text
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.log import Refusal
@@ -61,11 +70,11 @@ def store_dead_letter(
     ours = {
         GROUP_HEADER: delivery.shard.group.name,
         KEY_HEADER: delivery.key,
-        "shard_queue": delivery.shard.queue,
-        "shard_dead_reason": reason,
-        "shard_dead_error": error,
-        "shard_dead_attempts": delivery.attempts or 0,
-        "shard_dead_at": time.time(),
+        QUEUE_HEADER: delivery.shard.queue,
+        REASON_HEADER: reason,
+        ERROR_HEADER: error,
+        ATTEMPTS_HEADER: delivery.attempts or 0,
+        DEAD_AT_HEADER: time.time(),
     }
 
     def journal(why: str) -> None:
@@ -126,11 +135,11 @@ def _reduced(headers: dict[str, Any], ours: dict[str, Any], *, room_bytes: int) 
             kept[name] = headers[name]
     dropped = sorted(cut(name, 40) for name in headers if name not in kept and name not in ours)
     cut_ones = {
-        name: cut(value, _ERROR_CHARACTERS if name == "shard_dead_error" else ID_CHARACTERS_MAX)
+        name: cut(value, _ERROR_CHARACTERS if name == ERROR_HEADER else ID_CHARACTERS_MAX)
         for name, value in ours.items()
         if isinstance(value, str)
     }
-    return {**kept, **ours, **cut_ones, "shard_dead_dropped": cut(", ".join(dropped), _ERROR_CHARACTERS)}
+    return {**kept, **ours, **cut_ones, DROPPED_HEADER: cut(", ".join(dropped), _ERROR_CHARACTERS)}
 
 
 def _size_bytes(name: Any, value: Any) -> int | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from celery_sharding.admin.moments import read_moment
 from celery_sharding.errors import ShardKeyError
-from celery_sharding.keys import KEY_HEADER, SENT_AT_HEADER, key_text
+from celery_sharding.headers import KEY_HEADER, SENT_AT_HEADER, message_id_of
+from celery_sharding.keys import key_text
 from celery_sharding.texts import plain_text
 from celery_sharding.worker.request import DELIVERY
 
@@ -29,8 +31,11 @@ class Delivery:
         attempts: Runs of it that were begun or are announced, as far as is known; None: nothing is known yet.
         begun_at: When its last run was handed to the pool, in seconds since the epoch; 0: none was.
         entry: Its place in a lane; None before it is admitted and for messages that never run.
+        message_id: What its attempts are counted by; `is_named`: its publisher said it, so no other message has it.
+        is_repeat: Not named, redelivered, and the same to the byte as one that this owner was redelivered before. What
+            is recorded under its id is about that one, which stands before it in its lane.
         is_judged: It was redelivered, and may run here, after what is known of earlier attempts.
-        is_recorded: The attempts stream knows of it, or is about to.
+        is_recorded: The attempts stream knows of it, or is about to, or may do so.
         is_announced: It says that a run begins which has not begun yet; `announcements` moves what follows.
         is_confirmed: The broker has confirmed what was recorded last.
         key: The routing key it was published with; a message put into the queue by hand may name it in a header.
@@ -45,10 +50,13 @@ class Delivery:
         "is_announced",
         "is_confirmed",
         "is_judged",
+        "is_named",
         "is_recorded",
+        "is_repeat",
         "key",
         "key_problem",
         "message",
+        "message_id",
         "on_confirmed",
         "raw",
         "received_at",
@@ -67,7 +75,13 @@ class Delivery:
         self.attempts: int | None = None
         self.begun_at = 0.0
         self.is_judged = False
-        self.is_recorded = False
+        named = message_id_of(self.headers)
+        self.is_named = named is not None
+        # Now, since Celery writes to the headers when it makes the request.
+        self.message_id = named or _digest(message, shard.queue)
+        is_unnamed_again = named is None and self.redelivered
+        self.is_repeat = is_unnamed_again and shard.saw_before(self.message_id)
+        self.is_recorded = is_unnamed_again
         self.is_announced = False
         self.is_confirmed = False
         self.on_confirmed: Callable[[], None] | None = None
@@ -151,3 +165,13 @@ def _read_key(message: Any, *, published_to: str) -> tuple[str, str | None]:
             return plain_text(key), f"its header {KEY_HEADER} is no key: {exc}"
     text = plain_text(key)
     return text, None if text == key else "its routing key is not valid UTF-8"
+
+
+def _digest(message: Any, queue: str) -> str:
+    """Return what is equal for messages that are the same to the byte; what the broker writes to one is left out."""
+    info = message.delivery_info or {}
+    headers = {name: value for name, value in (message.headers or {}).items() if not name.startswith("x-")}
+    properties = {name: value for name, value in (message.properties or {}).items() if name != "application_headers"}
+    told = (queue, info.get("exchange"), info.get("routing_key"), sorted(properties.items()), sorted(headers.items()))
+    body = message.body if isinstance(message.body, bytes) else str(message.body).encode(errors="surrogateescape")
+    return sha256(repr(told).encode(errors="surrogateescape") + b"\0" + body).hexdigest()

@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Protocol
 
-from celery_sharding.admin.endings import CONTROL_HEADER
+from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.keys import key_digest
 from celery_sharding.layout import Segment
 from celery_sharding.manifest import drained_event, finished_event, reached_event

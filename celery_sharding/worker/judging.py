@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from celery_sharding.worker.announcements import begun_before
+from celery_sharding.worker.announcements import begun_before, known_attempts
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.lanes import Entry, State
 from celery_sharding.worker.retry import decode_call
@@ -56,7 +56,7 @@ class Judge:
         if entry.state is not State.RUNNING:
             self._runs.leave_orphan(delivery)
             return
-        known = delivery.shard.attempts.get(delivery.task_id or "")
+        known = known_attempts(delivery)
         if known is not None and (left_seconds := known.left_seconds(time.time())):
             # A retry that waited when its shard changed hands; it is judged when it is due.
             self._hold_for(entry, left_seconds)
@@ -65,6 +65,7 @@ class Judge:
         if begun < most and not self._may_begin(entry, is_last_chance=begun == most - 1 and begun >= 2):
             return
         delivery.is_judged = True
+        delivery.is_recorded = delivery.is_recorded or known is not None
         request = entry.item
         if known is not None and known.retries > request.request_dict.get("retries", 0):
             entry.item = request = request.rebuild(

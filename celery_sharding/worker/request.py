@@ -22,7 +22,8 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from celery_sharding.worker.retry import SHARD_ATTRIBUTE, InPlaceRetry, retry_in_place
+from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.worker.retry import InPlaceRetry, retry_in_place
 
 if TYPE_CHECKING:
     from celery_sharding.routing import TaskRules
@@ -44,6 +45,8 @@ class ShardRequestMixin:
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)  # type: ignore[call-arg]
         self.delivery: Delivery | None = (message.delivery_info or {}).get(DELIVERY)
+        # A header of this name says nothing: anybody may have handed it on.
+        self.request_dict.pop(SHARD_ATTRIBUTE, None)  # type: ignore[attr-defined]
         if self.delivery is not None:
             self.request_dict[SHARD_ATTRIBUTE] = self.delivery.label  # type: ignore[attr-defined]
 

@@ -18,10 +18,9 @@ from celery.exceptions import Retry
 from kombu.serialization import dumps, loads, prepare_accept_content, registry
 
 from celery_sharding.errors import UnsupportedOption
+from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.journal import Attempt
 from celery_sharding.routing import ordinary_retry, refuse_retry
-
-SHARD_ATTRIBUTE = "shard"
 
 
 class InPlaceRetry(Retry):

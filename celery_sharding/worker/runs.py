@@ -124,15 +124,13 @@ class Runs:
         delivery: Delivery = request.delivery
         delivery.shard.count("done")
         delivery.note_end()
-        self._settle(delivery)
-        self._leave(delivery)
+        self._settle(delivery, partial(self._leave, delivery))
 
     def finish_when_gone(self, request: Any, pid: int | None) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
         request.delivery.shard.count("killed")
         request.delivery.note_end()
-        self._settle(request.delivery)
-        self._leave_when_gone(request.delivery, pid)
+        self._settle(request.delivery, partial(self._leave_when_gone, request.delivery, pid))
 
     def retry(self, request: Any, retry: InPlaceRetry) -> None:
         """Run the message again in its place, when the retry is due."""
@@ -143,7 +141,7 @@ class Runs:
             again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
             changed = {} if retry.body is None else encode_call(again, retry.body)
             event = retry_event(
-                delivery.task_id or "", retries, 0, wait_seconds=wait_seconds, time_limits=retry.time_limits, **changed
+                delivery.message_id, retries, 0, wait_seconds=wait_seconds, time_limits=retry.time_limits, **changed
             )
             encode(event)
         except Exception as exc:
@@ -199,8 +197,7 @@ class Runs:
             return
 
         def stored() -> None:
-            self._settle(delivery)
-            self._leave(delivery)
+            self._settle(delivery, partial(self._leave, delivery))
 
         def held() -> None:
             delivery.shard.count("unburied")
@@ -296,15 +293,25 @@ class Runs:
         if delivery.entry is not None:
             self.lanes.due(delivery.entry)
 
-    def _settle(self, delivery: Delivery) -> None:
+    def _settle(self, delivery: Delivery, then: Callable[[], None]) -> None:
+        """Acknowledge a message, then call `then`."""
+        if delivery.is_recorded and not delivery.is_named:
+            # The next may be the same to the byte. What is recorded must be gone before that can be taken for this one.
+            def forgotten() -> None:
+                delivery.acknowledge(gather=False)
+                then()
+
+            self._log.append(delivery.shard.names.attempts, settled_event(delivery.message_id), forgotten)
+            return
         acks, entry = self._acks, delivery.entry
         if acks is None or entry is None or delivery.is_recorded:
             delivery.acknowledge(gather=False)
         else:
             delivery.acknowledge(gather=True)
             acks.gather(entry.lane, delivery.shard)
-        if delivery.is_recorded and delivery.task_id:
-            self._log.append(delivery.shard.names.attempts, settled_event(delivery.task_id), optional=True)
+        if delivery.is_recorded:
+            self._log.append(delivery.shard.names.attempts, settled_event(delivery.message_id), optional=True)
+        then()
 
     def _leave(self, delivery: Delivery) -> None:
         entry, delivery.entry = delivery.entry, None

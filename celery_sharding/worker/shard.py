@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 from amqp.exceptions import AMQPError
 from kombu.message import Message
 
-from celery_sharding.admin.endings import CONTROL_HEADER
 from celery_sharding.config import ShardGroup
 from celery_sharding.foreign import decoded_message, read_foreign
+from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.histogram import Histogram
 from celery_sharding.journal import handover_event
 from celery_sharding.topology import Names
@@ -97,6 +97,7 @@ class Shard:
         self._channel: Any = None
         self._deliveries: dict[Any, Delivery] = {}
         self._done: list[Any] = []
+        self._unnamed: set[str] = set()
         self._prefetch = 0
         self._caught_up = False
         self.gate: Gate | None = None
@@ -169,6 +170,7 @@ class Shard:
         self.withdraw()
         self._deliveries.clear()
         self._done.clear()
+        self._unnamed.clear()
         self.ending.reset()
         self._runs.forget(self)
 
@@ -222,6 +224,12 @@ class Shard:
             logger.debug("%s: the channel is gone: %r", self.queue, exc)
             return False
         return self._channel is not None
+
+    def saw_before(self, message_id: str) -> bool:
+        """Say whether a message of this id, which is no name, was redelivered here before, and keep it in mind."""
+        seen = message_id in self._unnamed
+        self._unnamed.add(message_id)
+        return seen
 
     def count(self, what: str) -> None:
         self._counters[what] += 1

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 
-from celery import Celery
+from celery import Celery, chain, chord, group
 from celery.exceptions import Reject
 from celery.worker.control import control_command
 from celery.worker.request import Request
@@ -178,6 +178,68 @@ def soft(key, number):
 @app.task(**sharded)
 def parent(key, number):
     step.delay(key, number)
+
+
+@app.task(bind=True, **sharded)
+def place(self, key, number):
+    """Run under the key that the message was routed by."""
+    with trace.run(self.request.delivery_info["routing_key"], number):
+        pass
+
+
+@app.task(bind=True, name="plain.carry")
+def carry(self, key, number):
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    place.apply_async((key, number), headers=self.request.headers)
+
+
+@app.task(bind=True, **sharded)
+def hand_on(self, key, number, child, how):
+    """Call `place` for the key `child` with all headers of this run."""
+    headers = self.request.headers
+    signature = place.si(child, number).set(headers=headers)
+    match how:
+        case "apply_async":
+            place.apply_async((child, number), headers=headers)
+        case "send_task":
+            app.send_task("shop.place", (child, number), headers=headers)
+        case "signature":
+            signature.apply_async(headers=headers)
+        case "options":
+            place.apply_async((child, number), **{**self.request.as_execution_options(), "task_id": None})
+        case "link":
+            plain.apply_async((1,), headers=headers, link=signature)
+        case "chain":
+            chain(plain.si(1).set(headers=headers), signature).apply_async(headers=headers)
+        case "group":
+            group([signature]).apply_async(headers=headers)
+        case "chord":
+            chord([plain.si(1).set(headers=headers)])(signature)
+        case "ordinary":
+            carry.apply_async((child, number), headers=headers)
+        case "replace":
+            raise self.replace(signature)
+
+
+@app.task(**sharded)
+def stand(key, number):
+    """Stand still as long as there is no file that says to go."""
+    with trace.run(key, number):
+        while not Path(f"{trace.path}.go").exists():
+            time.sleep(0.01)
+
+
+@app.task(bind=True, **sharded)
+def altered(self, key, number, text, alters=False):
+    """Ask for a retry with another text, or stand still."""
+    if alters and not self.request.retries:
+        trace.mark("altered", key, number)
+        raise self.retry(kwargs={"text": "altered"}, countdown=2)
+    with trace.run(key, number):
+        trace.mark("text", key, number, text)
+        while not alters and not Path(f"{trace.path}.go").exists():
+            time.sleep(0.01)
 
 
 @app.task(**sharded)

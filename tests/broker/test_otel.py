@@ -99,7 +99,7 @@ def test_a_run_is_described_also_if_its_span_is_older_than_its_shard(shop: Shop,
     instrument(shop.app)
     run = build_tracer("shop.step", shop.app.tasks["shop.step"], app=shop.app)
     info = {"exchange": shop.names.publish, "routing_key": "customer-1"}
-    run("id-1", ("customer-1", 0), {}, {"id": "id-1", "shard": f"{shop.group}/3", "delivery_info": info})
+    run("id-1", ("customer-1", 0), {}, {"id": "id-1", "shard_label": f"{shop.group}/3", "delivery_info": info})
 
     (span,) = spans[1].get_finished_spans()
     assert span.attributes["messaging.destination.partition.id"] == "3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from amqp import Message
 from kombu import Connection
 from shops import Shop
 
@@ -20,10 +21,10 @@ PREFETCH = {"SHOP_PREFETCH": "1000"}
 
 
 def send_backlog(shop: Shop, count: int, *, task: str = "step", keys: int = 20, **options: object) -> dict[str, int]:
-    """Publish messages and let them be delivered once to nobody's use; return their numbers by task id."""
+    """Publish messages and let them be delivered once to nobody's use; return their numbers by message id."""
     ensure_group(lambda: Connection(shop.broker_url), ShardGroup(shop.group, SHARDS), owner="test")
     sent = {shop.send(task, f"k{number % keys}", number, **options).id: number for number in range(count)}
-    delivered: list[object] = []
+    delivered: list[Message] = []
     with Connection(shop.broker_url) as connection:
         for index in range(SHARDS):
             connection.channel().basic_consume(f"{shop.names.ring(1)}.{index:03}", callback=delivered.append)
@@ -33,7 +34,7 @@ def send_backlog(shop: Shop, count: int, *, task: str = "step", keys: int = 20, 
             return len(delivered) == count
 
         assert wait_until(are_delivered, timeout_seconds=30), len(delivered)
-    return sent
+    return {message.headers["shard_message_id"]: sent[message.headers["id"]] for message in delivered}
 
 
 def attempts_of(shop: Shop) -> list[Event]:
@@ -51,9 +52,9 @@ def most_announced(events: list[Event]) -> int:
     most = 0
     for event in events:
         if event["event"] == "attempt":
-            open_ids.add(event["task_id"])
+            open_ids.add(event["message_id"])
         elif event["event"] == "settled":
-            open_ids.discard(event["task_id"])
+            open_ids.discard(event["message_id"])
         most = max(most, len(open_ids))
     return most
 
@@ -74,7 +75,7 @@ def test_attempts_of_a_backlog_are_recorded_ahead_of_the_slots(shop: Shop, pool:
     assert wait_until(lambda: count(attempts_of(shop), "settled") == 300, timeout_seconds=20)
     events = attempts_of(shop)
     assert most_announced(events) > 5
-    assert sorted(event["task_id"] for event in events if event["event"] == "attempt") == sorted(sent)
+    assert sorted(event["message_id"] for event in events if event["event"] == "attempt") == sorted(sent)
 
 
 def test_the_last_attempt_is_recorded_only_for_a_run_that_has_its_slot(shop: Shop) -> None:
@@ -102,9 +103,9 @@ def test_what_was_recorded_ahead_does_not_count_when_the_shard_is_given_up(shop:
         log.note(event)
     assert count(events, "withdrawn") > 0
     ended = {mark.number for mark in shop.trace.read() if mark.kind == "end"}
-    left = [task_id for task_id, number in sent.items() if number not in ended]
+    left = [message_id for message_id, number in sent.items() if number not in ended]
     assert left
-    counted = {task_id: known.attempts for task_id in left if (known := log.get(task_id)) is not None}
+    counted = {each: known.attempts for each in left if (known := log.get(each)) is not None}
     assert set(counted.values()) == {1}, counted
     # And the next worker runs them
     shop.worker("-c", "2", SHOP_MAX_ATTEMPTS="3", **PREFETCH)

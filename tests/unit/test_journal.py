@@ -1,4 +1,4 @@
-"""Attempts, folded by task id."""
+"""Attempts, folded by message."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def test_past_the_limit_the_longest_untouched_is_forgotten():
     "event",
     [
         {"event": "attempt"},
-        {"event": "attempt", "task_id": 7, "attempts": 1},
-        {"event": "attempt", "task_id": "t1", "attempts": "one"},
-        {"event": "blessed", "task_id": "t1", "attempts": 1},
+        {"event": "attempt", "message_id": 7, "attempts": 1},
+        {"event": "attempt", "message_id": "t1", "attempts": "one"},
+        {"event": "blessed", "message_id": "t1", "attempts": 1},
         vitals_event("w", 1, owned={}, standby=["q"], at=0.0),
     ],
 )
@@ -109,11 +109,11 @@ def test_damaged_and_foreign_events_are_passed_over(log, event):
     assert len(log) == 0
 
 
-def test_a_settled_message_leaves_nothing_for_another_of_its_task_id() -> None:
+def test_a_settled_message_leaves_nothing_behind() -> None:
     # Given a message that was begun four times
     log = AttemptLog()
     log.note(attempt_event("t1", 4))
-    # When it is settled, and another of the same id is begun
+    # When it is settled, and another that cannot be told from it is begun
     log.note(settled_event("t1"))
     assert log.get("t1") is None
     log.note(attempt_event("t1", 2))

@@ -1,0 +1,60 @@
+"""The headers of this library that travel with messages: their names, and which of them say something.
+
+    of a task            shard_group, shard_key, shard_sent_at, shard_message_id, beside Celery's
+    of a dead letter     those, and the queue it came from, why it died, how often it was begun, and when
+    of a control message shard_control: it is no task
+
+Celery shows a task the headers of its message, and tasks hand them on to what they call. So on a call they say nothing:
+they count only on a message that is sent again, and every other call leaves without them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+# Its key, for whoever cannot see the routing key it was published with.
+KEY_HEADER = "shard_key"
+GROUP_HEADER = "shard_group"
+# Seconds since the epoch.
+SENT_AT_HEADER = "shard_sent_at"
+# Unique to the publish. Attempts are counted by it: a task id may stand on several messages.
+MESSAGE_ID_HEADER = "shard_message_id"
+
+QUEUE_HEADER = "shard_queue"
+REASON_HEADER = "shard_dead_reason"
+ERROR_HEADER = "shard_dead_error"
+ATTEMPTS_HEADER = "shard_dead_attempts"
+DEAD_AT_HEADER = "shard_dead_at"
+# Of a letter that was reduced: what was too large.
+DROPPED_HEADER = "shard_dead_dropped"
+# What a worker puts on a dead letter, beside the headers of its message.
+DEATH_HEADERS = (QUEUE_HEADER, REASON_HEADER, ERROR_HEADER, ATTEMPTS_HEADER, DEAD_AT_HEADER, DROPPED_HEADER)
+
+# "end": nothing of the segment comes behind it; "seal": one consumer's own; "probe": whoever is active acknowledges it.
+CONTROL_HEADER = "shard_control"
+
+# Of the request of a sharded run: `orders/3`. Celery shows it to the task among the headers.
+SHARD_ATTRIBUTE = "shard_label"
+
+MARKS = frozenset(
+    {KEY_HEADER, GROUP_HEADER, SENT_AT_HEADER, MESSAGE_ID_HEADER, CONTROL_HEADER, SHARD_ATTRIBUTE, *DEATH_HEADERS}
+)
+MESSAGE_ID_CHARACTERS_MAX = 128
+
+
+def new_message_id() -> str:
+    """Return what no other publish has."""
+    return uuid.uuid4().hex
+
+
+def message_id_of(headers: Mapping[str, Any]) -> str | None:
+    """Return what is unique to the publish of a message; None if its publisher did not say."""
+    value = headers.get(MESSAGE_ID_HEADER)
+    return value if isinstance(value, str) and 0 < len(value) <= MESSAGE_ID_CHARACTERS_MAX else None
+
+
+def without_marks(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the headers of a call without ours, which it can only have from the message of another."""
+    return {name: value for name, value in (headers or {}).items() if name not in MARKS}
