@@ -55,28 +55,25 @@ def guard_exits(pool: Any, *, has_children: bool) -> None:
                 "timeout_callback": exit_.on_timeout,
             }
             if not has_children:
-                target = _report_errors(target)
+                target = _report_errors(target, request)
         return stock(target, args, kwargs, **options)
 
     pool.apply_async = apply_async
 
 
-def _report_errors(target: Callable[..., Any]) -> Callable[..., Any]:
+def _report_errors(target: Callable[..., Any], request: Any) -> Callable[..., Any]:
     """Return what runs `target` and returns its error, as the pool's children report it."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return target(*args, **kwargs)
-        except Exception:
-            return ExceptionInfo()
-        except (WorkerShutdown, WorkerTerminate) as exc:
-            if _is_told_to_stop():
-                raise
-            return _lost(exc)
         except BaseException as exc:
-            # Greenlets are killed by one; that of a task which ends itself looks the same, and Celery takes it for
-            # success.
+            if _is_stop(exc) or _is_time_limit(exc):
+                raise
             if type(exc).__name__ != "GreenletExit":
+                return ExceptionInfo()
+            # A greenlet is killed by it, which Celery takes for success.
+            if request.killed_pid is not None:
                 raise
             return _lost(exc)
 
@@ -88,6 +85,11 @@ def _lost(exc: BaseException) -> ExceptionInfo:
         raise WorkerLostError(describe(exc)) from exc
     except WorkerLostError:
         return ExceptionInfo()
+
+
+def _is_time_limit(exc: BaseException) -> bool:
+    """Say whether it ends the task of a greenlet that has used up its time; Celery's pool waits for it."""
+    return any(cls.__module__ == "gevent.timeout" for cls in type(exc).__mro__)
 
 
 class Exit:
@@ -161,9 +163,5 @@ class Exit:
 
 
 def _is_stop(exc: BaseException) -> bool:
-    return isinstance(exc, WorkerShutdown | WorkerTerminate) and _is_told_to_stop()
-
-
-def _is_told_to_stop() -> bool:
-    """Say whether such an error comes from the worker's own handling of a signal, which only the main thread does."""
-    return threading.current_thread() is threading.main_thread()
+    """Say whether the worker is told to stop: Celery raises these where it handles signals, in the main thread."""
+    return isinstance(exc, WorkerShutdown | WorkerTerminate) and threading.current_thread() is threading.main_thread()

@@ -297,7 +297,10 @@ class ShardRequestMixin:
             return  # an earlier run's
         if isinstance(exc, MemoryError):
             # Celery raises it again, and tells nothing.
-            exc_info = ExceptionInfo((WorkerLostError, WorkerLostError(describe(exc)), exc.__traceback__))
+            try:
+                raise WorkerLostError(describe(exc)) from exc
+            except WorkerLostError:
+                exc_info = ExceptionInfo()
         super().on_failure(exc_info, return_ok=return_ok)  # type: ignore[misc]
 
     def _tell(self, state: str, call: Callable[..., object], *args: Any, **options: Any) -> None:

@@ -82,7 +82,7 @@ class StateWriter:
             telling = self._queue.get()
             if telling is not None:
                 lost.append(telling.what)
-        logger.error("the result backend did not answer, and the worker ends; not stored: %s", "; ".join(lost))
+        logger.error("the result backend did not answer, and the worker ends; not told: %s", "; ".join(lost))
 
     def _run(self) -> None:
         while (telling := self._queue.get()) is not None:
@@ -99,9 +99,9 @@ class StateWriter:
                 telling.call()
             except BaseException as exc:  # hooks and receivers are called, which may raise anything
                 if pause_seconds is None or self._stopping.is_set() or not _is_of_backend(exc.__traceback__):
-                    logger.error("not stored: %s: %s", telling.what, describe(exc), exc_info=exc)
+                    logger.error("could not be told: %s: %s", telling.what, describe(exc), exc_info=exc)
                     return False
-                logger.warning("not stored yet, trying again: %s: %s", telling.what, describe(exc))
+                logger.warning("could not be told yet, trying again: %s: %s", telling.what, describe(exc))
                 time.sleep(pause_seconds)
             else:
                 return True
