@@ -48,11 +48,13 @@ class ShardRequestMixin:
     Attributes:
         delivery: The message as its shard delivered it; None: it came from an ordinary queue.
         acknowledged: Celery's name: the message is settled, or was handed on to be.
+        is_cut_off: Its process was killed since the worker's main thread was blocked (`watchdog`).
         has_left: This run was reported to `Runs`, or is an orphan that has ended: nothing of it is left to settle.
     """
 
     acknowledged: bool
     has_left = False
+    is_cut_off = False
     _killed = False
     _timed_out = False
     _is_elsewhere = False  # the broker has delivered it again

@@ -254,7 +254,12 @@ class Runs:
 
     def unaccepted(self) -> list[Entry]:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
-        return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None]
+        return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None and not entry.item.is_cut_off]
+
+    def running(self) -> list[Any]:
+        """Return the requests that a process of the pool runs, or may begin any moment."""
+        requests = [entry.item for entry in self.lanes.in_pool()]
+        return [request for request in requests if not request.has_left or request.killed_pid is not None]
 
     def release_orphans(self, kill: Callable[[int], None], *, is_flushed: bool) -> None:
         """Of a prefork pool: end what runs without a message, so that its redelivery does not overlap it.
