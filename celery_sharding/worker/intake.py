@@ -8,10 +8,8 @@ reason, and the shard goes on.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content
@@ -21,8 +19,6 @@ from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.message_check import find_flaw
 from celery_sharding.worker.request import DELIVERY
 from celery_sharding.worker.runs import Runs
-
-logger = logging.getLogger(__name__)
 
 
 class Intake:
@@ -61,6 +57,8 @@ class Intake:
             self._runs.bury_delivery(delivery, reason="cannot be decoded", error=repr(exc))
         except ContentDisallowed as exc:
             self._runs.bury_delivery(delivery, reason="content type is not in accept_content", error=repr(exc))
+        except NotRegistered as exc:
+            self._runs.bury_delivery(delivery, reason=exc.args[0], failure=exc)
         except tuple(self._consumer.connection_errors):
             raise  # of the worker's own connection: no fault of the message, which is delivered again
         except Exception as exc:
@@ -102,24 +100,13 @@ class Intake:
 
     def _find_problem(self, name: str, delivery: Delivery, payload: Any) -> str | None:
         if name not in self._consumer.strategies:
-            self._store_not_registered(name, delivery)
-            return f"task {name!r} is not registered in this worker"
+            raise NotRegistered(f"task {name!r} is not registered in this worker")
         group = delivery.shard.group.name
         if self._sharded.get(name) != group:
             return f"task {name!r} does not belong to the group {group!r} in this worker's configuration"
         if delivery.headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
             return "eta cannot keep the order of a key"
         return None
-
-    def _store_not_registered(self, name: str, delivery: Delivery) -> None:
-        if delivery.task_id is None:
-            return
-        try:
-            request = Context(delivery.headers, errbacks=None, chord=None)
-            self._consumer.app.backend.mark_as_failure(delivery.task_id, NotRegistered(name), request=request)
-        except Exception:
-            # The dead letter says it too; a result backend that is down must not stop the shard.
-            logger.exception("the failure of %s[%s] could not be stored", name, delivery.task_id)
 
     def _call_strategy(self, name: str, message: Any, payload: Any) -> None:
         consumer = self._consumer

@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,27 @@ class PreforkPool:
         """Kill a child and the run in it."""
         self._killed.append(pid)
         self._consumer.pool.terminate_job(pid, signal.SIGKILL)
+
+    def cut_off(self, requests: Iterable[Any]) -> set[int]:
+        """Kill the processes that run `requests` or were handed them; what none was handed never begins.
+
+        For another thread, while the main thread is blocked. Returns the processes.
+        """
+        waiting = self._consumer.pool._pool.outbound_buffer  # there is no public way to it, and to a job's process
+        pids = set()
+        for request in requests:
+            request.is_cut_off = True
+            job = request._apply_result and request._apply_result()
+            if request.time_start is not None:
+                pids.add(request.worker_pid)
+            elif job is not None:
+                try:
+                    waiting.remove(job)
+                except ValueError:
+                    pids |= {process.pid for process in (job._write_to, job._scheduled_for) if process is not None}
+        for pid in pids:
+            self.kill(pid)
+        return pids
 
     def _collect_killed(self) -> None:
         """Let the pool replace the children that were killed, before it is registered again."""

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker.state import task_ready, task_reserved
 
+from celery_sharding.errors import DeadLettered
 from celery_sharding.journal import failure_event, retry_event, settled_event
 from celery_sharding.streams import encode
 from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.burial import store_dead_letter
+from celery_sharding.worker.dead_states import tell_dead
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.gates import may_start
 from celery_sharding.worker.judging import Judge
@@ -37,7 +39,9 @@ from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.prefork import is_gone
 from celery_sharding.worker.retry import InPlaceRetry, encode_call
+from celery_sharding.worker.state_writer import StateWriter
 from celery_sharding.worker.submitting import Submitter
+from celery_sharding.worker.texts import describe
 from celery_sharding.worker.turn import Turn
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
 _UNRECORDED = "its retry cannot be recorded"
+_STATE_SECONDS = 10.0
 
 
 class Runs:
@@ -60,6 +65,7 @@ class Runs:
         is_alive: Says whether the broker has shown life lately; nothing starts while it has not.
         slots: Says how many runs the pool takes at once.
         node: The worker's name.
+        states: Tells what became of runs, where nothing waits for the result backend.
         read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
     """
 
@@ -74,6 +80,7 @@ class Runs:
         slots: Callable[[], int],
         log: Log,
         node: str,
+        states: StateWriter,
         read: Callable[[], bool] | None = None,
     ) -> None:
         self.lanes = Lanes(
@@ -87,6 +94,7 @@ class Runs:
             submit, self.lanes, self.announcements, call_after=call_after, bucket_for=bucket_for, is_alive=is_alive
         )
         self._judge = Judge(self, begin=self._submitter.begin, hold_for=self._submitter.hold_for)
+        self.states = states
         self._on_idle: Callable[[Shard], None] | None = None
         self._call_after = call_after
         self._log = log
@@ -126,18 +134,19 @@ class Runs:
         delivery.note_end()
         self._settle(delivery, partial(self._leave, delivery))
 
-    def finish_when_gone(self, request: Any, pid: int | None) -> None:
+    def finish_when_gone(self, request: Any) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
         request.delivery.shard.count("killed")
         request.delivery.note_end()
-        self._settle(request.delivery, partial(self._leave_when_gone, request.delivery, pid))
+        gone = partial(self._when_gone, request.killed_pid, partial(self._leave, request.delivery))
+        self._settle(request.delivery, gone)
 
     def retry(self, request: Any, retry: InPlaceRetry) -> None:
         """Run the message again in its place, when the retry is due."""
         delivery: Delivery = request.delivery
         retries = (request.request_dict.get("retries") or 0) + 1
-        wait_seconds = retry.seconds()
         try:
+            wait_seconds = retry.seconds()
             again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
             changed = {} if retry.body is None else encode_call(again, retry.body)
             event = retry_event(
@@ -146,7 +155,9 @@ class Runs:
             encode(event)
         except Exception as exc:
             # Anything that the task gave to its retry.
-            self.bury(request, _UNRECORDED, repr(exc))
+            error = describe(exc)
+            self.bury(request, _UNRECORDED, error)
+            request.store_failure(f"{_UNRECORDED}: {error}")
             return
         if not self._hold(delivery, again):
             return
@@ -163,20 +174,29 @@ class Runs:
         )
         self._note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
-    def lose(self, request: Any, error: str) -> bool:
-        """The run's process died: run the message again; False if it has used up its attempts and is a dead letter."""
+    def lose(self, request: Any, error: str) -> None:
+        """The run's process died: run the message again or, if its attempts are used up, make it a dead letter."""
         delivery: Delivery = request.delivery
         delivery.attempts = delivery.attempts or 1
         delivery.shard.count("lost")
         if delivery.attempts >= delivery.shard.group.max_attempts:
-            self.bury(request, f"lost {delivery.attempts} times", error)
-            return False
+            reason = f"lost {delivery.attempts} times"
+            self.bury(request, reason, error)
+            request.store_failure(f"{reason}: {error}")
+            return
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
         logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
         if self._hold(delivery, again):
-            self.announcements.record(delivery, delivery.attempts, partial(self._due, delivery))
+            due = partial(self._when_gone, request.killed_pid, partial(self._due, delivery))
+            self.announcements.record(delivery, delivery.attempts, due)
             self._note_end(delivery.shard)
-        return True
+
+    def await_state(self, request: Any, reason: str) -> None:
+        """Hold a message that will not run, and give its slot back, until its state is stored; not for ever."""
+        entry = request.delivery.entry
+        if entry is not None:
+            self.lanes.hold(entry)
+        self._call_after(_STATE_SECONDS, partial(request.end_revoked, reason, False))
 
     def abandon(self, request: Any) -> None:
         """The run was cut off because its shard is about to be given up: keep its place until then, and start nothing.
@@ -188,16 +208,34 @@ class Runs:
             self.lanes.hold(entry)
 
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:
-        """Store the message as a dead letter, then finish it."""
-        self.bury_delivery(request.delivery, reason=reason, error=error)
+        """Store the message as a dead letter, then finish it; whoever asks has its state stored."""
+        delivery, pid = request.delivery, request.killed_pid
 
-    def bury_delivery(self, delivery: Delivery, *, reason: str, error: str | None = None) -> None:
-        """Store a message as a dead letter, also one that never became a request; then acknowledge it."""
-        if self.leave_orphan(delivery):
-            return
+        def stored() -> None:
+            self._settle(delivery, partial(self._when_gone, pid, partial(self._leave, delivery)))
+
+        self._bury(delivery, reason, error, stored)
+
+    def bury_delivery(
+        self, delivery: Delivery, *, reason: str, error: str | None = None, failure: BaseException | None = None
+    ) -> None:
+        """Store a message as a dead letter that never became a request, acknowledge it, and store its state.
+
+        Args:
+            failure: What its result will be; None: an error that says why.
+        """
+        if failure is None:
+            failure = DeadLettered(f"{reason}: {error}" if error else reason)
 
         def stored() -> None:
             self._settle(delivery, partial(self._leave, delivery))
+            tell_dead(self.states, delivery, failure)
+
+        self._bury(delivery, reason, error, stored)
+
+    def _bury(self, delivery: Delivery, reason: str, error: str | None, stored: Callable[[], None]) -> None:
+        if self.leave_orphan(delivery):
+            return
 
         def held() -> None:
             delivery.shard.count("unburied")
@@ -238,7 +276,12 @@ class Runs:
 
     def unaccepted(self) -> list[Entry]:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
-        return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None]
+        return [entry for entry in self.lanes.in_pool() if entry.item.time_start is None and not entry.item.is_cut_off]
+
+    def running(self) -> list[Any]:
+        """Return the requests that a process of the pool runs, or may begin any moment."""
+        requests = [entry.item for entry in self.lanes.in_pool()]
+        return [request for request in requests if not request.has_left or request.killed_pid is not None]
 
     def release_orphans(self, kill: Callable[[int], None], *, is_flushed: bool) -> None:
         """Of a prefork pool: end what runs without a message, so that its redelivery does not overlap it.
@@ -279,7 +322,7 @@ class Runs:
     def _bury_unstarted(self, entry: Entry, exc: Exception) -> None:
         """Bury what could not be started, whatever it was: its lane must go on, and it must not be lost."""
         logger.error("%r could not be started", entry, exc_info=exc)
-        self.bury_delivery(entry.item.delivery, reason="could not be started", error=repr(exc))
+        self.bury_delivery(entry.item.delivery, reason="could not be started", error=describe(exc))
 
     def _hold(self, delivery: Delivery, again: Any) -> bool:
         entry = delivery.entry
@@ -323,8 +366,8 @@ class Runs:
         if self._on_idle is not None and not self.lanes.running(shard):
             self._on_idle(shard)
 
-    def _leave_when_gone(self, delivery: Delivery, pid: int | None) -> None:
+    def _when_gone(self, pid: int | None, then: Callable[[], None]) -> None:
         if pid is None or is_gone(pid):
-            self._leave(delivery)
+            then()
         else:
-            self._call_after(_POLL_SECONDS, partial(self._leave_when_gone, delivery, pid))
+            self._call_after(_POLL_SECONDS, partial(self._when_gone, pid, then))

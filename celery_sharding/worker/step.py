@@ -19,7 +19,7 @@ cold shutdown first cancels, in a signal handler, what runs: from then on nothin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -30,6 +30,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.dedup.notices import Notice, Notices
 from celery_sharding.worker.calls import Calls
+from celery_sharding.worker.exits import guard_exits
 from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.groups import Groups
 from celery_sharding.worker.intake import Intake
@@ -39,6 +40,8 @@ from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take
 from celery_sharding.worker.remote import install_commands
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
+from celery_sharding.worker.state_writer import StateWriter
+from celery_sharding.worker.watchdog import BEATS, Watchdog
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 10.0
 TICK_SECONDS = 1.0
+_STATES_SECONDS = 5.0
 PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
 
 
@@ -73,6 +77,8 @@ class ShardsStep(bootsteps.StartStopStep):
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
         self._log = self._backing.open_log(post=calls.post, inline=pulse)
+        self._states = StateWriter(lambda: c.app.backend, post=calls.post)
+        guard_exits(c.pool, has_children=has_children)
         self._runs = Runs(
             submit=c.on_task_request,
             call_after=calls.call_after,
@@ -83,6 +89,7 @@ class ShardsStep(bootsteps.StartStopStep):
             slots=self._slots,
             log=self._log,
             node=c.hostname,
+            states=self._states,
         )
         intake = self._intake = Intake(c, self._runs, sharded)
         self._stopping = False
@@ -102,6 +109,7 @@ class ShardsStep(bootsteps.StartStopStep):
             if c.hub and has_children
             else None
         )
+        self._watchdog = Watchdog(lambda: c.connection, self._cut_off) if self._prefork is not None else None
         c.on_task_request = self._wrap(c.on_task_request)
         c.cancel_active_requests = self._before_cancel(c.cancel_active_requests)
         c.shards = self._groups  # where commands of remote control find them
@@ -114,6 +122,7 @@ class ShardsStep(bootsteps.StartStopStep):
         c.app.conf.broker_channel_error_retry = True
         if c.hub or getattr(c.pool, "is_green", False):
             heartbeat_seconds = sharding.settings.heartbeat_seconds
+            c.amqheartbeat_rate = max(c.amqheartbeat_rate, BEATS)
             c.amqheartbeat = min(c.amqheartbeat or heartbeat_seconds, heartbeat_seconds)
         if pulse is not None:
             keep_pulse(c.pool, pulse)
@@ -133,6 +142,8 @@ class ShardsStep(bootsteps.StartStopStep):
         self._calls.attach(hub)
         hub.add_reader(self._notices.reader, self._notices.read)
         self._runs.begin(direct_writer(c.pool, hub) if self._prefork is not None else None)
+        if self._watchdog is not None:
+            self._watchdog.start()
         self._consume(c)
 
     def stop(self, c: Any) -> None:
@@ -163,6 +174,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._record_all(5.0)
         self._groups.close()
         self._log.stop()
+        self._states.stop(_STATES_SECONDS)
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
@@ -180,6 +192,9 @@ class ShardsStep(bootsteps.StartStopStep):
     def _release_orphans(self, *, is_flushed: bool) -> None:
         if self._prefork is not None:
             self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
+
+    def _cut_off(self) -> Iterable[int]:
+        return () if self._prefork is None else self._prefork.cut_off(self._runs.running())
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""
@@ -236,7 +251,7 @@ class ShardsStep(bootsteps.StartStopStep):
     def _is_alive(self) -> bool:
         """Say whether the broker was heard within one heartbeat; an owner that is cut off must start nothing more.
 
-        Celery looks twice a heartbeat whether something was read, so the time of the last look may be as old.
+        The broker sends twice a heartbeat, and the main thread looks now and then whether something was read.
         """
         connection = self._consumer.connection and self._consumer.connection.connection
         heartbeat_seconds = getattr(connection, "heartbeat", None)

@@ -1,0 +1,99 @@
+"""A main process that is blocked, or would be: its heartbeats go on, or its runs end before others begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery.exceptions import TimeLimitExceeded
+from shops import Shop
+
+from celery_sharding.testing import FaultProxy
+from celery_sharding.testing.processes import wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+HEARTBEAT = "2"
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[FaultProxy]:
+    """What stands between one host and the result backend."""
+    with FaultProxy(redis_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def blocked(group_name: str, broker_url: str, redis_url: str, tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(group_name, broker_url, tmp_path, app="blocked", backend=redis_url)
+    yield shop
+    shop.kill_workers()
+
+
+def find_overlaps(shop: Shop) -> list[str]:
+    """Return the messages of which a run still showed when another run of the key had begun."""
+    latest: dict[str, str] = {}
+    found = []
+    for mark in shop.trace.read():
+        if mark.kind == "start":
+            latest[mark.key] = mark.run
+        elif mark.kind in ("tick", "end") and latest.get(mark.key) != mark.run:
+            found.append(f"{mark.key} {mark.number}")
+    return found
+
+
+def let_end(shop: Shop) -> None:
+    Path(f"{shop.trace.path}.enough").touch()
+
+
+def runs_of(shop: Shop, kind: str, key: str) -> list[str]:
+    return [mark.run for mark in shop.trace.read() if mark.kind == kind and mark.key == key]
+
+
+def test_a_time_limit_takes_effect_while_the_result_backend_does_not_answer(blocked: Shop, redis: FaultProxy) -> None:
+    # Given a worker whose result backend is out of reach behind a link, a standby, and a task with a time limit
+    worker = blocked.worker("-c", "2", SHOP_BACKEND=redis.url, SHOP_HEARTBEAT=HEARTBEAT)
+    result = blocked.send("limited", "a", 1)
+    blocked.send("step", "a", 2)
+    assert blocked.trace.wait_for(1, kind="tick")
+    blocked.worker("-c", "2", SHOP_HEARTBEAT=HEARTBEAT)
+    # When the backend answers no more
+    redis.blackhole()
+    # Then the run ends, and the next of its key runs, at the same worker, which has kept its connection
+    assert blocked.trace.wait_for(1, timeout_seconds=25), blocked.trace.read()[-1]
+    assert find_overlaps(blocked) == []
+    assert len(runs_of(blocked, "start", "a")) == 2
+    assert "onnection to broker lost" not in worker.output
+    # And the state is stored when the backend answers again
+    redis.heal()
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=60)
+
+
+@pytest.mark.parametrize("is_plain_beside", [False, True], ids=["alone", "beside an ordinary task"])
+def test_a_main_process_that_is_blocked_ends_its_runs_before_they_begin_elsewhere(
+    blocked: Shop, is_plain_beside: bool
+) -> None:
+    # Given a worker that runs tasks of some keys, and a standby
+    worker = blocked.worker("-c", "4", SHOP_HEARTBEAT=HEARTBEAT)
+    keys = ["a", "b", "c"]
+    if is_plain_beside:
+        blocked.app.send_task("plain.ticking", args=[0], queue=f"{blocked.group}-plain")
+    for key in keys:
+        blocked.send("ticking", key, 1)
+        blocked.send("step", key, 2)
+    assert blocked.trace.wait_for(len(keys) + is_plain_beside, kind="tick")
+    blocked.worker("-c", "4", SHOP_HEARTBEAT=HEARTBEAT)
+    # When its main thread is blocked for longer than the broker waits
+    blocked.app.control.broadcast("doze", destination=[worker.name], arguments={"seconds": 12})
+    # Then the standby begins them, and the runs of the first have ended before
+    assert wait_until(lambda: all(len(runs_of(blocked, "start", key)) == 2 for key in keys), timeout_seconds=40)
+    let_end(blocked)
+    assert blocked.trace.wait_for(2 * len(keys) + is_plain_beside, timeout_seconds=60), blocked.verdict()
+    assert find_overlaps(blocked) == []
+    assert blocked.verdict().is_clean, blocked.verdict()
+    # And an ordinary task beside them was let be
+    assert len(runs_of(blocked, "start", "plain")) == is_plain_beside
+    # And the worker takes part again
+    assert wait_until(lambda: worker.name in blocked.owners(), timeout_seconds=60), blocked.owners()
