@@ -25,6 +25,8 @@ class Delivery:
         is_judged: It was redelivered, and may run here, after what is known of earlier attempts.
         is_recorded: The attempts stream knows of it, or is about to.
         is_announced: It says that a run begins which has not begun yet; `announcements` moves what follows.
+        is_counted: The run that goes on was recorded as an attempt.
+        was_taken_back: A recorded run did not begin after all, so its next one is to be recorded, too.
         is_confirmed: The broker has confirmed what was recorded last.
         on_confirmed: Called then.
     """
@@ -35,6 +37,7 @@ class Delivery:
         "entry",
         "is_announced",
         "is_confirmed",
+        "is_counted",
         "is_judged",
         "is_recorded",
         "message",
@@ -43,6 +46,7 @@ class Delivery:
         "runs",
         "shard",
         "tag",
+        "was_taken_back",
     )
 
     def __init__(self, message: Any, shard: Shard, runs: Runs) -> None:
@@ -57,6 +61,8 @@ class Delivery:
         self.is_recorded = False
         self.is_announced = False
         self.is_confirmed = False
+        self.is_counted = False
+        self.was_taken_back = False
         self.on_confirmed: Callable[[], None] | None = None
         self.received_at = time.time()
 

@@ -1,8 +1,8 @@
 """The request of a sharded run: Celery's own, with its endings led to the lanes.
 
 Celery's request acknowledges, rejects, retries and fails as its task's settings say. For a message from a shard these
-endings become one of four reports to `Runs`: finished, retry, lost, dead. A request for a message from an ordinary
-queue behaves as Celery's, although its class is the same: whether it is sharded is said by its delivery.
+endings become one of five reports to `Runs`: finished, retry, wait, lost, dead. A request for a message from an
+ordinary queue behaves as Celery's, although its class is the same: whether it is sharded is said by its delivery.
 
 A run that is killed on purpose (revoke with terminate, a hard time limit) is acknowledged at once, as in Celery, but
 its lane goes on only when the process that ran it has ended: otherwise the next task of the key could overlap it.
@@ -17,11 +17,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.app.trace import logger as trace_logger
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_sharding.dedup.waiting import ASKS_STORE, RUN_ID, WaitInLane, hide_waits
 from celery_sharding.worker.retry import SHARD_ATTRIBUTE, InPlaceRetry, retry_in_place
 
 if TYPE_CHECKING:
@@ -53,9 +55,14 @@ class ShardRequestMixin:
         retries: int,
         body: tuple[Any, Any] | None = None,
         time_limits: tuple[float | None, float | None] | None = None,
+        run_id: str | None = None,
     ) -> Any:
-        """Return a fresh request for the same message, for its next run; None: as it was."""
-        headers = {**self.request_dict, "retries": retries}  # type: ignore[attr-defined]
+        """Return a fresh request for the same message, for its next run; None: as it was.
+
+        Args:
+            run_id: Under which its next run is to claim; None: under one of its own.
+        """
+        headers = {**self.request_dict, "retries": retries, RUN_ID: run_id, ASKS_STORE: False}  # type: ignore[attr-defined]
         if time_limits is not None:
             headers["timelimit"] = list(time_limits)
         decoded = self.content_type is None  # type: ignore[attr-defined]
@@ -172,6 +179,11 @@ class ShardRequestMixin:
         if self.delivery.runs.leave_orphan(self.delivery):
             task_ready(self)  # the broker has delivered the message again
             return
+        if isinstance(exc, WaitInLane):
+            task_ready(self)
+            self.acknowledged = True
+            self.delivery.runs.wait(self, exc)
+            return
         if self._already_cancelled and isinstance(exc, Terminated | _LOST):  # type: ignore[attr-defined]
             # Celery would acknowledge one whose process was lost before it could be cancelled.
             task_ready(self)
@@ -212,6 +224,7 @@ def install(app: Any, rules: TaskRules) -> dict[str, str]:
     Raises:
         ShardingError: A task's options contradict each other.
     """
+    hide_waits(trace_logger)
     sharded = {}
     for name, task in app.tasks.items():
         rule = rules.rule_for(name, task)

@@ -5,6 +5,7 @@ Per message:
 
     start ──▶ in the pool ──▶ finish     acknowledged, the lane goes on
       ▲            ├────────▶ retry      held until the retry is recorded and due, then start with retries + 1
+      │            ├────────▶ wait       nothing has begun: held until what it waits for may have come, then start again
       │            ├────────▶ lose       the process died: held until the attempt is recorded, then start again;
       └────────────┴────────▶ bury       max_attempts reached, or rejected: stored as a dead letter, then finish
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker.state import task_ready, task_reserved
 
+from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.journal import failure_event, retry_event, settled_event
 from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements
@@ -38,6 +40,7 @@ from celery_sharding.worker.prefork import is_gone
 from celery_sharding.worker.retry import InPlaceRetry, encode_call
 from celery_sharding.worker.submitting import Submitter
 from celery_sharding.worker.turn import Turn
+from celery_sharding.worker.waits import Waits
 
 if TYPE_CHECKING:
     from celery_sharding.worker.shard import Shard
@@ -82,6 +85,7 @@ class Runs:
         self._submitter = Submitter(
             submit, self.lanes, self.announcements, call_after=call_after, bucket_for=bucket_for, is_alive=is_alive
         )
+        self.waits = Waits(self.lanes, call_after=call_after)
         self._judge = Judge(self, begin=self._submitter.begin, hold_for=self._submitter.hold_for)
         self._on_idle: Callable[[Shard], None] | None = None
         self._call_after = call_after
@@ -153,6 +157,17 @@ class Runs:
         )
         self._note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
+    def wait(self, request: Any, wait: WaitInLane) -> None:
+        """Try the message again in its place, when what it waits for may have come: nothing of it has begun."""
+        delivery: Delivery = request.delivery
+        again = request.rebuild(retries=request.request_dict.get("retries", 0), run_id=wait.run_id)
+        entry = delivery.entry
+        if entry is None or not self._hold(delivery, again, is_resting=True):
+            return
+        self.announcements.take_back(delivery)
+        self.waits.wait(entry, wait)
+        self._note_end(delivery.shard)
+
     def lose(self, request: Any, error: str) -> bool:
         """The run's process died: run the message again; False if it has used up its attempts and is a dead letter."""
         delivery: Delivery = request.delivery
@@ -216,6 +231,7 @@ class Runs:
         """Forget what a shard was delivered and does not run: it is the broker's again, and no request of Celery's."""
         self.announcements.forget(shard)
         for entry in self.lanes.close(shard):
+            self.waits.forget(entry)
             task_ready(entry.item)
 
     def unaccepted(self) -> list[Entry]:
@@ -253,15 +269,19 @@ class Runs:
             self._acks.tell(entry.lane)
         request = entry.item
         delivery: Delivery = request.delivery
-        if not delivery.redelivered or delivery.is_judged:
+        if not self.waits.lets_begin(entry):
+            return
+        if delivery.is_judged or not (delivery.redelivered or delivery.was_taken_back):
             self._submitter.begin(entry)
         else:
             self._judge.judge(entry)
 
-    def _hold(self, delivery: Delivery, again: Any) -> bool:
+    def _hold(self, delivery: Delivery, again: Any, *, is_resting: bool = False) -> bool:
         entry = delivery.entry
-        if entry is None or not self.lanes.hold(entry):
+        if entry is None or not self.lanes.hold(entry, is_resting=is_resting):
             return False
+        if not is_resting:
+            self.waits.forget(entry)
         entry.item = again
         task_reserved(again)
         return True
@@ -283,6 +303,7 @@ class Runs:
     def _leave(self, delivery: Delivery) -> None:
         entry, delivery.entry = delivery.entry, None
         if entry is not None:
+            self.waits.forget(entry)
             self.lanes.settle(entry)
             self._note_end(delivery.shard)
 

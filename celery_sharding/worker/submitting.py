@@ -60,7 +60,7 @@ class Submitter:
         elif bucket is not None and not bucket.can_consume(1):
             self.hold_for(entry, bucket.expected_time(1))
         else:
-            was_announced = request.delivery.is_announced
+            was_announced = request.delivery.is_counted = request.delivery.is_announced
             if was_announced:
                 self._announcements.begun(request.delivery)  # before, since a solo pool runs the task in it
             request.delivery.note_start()
