@@ -10,7 +10,6 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.health import check_health
 from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.admin.status import GroupStatus, Snapshot
 from celery_sharding.testing.processes import wait_until
