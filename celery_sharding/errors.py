@@ -135,6 +135,10 @@ class DeadLetterError(ShardingError):
     """A dead letter that was named is not there, or cannot be replayed; nothing was done. `ids`."""
 
 
+class DeadLettered(ShardingError):
+    """The message became a dead letter before its task ran; the text says why. The result of such a task."""
+
+
 # --- deduplication ---------------------------------------------------------------------------------------------------
 
 

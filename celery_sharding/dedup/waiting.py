@@ -48,6 +48,12 @@ def may_wait_in_lane(request: Any) -> bool:
     return not request.is_eager and bool(request.get("shard"))
 
 
+def waits_for_store(task: Any) -> bool:
+    """Say whether runs of `task` wait when the claim store does not answer."""
+    options = getattr(task.run, "__deduplicate__", None)
+    return options is not None and bool(options.on_store_error == "wait")
+
+
 def hide_waits(logger: logging.Logger) -> None:
     """Keep Celery's tracer from logging each try of a run that waits: the worker says what is to be said of it."""
     if _is_no_wait not in logger.filters:

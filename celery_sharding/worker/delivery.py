@@ -27,6 +27,7 @@ class Delivery:
         is_announced: It says that a run begins which has not begun yet; `announcements` moves what follows.
         is_counted: The run that goes on was recorded as an attempt.
         was_taken_back: A recorded run did not begin after all, so its next one is to be recorded, too.
+        untold_runs: Runs of which nothing says how they ended, since the result backend failed them.
         is_confirmed: The broker has confirmed what was recorded last.
         on_confirmed: Called then.
     """
@@ -46,6 +47,7 @@ class Delivery:
         "runs",
         "shard",
         "tag",
+        "untold_runs",
         "was_taken_back",
     )
 
@@ -63,6 +65,7 @@ class Delivery:
         self.is_confirmed = False
         self.is_counted = False
         self.was_taken_back = False
+        self.untold_runs = 0
         self.on_confirmed: Callable[[], None] | None = None
         self.received_at = time.time()
 

@@ -8,18 +8,14 @@ reason, and the shard goes on.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.request import DELIVERY
 from celery_sharding.worker.runs import Runs
-
-logger = logging.getLogger(__name__)
 
 
 class Intake:
@@ -68,11 +64,11 @@ class Intake:
             # Anybody may publish here; Celery's code raises these on a message that is no task message.
             self._runs.bury_delivery(delivery, reason="is no task message", error=repr(exc))
         if problem is not None:
-            self._runs.bury_delivery(delivery, reason=problem)
+            failure = None if name in self._consumer.strategies else NotRegistered(problem)
+            self._runs.bury_delivery(delivery, reason=problem, failure=failure)
 
     def _find_problem(self, name: str, delivery: Delivery) -> str | None:
         if name not in self._consumer.strategies:
-            self._store_not_registered(name, delivery)
             return f"task {name!r} is not registered in this worker"
         group = delivery.shard.group.name
         if self._sharded.get(name) != group:
@@ -80,16 +76,6 @@ class Intake:
         if delivery.headers.get("eta"):
             return "eta cannot keep the order of a key"
         return None
-
-    def _store_not_registered(self, name: str, delivery: Delivery) -> None:
-        if delivery.task_id is None:
-            return
-        request = Context(delivery.headers, errbacks=None, chord=None)
-        try:
-            self._consumer.app.backend.mark_as_failure(delivery.task_id, NotRegistered(name), request=request)
-        except Exception:
-            # The dead letter says it too; a result backend that is down must not stop the shard.
-            logger.exception("the failure of %s[%s] could not be stored", name, delivery.task_id)
 
     def _call_strategy(self, name: str, message: Any, payload: Any) -> None:
         consumer = self._consumer

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -23,8 +26,11 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from celery_sharding.dedup.waiting import ASKS_STORE, RUN_ID, WaitInLane, hide_waits
+from celery_sharding.dedup.waiting import ASKS_STORE, RUN_ID, STORE, WaitInLane, hide_waits, waits_for_store
+from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.worker.retry import SHARD_ATTRIBUTE, InPlaceRetry, retry_in_place
+from celery_sharding.worker.state_writer import is_of_backend
+from celery_sharding.worker.texts import describe, text_of
 
 if TYPE_CHECKING:
     from celery_sharding.routing import TaskRules
@@ -33,14 +39,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DELIVERY = "shard_delivery"
+UNTOLD_RUNS_MAX = 10
+"""So often a run is tried whose end the result backend does not store."""
 _LOST = WorkerLostError | SystemExit | KeyboardInterrupt
 
 
-class ShardRequestMixin:
-    """Leads the endings of a run to the lanes if its message came from a shard."""
+class NotBegun(Ignore):
+    """Keeps a run from beginning whose message is the broker's again."""
 
+
+class ShardRequestMixin:
+    """Leads the endings of a run to the lanes if its message came from a shard.
+
+    Attributes:
+        delivery: The message as its shard delivered it; None: it came from an ordinary queue.
+        acknowledged: Celery's name: the message is settled, or was handed on to be.
+        has_left: This run was reported to `Runs`, or is an orphan that has ended: nothing of it is left to settle.
+    """
+
+    acknowledged: bool
+    has_left = False
     _killed = False
     _timed_out = False
+    _is_elsewhere = False  # the broker has delivered it again
+    _teller: int | None = None  # the thread in which Celery's code tells of its end, which is settled
     _failure: BaseException | None = None
 
     def __init__(self, message: Any, **options: Any) -> None:
@@ -86,12 +108,21 @@ class ShardRequestMixin:
         )
 
     def store_failure(self, reason: str) -> None:
-        """Store FAILURE for a message that will not run again, and call the task's hooks."""
-        self.acknowledged = True
+        """Store FAILURE for a message that will not run again, and call the task's hooks; not now, in due course."""
         try:
             raise WorkerLostError(reason)
         except WorkerLostError:
-            super().on_failure(ExceptionInfo())  # type: ignore[misc]
+            self._tell_failure(ExceptionInfo())
+
+    @property
+    def killed_pid(self) -> int | None:
+        """The process that is being killed for this run; what follows in its lane waits until that has ended."""
+        return self.worker_pid if self._killed else None  # type: ignore[attr-defined]
+
+    def leave_by(self, report: Callable[..., object], *args: Any) -> None:
+        """Report the end of this run to `Runs`; it has left when that did not fail."""
+        report(self, *args)
+        self.has_left = True
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
         if self.delivery is not None:
@@ -102,16 +133,18 @@ class ShardRequestMixin:
     def acknowledge(self) -> None:
         if self.delivery is None:
             super().acknowledge()  # type: ignore[misc]
+        elif self._teller == threading.get_ident():
+            return  # Celery's code does it once more when it tells of an end that was settled before
         elif not self.acknowledged:
             self.acknowledged = True
             if self._failure is not None:
                 # The text may hold a key, or data: it goes into the letter, and not into the journal.
                 reason = f"failed: {type(self._failure).__name__}"
-                self.delivery.runs.bury(self, reason, str(self._failure))
+                self.leave_by(self.delivery.runs.bury, reason, text_of(self._failure))
             elif self._killed:
-                self.delivery.runs.finish_when_gone(self, self.worker_pid)  # type: ignore[attr-defined]
+                self.leave_by(self.delivery.runs.finish_when_gone)
             else:
-                self.delivery.runs.finish(self)
+                self.leave_by(self.delivery.runs.finish)
         elif self._killed and not self._timed_out:
             # It was asked to end, and has come to an end of its own instead: its process lives on.
             self.delivery.runs.leave(self)
@@ -119,12 +152,14 @@ class ShardRequestMixin:
     def reject(self, requeue: bool = False) -> None:
         if self.delivery is None:
             super().reject(requeue=requeue)  # type: ignore[misc]
+        elif self._teller == threading.get_ident():
+            return
         elif not self.acknowledged:
             self.acknowledged = True
             if requeue:
-                self.delivery.runs.lose(self, "rejected with requeue")
+                self.leave_by(self.delivery.runs.lose, "rejected with requeue")
             else:
-                self.delivery.runs.bury(self, "rejected")
+                self.leave_by(self.delivery.runs.bury, "rejected")
                 self.send_event("task-rejected", requeue=False)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -133,13 +168,28 @@ class ShardRequestMixin:
             return
         # A child of a prefork pool has begun already; a thread begins after this.
         if pid == os.getpid() and self.delivery.runs.leave_orphan(self.delivery):
+            self.has_left = True
             task_ready(self)
-            raise Ignore("its channel was lost before it began: the broker has delivered it again")
+            raise NotBegun("its channel was lost before it began: the broker has delivered it again")
         try:
             super().on_accepted(pid, time_accepted)  # type: ignore[misc]
         except NotImplementedError:
             # It was to be terminated before it began. Threads can't be killed: the run goes on to its own end.
             logger.warning("%s[%s] cannot be terminated in this pool", self.name, self.id)  # type: ignore[attr-defined]
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        if self.delivery is None or soft:
+            super().on_timeout(soft, timeout)  # type: ignore[misc]
+            return
+        if not self.has_left:
+            # Of greenlets; a prefork pool has reported the same as a failure before, and kills the child after this.
+            task_ready(self)
+            if self.delivery.runs.leave_orphan(self.delivery):
+                self._is_elsewhere = self.has_left = True
+            else:
+                self._settle_failure(TimeLimitExceeded(timeout), is_killed=False)
+        if not self._is_elsewhere:
+            self._tell("FAILURE", super().on_timeout, soft, timeout)  # type: ignore[misc]
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         self._killed = True
@@ -159,6 +209,40 @@ class ShardRequestMixin:
             # A cold shutdown. Celery lets this error out of its signal handler: it would end the worker in the middle
             # of a shutdown or, on a solo pool, fail the task. The run goes on to its own end, and the worker waits.
 
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        if self.delivery is None:
+            super()._announce_cancelled(emit_retry=emit_retry)  # type: ignore[misc]
+            return
+        task_ready(self)
+        self._already_cancelled = True
+        self._tell("RETRY", super()._announce_cancelled, emit_retry)  # type: ignore[misc]
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        stock = super()._announce_revoked  # type: ignore[misc]
+        if self.delivery is None:
+            stock(reason, terminated, signum, expired)
+            return
+        task_ready(self)
+        self._already_revoked = True
+        if terminated:
+            self.acknowledge()
+            self._tell("REVOKED", stock, reason, terminated, signum, expired)
+        else:
+            # It never began: until its state says so, nothing does.
+            end = partial(self._end_revoked, reason)
+            self.delivery.runs.await_state(self, end)
+            self._tell("REVOKED", stock, reason, terminated, signum, expired, then=end)
+
+    def _end_revoked(self, reason: str, is_stored: bool) -> None:
+        """End a message that was revoked, or has expired, before it began."""
+        if self.has_left or self.delivery is None:
+            return
+        self.acknowledged = True
+        if is_stored:
+            self.leave_by(self.delivery.runs.finish)
+        else:
+            self.leave_by(self.delivery.runs.bury, reason, "the result backend did not store it")
+
     def on_retry(self, exc_info: Any) -> None:
         if self.delivery is None:
             super().on_retry(exc_info)  # type: ignore[misc]
@@ -166,8 +250,8 @@ class ShardRequestMixin:
         retry = _cause(exc_info)
         if isinstance(retry, InPlaceRetry):
             self.acknowledged = True
-            self.delivery.runs.retry(self, retry)
-            self.send_event("task-retried", exception=repr(retry.exc), traceback=str(exc_info.traceback))
+            self.leave_by(self.delivery.runs.retry, retry)
+            self.send_event("task-retried", exception=describe(retry.exc), traceback=str(exc_info.traceback))
         else:
             super().on_retry(exc_info)  # type: ignore[misc]
 
@@ -175,36 +259,112 @@ class ShardRequestMixin:
         if self.delivery is None:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)  # type: ignore[misc]
             return
+        task_ready(self)
         exc = _cause(exc_info)
         if self.delivery.runs.leave_orphan(self.delivery):
-            task_ready(self)  # the broker has delivered the message again
-            return
-        if isinstance(exc, WaitInLane):
-            task_ready(self)
+            self._is_elsewhere = self.has_left = True  # the broker has delivered the message again
+        elif isinstance(exc, WaitInLane):
             self.acknowledged = True
-            self.delivery.runs.wait(self, exc)
-            return
-        if self._already_cancelled and isinstance(exc, Terminated | _LOST):  # type: ignore[attr-defined]
+            self.leave_by(self.delivery.runs.wait, exc)
+        elif self._already_cancelled and isinstance(exc, Terminated | _LOST):
             # Celery would acknowledge one whose process was lost before it could be cancelled.
-            task_ready(self)
-            self.delivery.runs.abandon(self)
-            return
-        if self._is_lost(exc):
-            task_ready(self)
-            if self.delivery.runs.lose(self, repr(exc)):
-                return
-            self.acknowledged = True  # it is a dead letter now; what follows stores the failure and calls the hooks
-        elif isinstance(exc, TimeLimitExceeded) and self.worker_pid != os.getpid():  # type: ignore[attr-defined]
-            self._killed = self._timed_out = True
-        if self.delivery.keeps_failures and not isinstance(exc, Retry | Ignore | Reject | Terminated):
-            self._failure = exc
-        try:
+            self.leave_by(self.delivery.runs.abandon)
+        elif self._is_lost(exc):
+            self.leave_by(self.delivery.runs.lose, describe(exc))
+        elif isinstance(exc, Reject):
+            self.reject(requeue=exc.requeue)
+            if not exc.requeue:
+                self._tell_failure(exc_info, return_ok=return_ok)
+        elif isinstance(exc, Retry | Ignore | Terminated):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)  # type: ignore[misc]
-        except MemoryError:
-            # Celery raises the task's MemoryError again, here in the main process, and settles nothing.
+        elif not return_ok and not isinstance(exc, TimeLimitExceeded):
+            self._end_untold(exc_info, exc)
+        else:
+            is_killed = isinstance(exc, TimeLimitExceeded) and self.worker_pid != os.getpid()  # type: ignore[attr-defined]
+            if self._never_ran_and_says_nothing(exc):
+                self._failure = exc
+            self._settle_failure(exc, is_killed=is_killed)
+            if not return_ok:
+                self._tell_failure(exc_info)
+            elif not isinstance(exc, MemoryError):  # Celery raises it again, here in the main process
+                super().on_failure(  # type: ignore[misc]
+                    exc_info, send_failed_event=send_failed_event, return_ok=return_ok
+                )
+
+    def _never_ran_and_says_nothing(self, exc: BaseException) -> bool:
+        """Say whether the claim was not to be had, and the task keeps no results: only a dead letter can tell."""
+        is_of_claim = isinstance(exc, DeduplicationError) and not isinstance(exc, ClaimLost)
+        return is_of_claim and not self.store_errors  # type: ignore[attr-defined]
+
+    def _end_untold(self, exc_info: Any, exc: BaseException) -> None:
+        """End a run that left the pool by an error outside its body: the result backend failed it, for the most part.
+
+        Nothing says what became of it. A claim knows whether its body has run, so one that waits for the claim store
+        is tried again. Others stay in their lane until FAILURE is stored, or are dead letters if that cannot be.
+        """
+        assert self.delivery is not None
+        delivery, text = self.delivery, describe(exc)
+        is_wanted = not self._killed and not self._already_revoked  # type: ignore[attr-defined]
+        if is_wanted and waits_for_store(self.task) and is_of_backend(exc_info.tb):
+            delivery.untold_runs += 1
+            if delivery.untold_runs < UNTOLD_RUNS_MAX:
+                self.acknowledged = True
+                self.leave_by(delivery.runs.wait, WaitInLane(STORE, text))
+                return
+        end = partial(self._end_failed, exc)
+        delivery.runs.await_state(self, end)
+        self._tell("FAILURE", self._announce_failure, exc_info, False, then=end)
+
+    def _end_failed(self, exc: BaseException, is_stored: bool) -> None:
+        if self.has_left or self.delivery is None:
+            return
+        if is_stored or self.delivery.keeps_failures:
+            self._settle_failure(exc, is_killed=False)
+            return
+        self.acknowledged = True
+        self.delivery.runs.note_failure(self, exc)
+        self.leave_by(self.delivery.runs.bury, "its end could not be stored; its body may have run", text_of(exc))
+
+    def _settle_failure(self, exc: BaseException, *, is_killed: bool) -> None:
+        """End a run that has failed for good, as the settings of its group and its task say."""
+        assert self.delivery is not None
+        task = self.task  # type: ignore[attr-defined]
+        is_timeout = isinstance(exc, TimeLimitExceeded)
+        if is_killed:
+            self._killed = self._timed_out = True
+        if self.delivery.keeps_failures:
+            self._failure = exc
+        self.delivery.runs.note_failure(self, exc)
+        if task.acks_on_timeout if is_timeout else task.acks_on_failure:
             self.acknowledge()
-        if not isinstance(exc, Retry | Ignore | Reject | Terminated):
-            self.delivery.runs.note_failure(self, exc)
+        else:
+            self.reject(requeue=is_timeout)
+
+    def _tell_failure(self, exc_info: Any, *, return_ok: bool = False) -> None:
+        self._tell("FAILURE", self._announce_failure, exc_info, return_ok)
+
+    def _announce_failure(self, exc_info: Any, return_ok: bool) -> None:
+        """Do what Celery does of a failure of which no child could tell; in the thread of the states."""
+        exc = _cause(exc_info)
+        if not isinstance(exc, WorkerLostError) and self._success_was_stored():  # type: ignore[attr-defined]
+            return  # an earlier run's
+        if isinstance(exc, MemoryError):
+            # Celery raises it again, and tells nothing.
+            try:
+                raise WorkerLostError(describe(exc)) from exc
+            except WorkerLostError:
+                exc_info = ExceptionInfo()
+        super().on_failure(exc_info, return_ok=return_ok)  # type: ignore[misc]
+
+    def _tell(self, state: str, call: Callable[..., object], *args: Any, **options: Any) -> None:
+        assert self.delivery is not None
+
+        def tell() -> None:
+            self._teller = threading.get_ident()
+            call(*args)
+
+        what = f"{state} of {self.name}[{self.id}]"  # type: ignore[attr-defined]
+        self.delivery.runs.states.tell(what, tell, **options)
 
     def _is_lost(self, exc: BaseException) -> bool:
         """Say whether the process of the run died under it: not a failure of the task, and nobody asked for it."""

@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.dedup.waiting import WaitInLane
+from celery_sharding.errors import DeadLettered
 from celery_sharding.journal import failure_event, retry_event, settled_event
 from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.burial import store_dead_letter
+from celery_sharding.worker.dead_states import tell_dead
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.gates import may_start
 from celery_sharding.worker.judging import Judge
@@ -38,6 +40,7 @@ from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.prefork import is_gone
 from celery_sharding.worker.retry import InPlaceRetry, encode_call
+from celery_sharding.worker.state_writer import StateWriter
 from celery_sharding.worker.submitting import Submitter
 from celery_sharding.worker.turn import Turn
 from celery_sharding.worker.waits import Waits
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
+_STATE_SECONDS = 10.0
 
 
 class Runs:
@@ -61,6 +65,7 @@ class Runs:
         is_alive: Says whether the broker has shown life lately; nothing starts while it has not.
         slots: Says how many runs the pool takes at once.
         node: The worker's name.
+        states: Tells what became of runs, where nothing waits for the result backend.
         read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
     """
 
@@ -75,6 +80,7 @@ class Runs:
         slots: Callable[[], int],
         log: Log,
         node: str,
+        states: StateWriter,
         read: Callable[[], bool] | None = None,
     ) -> None:
         self.lanes = Lanes(self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start)
@@ -87,6 +93,7 @@ class Runs:
         )
         self.waits = Waits(self.lanes, call_after=call_after)
         self._judge = Judge(self, begin=self._submitter.begin, hold_for=self._submitter.hold_for)
+        self.states = states
         self._on_idle: Callable[[Shard], None] | None = None
         self._call_after = call_after
         self._log = log
@@ -127,27 +134,28 @@ class Runs:
         self._settle(delivery)
         self._leave(delivery)
 
-    def finish_when_gone(self, request: Any, pid: int | None) -> None:
+    def finish_when_gone(self, request: Any) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
         request.delivery.shard.count("killed")
         request.delivery.note_end()
         self._settle(request.delivery)
-        self._leave_when_gone(request.delivery, pid)
+        self._when_gone(request.killed_pid, partial(self._leave, request.delivery))
 
     def retry(self, request: Any, retry: InPlaceRetry) -> None:
         """Run the message again in its place, when the retry is due."""
         delivery: Delivery = request.delivery
+        # What may fail stands before what holds the message.
         retries = request.request_dict.get("retries", 0) + 1
         again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
+        wait_seconds = retry.seconds()
+        changed = {} if retry.body is None else encode_call(again, retry.body)
         if not self._hold(delivery, again):
             return
         delivery.attempts = 0  # the run has come to an end
-        wait_seconds = retry.seconds()
         due_at = time.monotonic() + wait_seconds
         delivery.shard.count("retried")
         delivery.note_end()
         delivery.is_recorded = True
-        changed = {} if retry.body is None else encode_call(again, retry.body)
         self._log.append(
             delivery.shard.names.attempts,
             retry_event(
@@ -168,20 +176,33 @@ class Runs:
         self.waits.wait(entry, wait)
         self._note_end(delivery.shard)
 
-    def lose(self, request: Any, error: str) -> bool:
-        """The run's process died: run the message again; False if it has used up its attempts and is a dead letter."""
+    def lose(self, request: Any, error: str) -> None:
+        """The run's process died: run the message again or, if its attempts are used up, make it a dead letter."""
         delivery: Delivery = request.delivery
         delivery.attempts = delivery.attempts or 1
         delivery.shard.count("lost")
         if delivery.attempts >= delivery.shard.group.max_attempts:
-            self.bury(request, f"lost {delivery.attempts} times", error)
-            return False
+            reason = f"lost {delivery.attempts} times"
+            self.bury(request, reason, error)
+            request.store_failure(f"{reason}: {error}")
+            return
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
         logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
         if self._hold(delivery, again):
-            self.announcements.record(delivery, delivery.attempts, partial(self._due, delivery))
+            due = partial(self._when_gone, request.killed_pid, partial(self._due, delivery))
+            self.announcements.record(delivery, delivery.attempts, due)
             self._note_end(delivery.shard)
-        return True
+
+    def await_state(self, request: Any, end: Callable[[bool], None]) -> None:
+        """Hold a message that will not run, and give its slot back, until its state is stored; not for ever.
+
+        Args:
+            end: Ends it, given whether the state was stored; called after a while if nobody has.
+        """
+        entry = request.delivery.entry
+        if entry is not None:
+            self.lanes.hold(entry)
+        self._call_after(_STATE_SECONDS, partial(end, False))
 
     def abandon(self, request: Any) -> None:
         """The run was cut off because its shard is about to be given up: keep its place until then, and start nothing.
@@ -193,19 +214,36 @@ class Runs:
             self.lanes.hold(entry)
 
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:
-        """Store the message as a dead letter, then finish it."""
-        self.bury_delivery(request.delivery, reason=reason, error=error)
+        """Store the message as a dead letter, then finish it; whoever asks has its state stored."""
+        delivery, pid = request.delivery, request.killed_pid
 
-    def bury_delivery(self, delivery: Delivery, *, reason: str, error: str | None = None) -> None:
-        """Store a message as a dead letter, also one that never became a request; then acknowledge it."""
-        if self.leave_orphan(delivery):
-            return
+        def stored() -> None:
+            self._settle(delivery)
+            self._when_gone(pid, partial(self._leave, delivery))
+
+        self._bury(delivery, reason, error, stored)
+
+    def bury_delivery(
+        self, delivery: Delivery, *, reason: str, error: str | None = None, failure: BaseException | None = None
+    ) -> None:
+        """Store a message as a dead letter that never became a request, acknowledge it, and store its state.
+
+        Args:
+            failure: What its result will be; None: an error that says why.
+        """
+        if failure is None:
+            failure = DeadLettered(f"{reason}: {error}" if error else reason)
 
         def stored() -> None:
             self._settle(delivery)
             self._leave(delivery)
+            tell_dead(self.states, delivery, failure)
 
-        store_dead_letter(self._log, delivery, node=self._node, reason=reason, error=error, stored=stored)
+        self._bury(delivery, reason, error, stored)
+
+    def _bury(self, delivery: Delivery, reason: str, error: str | None, stored: Callable[[], None]) -> None:
+        if not self.leave_orphan(delivery):
+            store_dead_letter(self._log, delivery, node=self._node, reason=reason, error=error, stored=stored)
 
     def leave_orphan(self, delivery: Delivery) -> bool:
         """If the run's message is the broker's again, only unlock its lane; say whether that was so."""
@@ -311,8 +349,8 @@ class Runs:
         if self._on_idle is not None and not self.lanes.running(shard):
             self._on_idle(shard)
 
-    def _leave_when_gone(self, delivery: Delivery, pid: int | None) -> None:
+    def _when_gone(self, pid: int | None, then: Callable[[], None]) -> None:
         if pid is None or is_gone(pid):
-            self._leave(delivery)
+            then()
         else:
-            self._call_after(_POLL_SECONDS, partial(self._leave_when_gone, delivery, pid))
+            self._call_after(_POLL_SECONDS, partial(self._when_gone, pid, then))

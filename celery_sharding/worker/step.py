@@ -30,6 +30,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.dedup.notices import STORE_ANSWERS, Notice, Notices
 from celery_sharding.worker.calls import Calls
+from celery_sharding.worker.exits import guard_exits
 from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.groups import Groups
 from celery_sharding.worker.intake import Intake
@@ -39,6 +40,7 @@ from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take
 from celery_sharding.worker.remote import install_commands
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
+from celery_sharding.worker.state_writer import StateWriter
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 10.0
 TICK_SECONDS = 1.0
+_STATES_SECONDS = 5.0
 PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
 
 
@@ -73,6 +76,8 @@ class ShardsStep(bootsteps.StartStopStep):
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
         self._log = self._backing.open_log(post=calls.post, inline=pulse)
+        self._states = StateWriter(lambda: c.app.backend, post=calls.post)
+        guard_exits(c.pool, has_children=has_children)
         self._runs = Runs(
             submit=c.on_task_request,
             call_after=calls.call_after,
@@ -83,6 +88,7 @@ class ShardsStep(bootsteps.StartStopStep):
             slots=self._slots,
             log=self._log,
             node=c.hostname,
+            states=self._states,
         )
         intake = self._intake = Intake(c, self._runs, sharded)
         self._stopping = False
@@ -162,6 +168,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._record_all(5.0)
         self._groups.close()
         self._log.stop()
+        self._states.stop(_STATES_SECONDS)
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""

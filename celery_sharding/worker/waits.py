@@ -26,7 +26,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_sharding.dedup.waiting import ASKS_STORE, STORE, WaitInLane
+from celery_sharding.dedup.waiting import ASKS_STORE, STORE, WaitInLane, waits_for_store
 from celery_sharding.worker.lanes import Entry, Lanes, State
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Waits:
 
     def lets_begin(self, entry: Entry) -> bool:
         """Say whether a run may go into the pool; while the store is away, all but the one that asks are held here."""
-        if self._away_since is None or not _waits_for_store(entry.item.task):
+        if self._away_since is None or not waits_for_store(entry.item.task):
             return True
         with self._lock:
             if self._away_since is None:
@@ -111,8 +111,9 @@ class Waits:
                 return
             entries, self._for_store = list(self._for_store), {}
             self._away_since, self._asking, self._tries = None, None, 0
-            seconds = time.monotonic() - self._away_from
-        logger.warning("the claim store answers again after %.1f s; %d messages go on", seconds, len(entries))
+            seconds, was_said = time.monotonic() - self._away_from, self._said_at >= self._away_from
+        if was_said:
+            logger.warning("the claim store answers again after %.1f s; %d messages go on", seconds, len(entries))
         for entry in entries:
             self._lanes.due(entry)
 
@@ -196,8 +197,3 @@ class Waits:
             len(self._for_store),
             self._error,
         )
-
-
-def _waits_for_store(task: Any) -> bool:
-    options = getattr(task.run, "__deduplicate__", None)
-    return options is not None and options.on_store_error == "wait"

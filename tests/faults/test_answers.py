@@ -14,6 +14,7 @@ from celery_sharding.worker.attempts import Attempts
 from celery_sharding.worker.log_writer import LogWriter
 from celery_sharding.worker.runs import Runs
 from celery_sharding.worker.shard import Shard
+from celery_sharding.worker.state_writer import StateWriter
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,6 +39,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
         slots=lambda: 1,
         log=log,
         node="test",
+        states=StateWriter(lambda: None, post=run_now),
     )
     given_up: list[Shard] = []
     with FaultProxy(broker_url) as proxy:

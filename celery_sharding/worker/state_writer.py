@@ -1,0 +1,117 @@
+"""What the worker's main process says of runs: states, and the hooks and signals of Celery that go with them.
+
+A child stores the result of its own run. But a run whose process was lost or killed, a message that is revoked, has
+expired or is a dead letter: of those the main process tells. A result backend that does not answer would block it for
+the driver's time-out and all of its tries; no heartbeat would be sent meanwhile, and the broker would give the shards
+to another worker while the children run on. So one thread tells, in order, and nothing waits for it but a message of
+which nothing else says what became of it.
+
+    told ──▶ queued ──▶ stored ──▶ its callback is posted
+                │ ▲
+                │ └── an error of the backend: again, some times
+                └───▶ given up, or still queued when the worker ends: logged, with what is not stored
+
+The thread begins with the first call, after the pool has forked.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from celery_sharding.worker.texts import describe
+
+logger = logging.getLogger(__name__)
+
+_PAUSES_SECONDS = (0.5, 2.0, 5.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Telling:
+    what: str
+    call: Callable[[], object]
+    then: Callable[[bool], None] | None
+
+
+class StateWriter:
+    """Tells what became of runs, from a thread of its own.
+
+    Args:
+        backend: Returns the result backend of the thread that asks.
+        post: Runs a call where lanes may be moved.
+    """
+
+    def __init__(self, backend: Callable[[], Any], *, post: Callable[[Callable[[], None]], None]) -> None:
+        self.backend = backend
+        self._post = post
+        # Its `put` may be interrupted by a signal's handler that calls it, too: a cold shutdown does.
+        self._queue: SimpleQueue[_Telling | None] = SimpleQueue()
+        self._current: _Telling | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def tell(self, what: str, call: Callable[[], object], then: Callable[[bool], None] | None = None) -> None:
+        """Run `call`, which may block for long; then `then`, where lanes may be moved, with whether it was done.
+
+        Args:
+            what: Names it in the log.
+        """
+        self._queue.put(_Telling(what, call, then))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="shards-states", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout_seconds: float) -> None:
+        """Tell what is left, for so long; what is not told then is logged."""
+        if self._thread is None:
+            return
+        self._queue.put(None)
+        self._thread.join(timeout_seconds)
+        if not self._thread.is_alive():
+            return
+        self._stopping.set()
+        current = self._current
+        lost = [] if current is None else [current.what]
+        while not self._queue.empty():
+            telling = self._queue.get()
+            if telling is not None:
+                lost.append(telling.what)
+        logger.error("the result backend did not answer, and the worker ends; not told: %s", "; ".join(lost))
+
+    def _run(self) -> None:
+        while (telling := self._queue.get()) is not None:
+            self._current = telling
+            is_told = self._tell(telling)
+            self._current = None
+            if telling.then is not None:
+                then = telling.then
+                self._post(lambda then=then, is_told=is_told: then(is_told))  # type: ignore[misc]
+
+    def _tell(self, telling: _Telling) -> bool:
+        for pause_seconds in (*_PAUSES_SECONDS, None):
+            try:
+                telling.call()
+            except BaseException as exc:  # hooks and receivers are called, which may raise anything
+                if pause_seconds is None or self._stopping.is_set() or not is_of_backend(exc.__traceback__):
+                    logger.error("could not be told: %s: %s", telling.what, describe(exc), exc_info=exc)
+                    return False
+                logger.warning("could not be told yet, trying again: %s: %s", telling.what, describe(exc))
+                time.sleep(pause_seconds)
+            else:
+                return True
+        return False
+
+
+def is_of_backend(trace: TracebackType | None) -> bool:
+    """Say whether an error came out of a result backend; one of a hook would be raised again."""
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith(("celery.backends", "django_celery_results")):
+            return True
+        trace = trace.tb_next
+    return False
