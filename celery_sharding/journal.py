@@ -37,8 +37,10 @@ def vitals_event(
         generation: The live one, as this worker knows it.
         owned: By queue: `index`, `since` (when it became the owner), `held` (messages delivered and not settled),
             `running`, `lag_seconds` (age of the oldest that waits in a lane; None: none waits), `prefetch` (how many it
-            may hold), `behind_seconds` (age of the newest that it was delivered), and what was counted since
-            then: `counters`, and in one of several vitals `waits` and `runs`, as `Histogram.to_list` gives them.
+            may hold), `behind_seconds` (age of the newest that it was delivered), `store_waiting` and `claim_waiting`
+            (messages that wait in their lanes for the claim store, which has not answered since `store_away_since`,
+            and for claims of other runs; only if there are any), and what was counted since then: `counters`, and in
+            one of several vitals `waits` and `runs`, as `Histogram.to_list` gives them.
         standby: The queues it consumes and does not own.
         at: Seconds since the epoch, by this worker's clock, as `since`.
     """

@@ -44,6 +44,11 @@ def _problems(group: GroupStatus, now: float, max_lag_seconds: float | None) -> 
         )
     for state in ("stuck", "missing"):
         yield from _name(group, state, [row for row in wanted if row.state == state])
+    if group.store_away_since is not None:
+        away = [row for row in group.rows if row.store_away_since is not None]
+        waiting = sum(row.store_waiting for row in away)
+        what = f"claim store unreachable for {now - group.store_away_since:.0f} s, {waiting} messages wait for it"
+        yield from _name(group, what, away)
     if max_lag_seconds is not None:
         late = [row for row in wanted if (row.lag_seconds or 0.0) > max_lag_seconds]
         yield from _name(group, f"lag above {max_lag_seconds:g} s", late)

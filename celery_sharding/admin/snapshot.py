@@ -168,4 +168,7 @@ def _judge_queue(
         clear_seconds=flow.clear_seconds((known.ready or 0) + (held or 0)),
         counters={} if owner is None else owner.counters,
         broker=facts,
+        store_waiting=0 if owner is None else owner.store_waiting,
+        store_away_since=None if owner is None else owner.store_away_since,
+        claim_waiting=0 if owner is None else owner.claim_waiting,
     )

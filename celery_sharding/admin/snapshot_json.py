@@ -49,8 +49,12 @@ def _row_to_json(row: ShardStatus) -> dict[str, Any]:
         "standbys": list(row.standbys),
         "unacknowledged": row.unacknowledged,
         **{name: _round(getattr(row, name)) for name in ("lag_seconds", "in_rate", "out_rate", "clear_seconds")},
-        "since": None if row.since is None else format_moment(row.since),
+        **{name: _moment(getattr(row, name)) for name in ("since", "store_away_since")},
     }
+
+
+def _moment(value: float | None) -> str | None:
+    return None if value is None else format_moment(value)
 
 
 def _round(value: float | None) -> float | None:

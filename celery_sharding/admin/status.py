@@ -33,6 +33,9 @@ class ShardStatus:
         clear_seconds: Until nothing waits, at these rates; None: not known, or it does not shrink.
         counters: What the owner counted since it took it: delivered, done, failed, retried, …
         broker: What the management API says of the queue; None if it was not asked, or does not know it.
+        store_waiting: Messages that wait at the heads of their lanes for the claim store.
+        store_away_since: Since when it has not answered, in seconds since the epoch; None if nothing waits for it.
+        claim_waiting: Messages that wait at the heads of their lanes for a claim that another run holds.
     """
 
     kind: Kind
@@ -52,6 +55,9 @@ class ShardStatus:
     clear_seconds: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     broker: QueueFacts | None = None
+    store_waiting: int = 0
+    store_away_since: float | None = None
+    claim_waiting: int = 0
 
     @property
     def unacknowledged(self) -> int | None:
@@ -116,6 +122,11 @@ class GroupStatus:
     def unowned(self) -> int:
         """How many of its queues nobody owns, though they are to be consumed."""
         return sum(row.state == "unowned" for row in self.rows)
+
+    @property
+    def store_away_since(self) -> float | None:
+        """Since when messages of it wait for the claim store; None: none does."""
+        return min((row.store_away_since for row in self.rows if row.store_away_since is not None), default=None)
 
     @property
     def skew(self) -> float | None:

@@ -38,6 +38,8 @@ class Vital:
     `since` and `at` are seconds since the epoch. `lag_seconds` is None if nothing waited in its lanes. `counters` are
     totals since `since`: delivered, done, failed, retried, lost, killed, dead and what `Shard.count` counts besides.
     `prefetch` is how many messages it may hold, `behind_seconds` the age of the newest that it was delivered.
+    `store_waiting` and `claim_waiting` count the messages that wait at the heads of their lanes for the claim store,
+    which has not answered since `store_away_since` (epoch seconds), and for claims of other runs.
     """
 
     owner: str
@@ -49,6 +51,9 @@ class Vital:
     counters: Mapping[str, int] = field(default_factory=dict)
     prefetch: int | None = None
     behind_seconds: float | None = None
+    store_waiting: int = 0
+    store_away_since: float | None = None
+    claim_waiting: int = 0
 
     @property
     def delivered(self) -> int:
@@ -227,4 +232,7 @@ def _read_vital(by: str, at: float, facts: Mapping[str, Any]) -> Vital:
         counters={str(name): int(count) for name, count in facts.get("counters", {}).items()},
         prefetch=None if facts.get("prefetch") is None else int(facts["prefetch"]),
         behind_seconds=None if facts.get("behind_seconds") is None else float(facts["behind_seconds"]),
+        store_waiting=int(facts.get("store_waiting", 0)),
+        store_away_since=read_moment(facts.get("store_away_since")),
+        claim_waiting=int(facts.get("claim_waiting", 0)),
     )

@@ -22,7 +22,7 @@ from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_sharding
-from celery_sharding.cli.rows import format_lag, format_rate
+from celery_sharding.cli.rows import format_lag, format_rate, format_store_away
 from celery_sharding.config import check_shard
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.extension import Sharding
@@ -127,6 +127,7 @@ def _lines(found: _Description) -> list[str]:
         ("owner", _owner(row, now)),
         ("standbys", ", ".join(row.standbys) or "none"),
         ("waiting", _waiting(row)),
+        ("claims", _claims(row, now)),
         ("lag", f"{format_lag(row)}{' (estimated)' if row.lag_estimated else ''}"),
         ("rates", _rates(row)),
         ("counted", ", ".join(f"{count} {name}" for name, count in sorted(row.counters.items()))),
@@ -157,6 +158,12 @@ def _waiting(row: ShardStatus) -> str:
         return "not known"
     held = "" if row.held is None else f", {row.held} held by the owner, of which {row.running} run"
     return f"{row.ready} ready{held}"
+
+
+def _claims(row: ShardStatus, now: float) -> str:
+    away = [] if row.store_away_since is None else [format_store_away(row.store_away_since, now)]
+    away += [f"{row.store_waiting} messages wait for it"] if row.store_waiting else []
+    return "; ".join(away + ([f"{row.claim_waiting} wait for a claim of another run"] if row.claim_waiting else []))
 
 
 def _rates(row: ShardStatus) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from celery_sharding.admin.status import GroupStatus, ShardStatus
 from celery_sharding.cli.durations import format_duration
@@ -39,6 +40,8 @@ COLUMNS = {
     "in_rate": Column("IN/S", lambda _, row, __: format_rate(row.in_rate), numeric=True),
     "out_rate": Column("OUT/S", lambda _, row, __: format_rate(row.out_rate), numeric=True),
     "clear_seconds": Column("CLEAR", lambda _, row, __: _duration(row.clear_seconds), numeric=True),
+    "store_waiting": Column("NO STORE", lambda _, row, __: str(row.store_waiting), numeric=True),
+    "claim_waiting": Column("NO CLAIM", lambda _, row, __: str(row.claim_waiting), numeric=True),
     "owner": Column("OWNER", lambda _, row, __: row.owner or "-"),
     "standbys": Column("STANDBYS", lambda _, row, __: _standbys(row)),
     "since": Column("SINCE", lambda _, row, now: "-" if row.since is None else format_duration(now - row.since)),
@@ -81,6 +84,11 @@ def describe_group(group: GroupStatus, columns: Iterable[str], *, now: float, wi
         lines.append(f"  switch to generation {group.switch.generation} under way, at step {group.switch.step}")
     if group.limbo_ready:
         lines.append(f"  {group.limbo_ready} messages came without a ring; a worker makes a new one for them")
+    if group.store_away_since is not None:
+        waiting = sum(row.store_waiting for row in group.rows)
+        lines.append(
+            f"  {format_store_away(group.store_away_since, now)}; {waiting} messages wait for it in their lanes"
+        )
     if group.rows:
         lines += [f"  {line}" for line in _table(group, tuple(columns), now, None if width is None else width - 2)]
     return lines
@@ -90,6 +98,11 @@ def format_lag(row: ShardStatus) -> str:
     if row.lag_seconds is None:
         return "?"
     return f"{'~' if row.lag_estimated else ''}{format_duration(row.lag_seconds)}"
+
+
+def format_store_away(since: float, now: float) -> str:
+    at = datetime.fromtimestamp(since).strftime("%H:%M:%S")
+    return f"claim store unreachable since {at} ({format_duration(max(0.0, now - since))})"
 
 
 def format_rate(rate: float | None) -> str:

@@ -8,6 +8,9 @@
             ──▶ AlreadyDone        commit and return what the row of `claim.transaction` holds
     running ──▶ wait, retry or skip; take over if the holder is provably gone
     done    ──▶ return the stored result
+    no word ──▶ wait, or fail
+
+What waits and is sharded does so in its lane, without a slot (`waiting`); what is not waits in its slot.
 
 A store that does not answer while a claim is given up changes nothing: the lease lapses by itself.
 """
@@ -23,19 +26,23 @@ from typing import Any
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_sharding.dedup.claims import Claimed, Done, Running, Store
+from celery_sharding.dedup.complaints import Complaints
 from celery_sharding.dedup.lease import Lease, renewal
-from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, tell
+from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, STORE_ANSWERS, tell
 from celery_sharding.dedup.options import Options
 from celery_sharding.dedup.owners import is_provably_gone, new_owner
 from celery_sharding.dedup.results import decode, encode_failure, encode_result
 from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
+from celery_sharding.dedup.waiting import ASKS_STORE, CLAIM, RUN_ID, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
+complaints = Complaints(logger)
 
 POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.05, 1.0
+_REASON_LENGTH_MAX = 500
 COMMIT_PATIENCE_SECONDS = 5.0
 """For so long a commit is tried again with `on_store_error="fail"`: the work is done, and would be done again."""
 
@@ -128,7 +135,7 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
 
 
 def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[Store, Claimed | Done]:
-    owner = new_owner(request.id)
+    owner = new_owner(request.id, run_id=request.get(RUN_ID))
     evict: str | None = None
     pause_seconds, told = POLL_SECONDS_MIN, False
     while True:
@@ -144,9 +151,12 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[Store, 
         except StoreUnavailable as exc:
             if options.on_store_error == "fail":
                 raise
-            if not told:
-                logger.warning("%s[%s] waits for the claim store: %s", task.name, request.id, exc)
+            if may_wait_in_lane(request):
+                raise WaitInLane(STORE, _bounded(str(exc)), run_id=owner.run_id) from None
+            complaints.say("wait", "%s[%s] waits for the claim store: %s", task.name, request.id, exc)
         else:
+            if request.get(ASKS_STORE):
+                tell(task, STORE_ANSWERS)
             if not isinstance(outcome, Running):
                 return store, outcome
             if not outcome.parked and evict != outcome.token and is_provably_gone(outcome.owner):
@@ -157,11 +167,18 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[Store, 
                 raise Ignore(f"another run holds the claim {key}")
             if options.on_running == "retry":
                 _retry_later(task, outcome)
+            if may_wait_in_lane(request):
+                raise WaitInLane(CLAIM, key, at_most_seconds=outcome.lease_left_seconds)
             if not told:
                 logger.debug("%s[%s] waits for the run that holds %s", task.name, request.id, key)
         told = True
         time.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
+
+
+def _bounded(text: str) -> str:
+    """Return the text of an error, which goes from a child to its parent, cut to a line of a log."""
+    return text if len(text) <= _REASON_LENGTH_MAX else f"{text[:_REASON_LENGTH_MAX]}… (cut)"
 
 
 def _retry_later(task: Any, holder: Running) -> None:
@@ -188,7 +205,7 @@ def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
         except StoreUnavailable as exc:
             if options.on_store_error == "fail" and time.monotonic() >= give_up_at:
                 raise
-            logger.warning("the commit of %s is tried again: %s", lease.key, exc)
+            complaints.say("commit", "the commit of %s is tried again: %s", lease.key, exc)
         time.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
     if is_done:
@@ -213,7 +230,7 @@ def _give_up(lease: Lease, *, park_seconds: float | None = None) -> bool:
             return lease.store.release(lease.key, lease.token)
         return lease.store.park(lease.key, lease.token, lease_seconds=park_seconds)
     except StoreUnavailable as exc:
-        logger.warning("%s was not released, its lease will lapse: %s", lease.key, exc)
+        complaints.say("release", "%s was not released, its lease will lapse: %s", lease.key, exc)
         return True
 
 

@@ -32,7 +32,7 @@ def deduplicate(
     ttl_seconds: float = 86_400,
     lease_seconds: float = 60,
     on_running: Literal["wait", "retry", "skip"] = "wait",
-    on_store_error: Literal["fail", "wait"] = "fail",
+    on_store_error: Literal["wait", "fail"] = "wait",
     remember_failures: bool = False,
     scope: str | None = None,
 ) -> Callable[[F], F]:
@@ -46,8 +46,8 @@ def deduplicate(
             runs, however long that is.
         on_running: What a duplicate does while the first run goes on: "wait" for its result, "retry" the task
             when the lease would end, "skip" it (ignored, no state is written).
-        on_store_error: "fail" the task when the store does not answer, or "wait" until it does. It never runs
-            unclaimed.
+        on_store_error: "wait" until the store answers, a sharded task in its lane, without holding a slot; or "fail"
+            the task. It never runs unclaimed.
         remember_failures: Keep a failure like a result: duplicates raise the same error. Else they run again.
         scope: A name under which several tasks share their keys. None: the task's own name.
 

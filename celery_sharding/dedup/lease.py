@@ -16,9 +16,11 @@ import threading
 import time
 
 from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.complaints import Complaints
 from celery_sharding.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
+complaints = Complaints(logger)
 
 
 class Lease:
@@ -44,7 +46,7 @@ class Lease:
         try:
             is_held = self.store.renew(self.key, self.token, lease_seconds=self.seconds)
         except StoreUnavailable as exc:
-            logger.warning("the lease of %s could not be renewed, will try again: %s", self.key, exc)
+            complaints.say("renew", "the lease of %s could not be renewed, will try again: %s", self.key, exc)
             return
         if is_held:
             self._renewed_at = now

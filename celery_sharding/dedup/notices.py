@@ -1,4 +1,4 @@
-"""What a run tells its worker: that it was a duplicate, or that its commit was refused.
+"""What a run tells its worker: it was a duplicate, its commit was refused, or the claim store answers again.
 
 The worker's main process makes `Notices` before its pool starts. A run in that process hands its notice over directly;
 one in a forked child writes it to a pipe, one line each, small enough to be written in one piece. Where there is no
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEDUPLICATED, COMMIT_REFUSED = "deduplicated", "commit-refused"
+STORE_ANSWERS = "store-answers"
 _READ_BYTES = 65_536
 
 

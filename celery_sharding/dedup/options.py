@@ -41,7 +41,7 @@ class Options:
                 "a result must be kept at least as long as a claim without news"
             )
         _check_choice("on_running", self.on_running, ("wait", "retry", "skip"))
-        _check_choice("on_store_error", self.on_store_error, ("fail", "wait"))
+        _check_choice("on_store_error", self.on_store_error, ("wait", "fail"))
         if not isinstance(self.remember_failures, bool):
             raise ConfigurationError(f"@deduplicate: remember_failures is a bool, not {self.remember_failures!r}")
         if self.scope is not None and (not isinstance(self.scope, str) or not self.scope):

@@ -70,8 +70,12 @@ class _Process:
     pid_started: str
 
 
-def new_owner(task_id: str) -> Owner:
-    """Return the owner for a new run of the task `task_id` in this process. Thread-safe, right after a fork too."""
+def new_owner(task_id: str, *, run_id: str | None = None) -> Owner:
+    """Return the owner for a run of the task `task_id` in this process. Thread-safe, right after a fork too.
+
+    Args:
+        run_id: That of a try of the same run which has ended without an answer; None: it is a new run.
+    """
     global _this_process
     process = _this_process
     if process is None or process.pid != os.getpid():
@@ -83,7 +87,7 @@ def new_owner(task_id: str) -> Owner:
         pid=process.pid,
         pid_started=process.pid_started,
         task_id=task_id,
-        run_id=os.urandom(16).hex(),
+        run_id=run_id or os.urandom(16).hex(),
     )
 
 

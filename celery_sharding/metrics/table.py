@@ -98,6 +98,21 @@ SHARD_GAUGES = (
         "Workers that consume it: the owner and the standbys",
         lambda row: len(row.standbys) + (row.owner is not None),
     ),
+    ShardGauge(
+        f"{PREFIX}_store_waiting_messages",
+        "Messages at the heads of their lanes that wait for the claim store to answer",
+        lambda row: None if row.owner is None else row.store_waiting,
+    ),
+    ShardGauge(
+        f"{PREFIX}_store_unreachable_timestamp_seconds",
+        "Since when the claim store has not answered, in seconds since the epoch; not shown if nothing waits for it",
+        lambda row: row.store_away_since,
+    ),
+    ShardGauge(
+        f"{PREFIX}_claim_waiting_messages",
+        "Messages at the heads of their lanes that wait for a claim which another run holds",
+        lambda row: None if row.owner is None else row.claim_waiting,
+    ),
     ShardGauge(f"{PREFIX}_paused", "1 if it is paused", lambda row: row.state == "paused"),
     ShardGauge(
         f"{PREFIX}_owned_timestamp_seconds",

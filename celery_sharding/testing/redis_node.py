@@ -3,12 +3,14 @@
 It listens on a free port of 127.0.0.1 only, and never starts or stops a service of the system. It runs as whoever
 starts it; only the process that did so can drive it.
 
-    new ─start─▶ running ─stop | kill─▶ stopped ─start─▶ running, empty … ─remove─▶ gone
+    new ─start─▶ running ─stop | kill─▶ stopped ─start─▶ running, empty unless it keeps its data … ─remove─▶ gone
+                 running ─pause─▶ connected, and silent ─resume─▶ running
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -28,9 +30,13 @@ class RedisNode(Node):
     """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
 
     As a context manager it is started on entry and removed on exit.
+
+    Args:
+        keeps_data: Write everything to disk before it is answered, and have it again after a restart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_data: bool = False) -> None:
+        self._keeps_data = keeps_data
         self.folder = Path(tempfile.mkdtemp(prefix="sharding-redis-"))
         self._port = find_free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,8 +55,8 @@ class RedisNode(Node):
         self._process = subprocess.Popen(
             [
                 find_program("redis-server", "valkey-server"), "--bind", "127.0.0.1", "--port", str(self._port),
-                "--dir", str(self.folder), "--logfile", str(log), "--save", "", "--appendonly", "no",
-                "--daemonize", "no",
+                "--dir", str(self.folder), "--logfile", str(log), "--save", "",
+                "--appendonly", "yes" if self._keeps_data else "no", "--appendfsync", "always", "--daemonize", "no",
             ],
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -71,8 +77,18 @@ class RedisNode(Node):
             self._process.wait()
             self._process = None
 
+    def pause(self) -> None:
+        """Let the node stand still, with its connections open (SIGSTOP)."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused node go on."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+
     def restart(self) -> None:
-        """Stop the node, start it on the same port, empty, and return when it answers."""
+        """Stop the node, start it on the same port, and return when it answers."""
         self.stop()
         self.start()
 

@@ -102,6 +102,17 @@ class Announcements:
             self._ahead.discard(delivery)
             self._begun_at.append(time.monotonic())
 
+    def take_back(self, delivery: Delivery) -> None:
+        """Take the record of a run back that was about to begin, and waits now: its next try is recorded anew."""
+        with self._lock:
+            if not delivery.is_counted or not delivery.attempts:
+                return
+            delivery.is_counted = delivery.is_judged = False
+            delivery.was_taken_back = True
+            delivery.attempts -= 1
+            event = withdrawn_event(delivery.task_id or "", delivery.attempts)
+        self._log.append(delivery.shard.names.attempts, event)
+
     def withdraw(self, delivery: Delivery) -> None:
         """Take the announcement of a run back that has not begun: it says nothing against the message."""
         with self._lock:
@@ -165,4 +176,6 @@ def begun_before(known: Attempt | None, delivery: Delivery) -> int:
     """
     if delivery.is_announced:
         return (delivery.attempts or 1) - 1
+    if delivery.was_taken_back:
+        return delivery.attempts or 0  # what was recorded may not have been read yet
     return known.attempts if known else min(1, delivery.shard.group.max_attempts - 1)

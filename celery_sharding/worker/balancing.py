@@ -30,6 +30,7 @@ from celery_sharding.worker.lanes import Lanes
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.ownership import Balancer, Member
 from celery_sharding.worker.vitals import describe_owned
+from celery_sharding.worker.waits import Waits
 
 if TYPE_CHECKING:
     from celery_sharding.worker.shard import Shard
@@ -56,6 +57,7 @@ class Balancing:
         departures: Departures,
         *,
         lanes: Lanes,
+        waits: Waits,
         log: Log,
         calls: Calls,
         node: str,
@@ -68,6 +70,7 @@ class Balancing:
         self._shards = shards
         self._departures = departures
         self._lanes = lanes
+        self._waits = waits
         self._log = log
         self._calls = calls
         self._node = node
@@ -130,7 +133,7 @@ class Balancing:
     def _tell(self, now: float, *, generation: int, stands_by: bool) -> None:
         self._ticks += 1
         shards = list(self._shards.values())
-        owned = describe_owned(shards, self._lanes, now=now, tick=self._ticks, prefetch=self._prefetch)
+        owned = describe_owned(shards, self._lanes, self._waits, now=now, tick=self._ticks, prefetch=self._prefetch)
         standby = [shard.queue for shard in shards if not shard.owned] if stands_by else []
         event = vitals_event(self._node, generation, owned=owned, standby=standby, at=now)
         self._log.append(self._names.journal, event, optional=True)

@@ -37,6 +37,9 @@ class Delivery:
         is_judged: It was redelivered, and may run here, after what is known of earlier attempts.
         is_recorded: The attempts stream knows of it, or is about to, or may do so.
         is_announced: It says that a run begins which has not begun yet; `announcements` moves what follows.
+        is_counted: The run that goes on was recorded as an attempt.
+        was_taken_back: A recorded run did not begin after all, so its next one is to be recorded, too.
+        untold_runs: Runs of which nothing says how they ended, since the result backend failed them.
         is_confirmed: The broker has confirmed what was recorded last.
         key: The routing key it was published with; a message put into the queue by hand may name it in a header.
         key_problem: Why that is no key that a task could be published under; None: it is one.
@@ -49,6 +52,7 @@ class Delivery:
         "entry",
         "is_announced",
         "is_confirmed",
+        "is_counted",
         "is_judged",
         "is_named",
         "is_recorded",
@@ -63,6 +67,8 @@ class Delivery:
         "runs",
         "shard",
         "tag",
+        "untold_runs",
+        "was_taken_back",
     )
 
     def __init__(self, message: Any, shard: Shard, runs: Runs, *, raw: Any) -> None:
@@ -84,6 +90,9 @@ class Delivery:
         self.is_recorded = is_unnamed_again
         self.is_announced = False
         self.is_confirmed = False
+        self.is_counted = False
+        self.was_taken_back = False
+        self.untold_runs = 0
         self.on_confirmed: Callable[[], None] | None = None
         self.received_at = time.time()
         self.key, self.key_problem = _read_key(message, published_to=shard.names.publish)

@@ -90,6 +90,7 @@ class GroupConsumer:
             self.shards,
             self._departures,
             lanes=runs.lanes,
+            waits=runs.waits,
             log=log,
             calls=calls,
             node=node,

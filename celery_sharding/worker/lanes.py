@@ -8,7 +8,8 @@ An entry moves through these states, and only through them:
     WAITING ──▶ READY ──▶ RUNNING ──▶ SETTLED          (settle)
                   ▲          │
                   ├──────────┤ again: the run was lost
-                  └── HELD ◀─┘ hold: a retry waits, a rate limit, a record to be written; due makes it READY
+                  └── HELD ◀─┘ hold: a retry waits, a rate limit, a record to be written; due makes it READY.
+                               Resting: nothing of it has begun, so its source counts as idle
     any but RUNNING ──▶ DROPPED                        (close: its shard was given up)
     RUNNING ──▶ ORPHAN ──▶ SETTLED                     (close, then settle: the old run has ended)
 
@@ -53,13 +54,14 @@ class State(enum.Enum):
 class Entry:
     """One message in its lane. `item` is the caller's; it may be replaced between runs."""
 
-    __slots__ = ("item", "lane", "rank", "source", "state")
+    __slots__ = ("is_resting", "item", "lane", "rank", "source", "state")
 
     def __init__(self, lane: Hashable, source: Hashable, item: Any) -> None:
         self.lane = lane
         self.source = source
         self.item = item
         self.state = State.WAITING
+        self.is_resting = False
         self.rank = 0
 
     def __lt__(self, other: Entry) -> bool:
@@ -137,14 +139,19 @@ class Lanes:
             self._remove(entry)
         self._pump_now()
 
-    def hold(self, entry: Entry) -> bool:
-        """Let a running head wait for `due` without giving up its place; False for an orphan, which only ends."""
+    def hold(self, entry: Entry, *, is_resting: bool = False) -> bool:
+        """Let a running head wait for `due` without giving up its place; False for an orphan, which only ends.
+
+        Args:
+            is_resting: Nothing of it has begun.
+        """
         with self._lock:
             if entry.state is State.ORPHAN:
                 self.settle(entry)
             elif entry.state is State.RUNNING:
                 self._leave_pool(entry)
                 entry.state = State.HELD
+                entry.is_resting = is_resting
             held = entry.state is State.HELD
         self._pump_soon()
         return held
@@ -227,8 +234,10 @@ class Lanes:
     def is_idle(self, source: Hashable) -> bool:
         """Say whether nothing of `source` runs, or is held in the middle of its work."""
         with self._lock:
-            busy = (*_IN_POOL, State.HELD)
-            return all(entry.state not in busy for entry in self._sources.get(source, ()))
+            return not any(
+                entry.state in _IN_POOL or (entry.state is State.HELD and not entry.is_resting)
+                for entry in self._sources.get(source, ())
+            )
 
     def only_waits(self, source: Hashable) -> bool:
         """Say whether all entries of `source` wait for something that may take long, or behind one that does."""

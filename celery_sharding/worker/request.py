@@ -1,8 +1,8 @@
 """The request of a sharded run: Celery's own, with its endings led to the lanes.
 
 Celery's request acknowledges, rejects, retries and fails as its task's settings say. For a message from a shard these
-endings become one of four reports to `Runs`: finished, retry, lost, dead. A request for a message from an ordinary
-queue behaves as Celery's, although its class is the same: whether it is sharded is said by its delivery.
+endings become one of five reports to `Runs`: finished, retry, wait, lost, dead. A request for a message from an
+ordinary queue behaves as Celery's, although its class is the same: whether it is sharded is said by its delivery.
 
 A run that is killed on purpose (revoke with terminate, a hard time limit) is acknowledged at once, as in Celery, but
 its lane goes on only when the process that ran it has ended: otherwise the next task of the key could overlap it.
@@ -20,13 +20,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.app.trace import logger as trace_logger
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_sharding.dedup.waiting import ASKS_STORE, RUN_ID, STORE, WaitInLane, hide_waits, waits_for_store
+from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.worker.retry import InPlaceRetry, retry_in_place
+from celery_sharding.worker.state_writer import is_of_backend
 from celery_sharding.worker.texts import describe, text_of
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DELIVERY = "shard_delivery"
+UNTOLD_RUNS_MAX = 10
+"""So often a run is tried whose end the result backend does not store."""
 _LOST = WorkerLostError | SystemExit | KeyboardInterrupt
 
 
@@ -76,9 +82,14 @@ class ShardRequestMixin:
         retries: int,
         body: tuple[Any, Any] | None = None,
         time_limits: tuple[float | None, float | None] | None = None,
+        run_id: str | None = None,
     ) -> Any:
-        """Return a fresh request for the same message, for its next run; None: as it was."""
-        headers = {**self.request_dict, "retries": retries}  # type: ignore[attr-defined]
+        """Return a fresh request for the same message, for its next run; None: as it was.
+
+        Args:
+            run_id: Under which its next run is to claim; None: under one of its own.
+        """
+        headers = {**self.request_dict, "retries": retries, RUN_ID: run_id, ASKS_STORE: False}  # type: ignore[attr-defined]
         if time_limits is not None:
             headers["timelimit"] = list(time_limits)
         decoded = self.content_type is None  # type: ignore[attr-defined]
@@ -223,10 +234,11 @@ class ShardRequestMixin:
             self._tell("REVOKED", stock, reason, terminated, signum, expired)
         else:
             # It never began: until its state says so, nothing does.
-            self.delivery.runs.await_state(self, reason)
-            self._tell("REVOKED", stock, reason, terminated, signum, expired, then=partial(self.end_revoked, reason))
+            end = partial(self._end_revoked, reason)
+            self.delivery.runs.await_state(self, end)
+            self._tell("REVOKED", stock, reason, terminated, signum, expired, then=end)
 
-    def end_revoked(self, reason: str, is_stored: bool) -> None:
+    def _end_revoked(self, reason: str, is_stored: bool) -> None:
         """End a message that was revoked, or has expired, before it began."""
         if self.has_left or self.delivery is None:
             return
@@ -256,6 +268,9 @@ class ShardRequestMixin:
         exc = _cause(exc_info)
         if self.delivery.runs.leave_orphan(self.delivery):
             self._is_elsewhere = self.has_left = True  # the broker has delivered the message again
+        elif isinstance(exc, WaitInLane):
+            self.acknowledged = True
+            self.leave_by(self.delivery.runs.wait, exc)
         elif self._already_cancelled and isinstance(exc, Terminated | _LOST):
             # Celery would acknowledge one whose process was lost before it could be cancelled.
             self.leave_by(self.delivery.runs.abandon)
@@ -267,8 +282,12 @@ class ShardRequestMixin:
                 self._tell_failure(exc_info, return_ok=return_ok)
         elif isinstance(exc, Retry | Ignore | Terminated):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)  # type: ignore[misc]
+        elif not return_ok and not isinstance(exc, TimeLimitExceeded):
+            self._end_untold(exc_info, exc)
         else:
             is_killed = isinstance(exc, TimeLimitExceeded) and self.worker_pid != os.getpid()  # type: ignore[attr-defined]
+            if self._never_ran_and_says_nothing(exc):
+                self._failure = exc
             self._settle_failure(exc, is_killed=is_killed)
             if not return_ok:
                 self._tell_failure(exc_info)
@@ -276,6 +295,40 @@ class ShardRequestMixin:
                 super().on_failure(  # type: ignore[misc]
                     exc_info, send_failed_event=send_failed_event, return_ok=return_ok
                 )
+
+    def _never_ran_and_says_nothing(self, exc: BaseException) -> bool:
+        """Say whether the claim was not to be had, and the task keeps no results: only a dead letter can tell."""
+        is_of_claim = isinstance(exc, DeduplicationError) and not isinstance(exc, ClaimLost)
+        return is_of_claim and not self.store_errors  # type: ignore[attr-defined]
+
+    def _end_untold(self, exc_info: Any, exc: BaseException) -> None:
+        """End a run that left the pool by an error outside its body: the result backend failed it, for the most part.
+
+        Nothing says what became of it. A claim knows whether its body has run, so one that waits for the claim store
+        is tried again. Others stay in their lane until FAILURE is stored, or are dead letters if that cannot be.
+        """
+        assert self.delivery is not None
+        delivery, text = self.delivery, describe(exc)
+        is_wanted = not self._killed and not self._already_revoked
+        if is_wanted and waits_for_store(self.task) and is_of_backend(exc_info.tb):  # type: ignore[attr-defined]
+            delivery.untold_runs += 1
+            if delivery.untold_runs < UNTOLD_RUNS_MAX:
+                self.acknowledged = True
+                self.leave_by(delivery.runs.wait, WaitInLane(STORE, text))
+                return
+        end = partial(self._end_failed, exc)
+        delivery.runs.await_state(self, end)
+        self._tell("FAILURE", self._announce_failure, exc_info, False, then=end)
+
+    def _end_failed(self, exc: BaseException, is_stored: bool) -> None:
+        if self.has_left or self.delivery is None:
+            return
+        if is_stored or self.delivery.keeps_failures:
+            self._settle_failure(exc, is_killed=False)
+            return
+        self.acknowledged = True
+        self.delivery.runs.note_failure(self, exc)
+        self.leave_by(self.delivery.runs.bury, "its end could not be stored; its body may have run", text_of(exc))
 
     def _settle_failure(self, exc: BaseException, *, is_killed: bool) -> None:
         """End a run that has failed for good, as the settings of its group and its task say."""
@@ -336,6 +389,7 @@ def install(app: Any, rules: TaskRules) -> dict[str, str]:
     Raises:
         ShardingError: A task's options contradict each other.
     """
+    hide_waits(trace_logger)
     sharded = {}
     for name, task in app.tasks.items():
         rule = rules.rule_for(name, task)

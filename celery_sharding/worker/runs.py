@@ -5,6 +5,7 @@ Per message:
 
     start ──▶ in the pool ──▶ finish     acknowledged, the lane goes on
       ▲            ├────────▶ retry      held until the retry is recorded and due, then start with retries + 1
+      │            ├────────▶ wait       nothing has begun: held until what it waits for may have come, then start again
       │            ├────────▶ lose       the process died: held until the attempt is recorded, then start again;
       └────────────┴────────▶ bury       max_attempts reached, or rejected: stored as a dead letter, then finish
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker.state import task_ready, task_reserved
 
+from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.errors import DeadLettered
 from celery_sharding.journal import failure_event, retry_event, settled_event
 from celery_sharding.streams import encode
@@ -43,6 +45,7 @@ from celery_sharding.worker.state_writer import StateWriter
 from celery_sharding.worker.submitting import Submitter
 from celery_sharding.worker.texts import describe
 from celery_sharding.worker.turn import Turn
+from celery_sharding.worker.waits import Waits
 
 if TYPE_CHECKING:
     from celery_sharding.worker.shard import Shard
@@ -93,6 +96,7 @@ class Runs:
         self._submitter = Submitter(
             submit, self.lanes, self.announcements, call_after=call_after, bucket_for=bucket_for, is_alive=is_alive
         )
+        self.waits = Waits(self.lanes, call_after=call_after)
         self._judge = Judge(self, begin=self._submitter.begin, hold_for=self._submitter.hold_for)
         self.states = states
         self._on_idle: Callable[[Shard], None] | None = None
@@ -174,6 +178,17 @@ class Runs:
         )
         self._note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
+    def wait(self, request: Any, wait: WaitInLane) -> None:
+        """Try the message again in its place, when what it waits for may have come: nothing of it has begun."""
+        delivery: Delivery = request.delivery
+        again = request.rebuild(retries=request.request_dict.get("retries", 0), run_id=wait.run_id)
+        entry = delivery.entry
+        if entry is None or not self._hold(delivery, again, is_resting=True):
+            return
+        self.announcements.take_back(delivery)
+        self.waits.wait(entry, wait)
+        self._note_end(delivery.shard)
+
     def lose(self, request: Any, error: str) -> None:
         """The run's process died: run the message again or, if its attempts are used up, make it a dead letter."""
         delivery: Delivery = request.delivery
@@ -191,12 +206,16 @@ class Runs:
             self.announcements.record(delivery, delivery.attempts, due)
             self._note_end(delivery.shard)
 
-    def await_state(self, request: Any, reason: str) -> None:
-        """Hold a message that will not run, and give its slot back, until its state is stored; not for ever."""
+    def await_state(self, request: Any, end: Callable[[bool], None]) -> None:
+        """Hold a message that will not run, and give its slot back, until its state is stored; not for ever.
+
+        Args:
+            end: Ends it, given whether the state was stored; called after a while if nobody has.
+        """
         entry = request.delivery.entry
         if entry is not None:
             self.lanes.hold(entry)
-        self._call_after(_STATE_SECONDS, partial(request.end_revoked, reason, False))
+        self._call_after(_STATE_SECONDS, partial(end, False))
 
     def abandon(self, request: Any) -> None:
         """The run was cut off because its shard is about to be given up: keep its place until then, and start nothing.
@@ -272,6 +291,7 @@ class Runs:
         """Forget what a shard was delivered and does not run: it is the broker's again, and no request of Celery's."""
         self.announcements.forget(shard)
         for entry in self.lanes.close(shard):
+            self.waits.forget(entry)
             task_ready(entry.item)
 
     def unaccepted(self) -> list[Entry]:
@@ -314,7 +334,9 @@ class Runs:
             self._acks.tell(entry.lane)
         request = entry.item
         delivery: Delivery = request.delivery
-        if not delivery.redelivered or delivery.is_judged:
+        if not self.waits.lets_begin(entry):
+            return
+        if delivery.is_judged or not (delivery.redelivered or delivery.was_taken_back):
             self._submitter.begin(entry)
         else:
             self._judge.judge(entry)
@@ -324,10 +346,12 @@ class Runs:
         logger.error("%r could not be started", entry, exc_info=exc)
         self.bury_delivery(entry.item.delivery, reason="could not be started", error=describe(exc))
 
-    def _hold(self, delivery: Delivery, again: Any) -> bool:
+    def _hold(self, delivery: Delivery, again: Any, *, is_resting: bool = False) -> bool:
         entry = delivery.entry
-        if entry is None or not self.lanes.hold(entry):
+        if entry is None or not self.lanes.hold(entry, is_resting=is_resting):
             return False
+        if not is_resting:
+            self.waits.forget(entry)
         entry.item = again
         task_reserved(again)
         return True
@@ -359,6 +383,7 @@ class Runs:
     def _leave(self, delivery: Delivery) -> None:
         entry, delivery.entry = delivery.entry, None
         if entry is not None:
+            self.waits.forget(entry)
             self.lanes.settle(entry)
             self._note_end(delivery.shard)
 

@@ -98,7 +98,7 @@ class StateWriter:
             try:
                 telling.call()
             except BaseException as exc:  # hooks and receivers are called, which may raise anything
-                if pause_seconds is None or self._stopping.is_set() or not _is_of_backend(exc.__traceback__):
+                if pause_seconds is None or self._stopping.is_set() or not is_of_backend(exc.__traceback__):
                     logger.error("could not be told: %s: %s", telling.what, describe(exc), exc_info=exc)
                     return False
                 logger.warning("could not be told yet, trying again: %s: %s", telling.what, describe(exc))
@@ -108,7 +108,7 @@ class StateWriter:
         return False
 
 
-def _is_of_backend(trace: TracebackType | None) -> bool:
+def is_of_backend(trace: TracebackType | None) -> bool:
     """Say whether an error came out of a result backend; one of a hook would be raised again."""
     while trace is not None:
         if trace.tb_frame.f_globals.get("__name__", "").startswith(("celery.backends", "django_celery_results")):

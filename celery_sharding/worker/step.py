@@ -28,7 +28,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.tasks import Tasks
 
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
-from celery_sharding.dedup.notices import Notice, Notices
+from celery_sharding.dedup.notices import STORE_ANSWERS, Notice, Notices
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.exits import guard_exits
 from celery_sharding.worker.green import read_more, read_what_came
@@ -215,6 +215,9 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def _note(self, notice: Notice) -> None:
         """Say by an event what a run under a claim told, and count it if its shard is here."""
+        if notice.what == STORE_ANSWERS:
+            self._runs.waits.answers()
+            return
         dispatcher = self._consumer.event_dispatcher
         if dispatcher is not None:
             dispatcher.send(f"task-{notice.what}", uuid=notice.task_id, name=notice.task)

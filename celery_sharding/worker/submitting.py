@@ -58,7 +58,7 @@ class Submitter:
         if not self._is_alive():
             self.hold_for(entry, _LIFE_SECONDS)
         elif self._limits.let_through(entry):
-            was_announced = request.delivery.is_announced
+            was_announced = request.delivery.is_counted = request.delivery.is_announced
             if was_announced:
                 self._announcements.begun(request.delivery)  # before, since a solo pool runs the task in it
             request.delivery.note_start()

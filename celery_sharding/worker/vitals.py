@@ -9,13 +9,14 @@ if TYPE_CHECKING:
 
     from celery_sharding.worker.lanes import Lanes
     from celery_sharding.worker.shard import Shard
+    from celery_sharding.worker.waits import Waits
 
 # Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
 _TIMES_EVERY = 5
 
 
 def describe_owned(
-    shards: Iterable[Shard], lanes: Lanes, *, now: float, tick: int, prefetch: int
+    shards: Iterable[Shard], lanes: Lanes, waits: Waits, *, now: float, tick: int, prefetch: int
 ) -> dict[str, dict[str, Any]]:
     """Return queue → what its owner knows of it, in seconds and messages.
 
@@ -32,11 +33,22 @@ def describe_owned(
             "lag_seconds": _age(next((entry.item.delivery.sent_at for entry in lanes.waiting(shard)), None), now),
             "prefetch": prefetch,
             "behind_seconds": _age(shard.newest_sent_at, now),
+            **_waiting(waits, shard),
             **shard.counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
         }
         for shard in shards
         if shard.owned
     }
+
+
+def _waiting(waits: Waits, shard: Shard) -> dict[str, Any]:
+    found = waits.of(shard)
+    facts = {
+        "store_waiting": found.for_store,
+        "store_away_since": found.store_away_since,
+        "claim_waiting": found.for_claims,
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _age(at: float | None, now: float) -> float | None:

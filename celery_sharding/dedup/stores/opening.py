@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,9 @@ from celery_sharding.dedup.claims import Store
 from celery_sharding.errors import NoUsableStore, StoreUnavailable
 
 T = TypeVar("T")
+
+ANSWER_SECONDS = 5.0
+"""How long a claim waits for the answer of Redis, before the store counts as away."""
 
 SERVING = (
     "@deduplicate keeps its claims in the result backend. What serves: redis://, rediss://, sentinel:// (Redis, "
@@ -46,7 +49,14 @@ def open_store(app: Any, *, eager: bool) -> Store:
 def _in_redis(app: Any, backend: Any) -> Store:
     from celery_sharding.dedup.stores.redis import RedisStore
 
-    return RedisStore(lambda: backend.client, prefix=f"{_prefix(app)}celery-sharding:dedup:")
+    # Connections of our own: the backend's wait for an answer as long as results may take, 120 s by default, and a run
+    # that asks holds its slot. As the backend makes its client (read in Celery 5.7.0), with Sentinel, too.
+    parameters = dict(backend.connparams)
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        given = parameters.get(name)
+        parameters[name] = ANSWER_SECONDS if given is None else min(given, ANSWER_SECONDS)
+    client = cache(partial(backend._create_client, **parameters))
+    return RedisStore(client, prefix=f"{_prefix(app)}celery-sharding:dedup:")
 
 
 def _in_database(app: Any, backend: Any) -> Store:

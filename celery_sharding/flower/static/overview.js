@@ -187,6 +187,12 @@
     if (found.limbo_ready) {
       notes.push(number(found.limbo_ready) + " messages came without a ring; a worker makes a new one for them.");
     }
+    const away = all.filter((row) => row.store_away_since);
+    if (away.length) {
+      const since = away.map((row) => row.store_away_since).sort()[0];
+      notes.push("The claim store is unreachable since " + new Date(since).toLocaleTimeString() + "; "
+        + number(away.reduce((sum, row) => sum + row.store_waiting, 0)) + " messages wait for it in their lanes.");
+    }
     if (found.paused) { notes.push("The whole group is paused."); }
     say(section.querySelector(".shards-switch"), notes.join(" "));
     const shards = found.name + " is not declared yet. Start a worker, or run: celery -A … shards declare " + found.name;

@@ -59,7 +59,10 @@
     const row = found.shard;
     if (row === null) { return; }
     describeState(find("shard-state"), row.state);
-    put(find("shard-meaning"), find("shard-state").title + ".");
+    const away = row.store_away_since
+      ? " The claim store is unreachable since " + new Date(row.store_away_since).toLocaleTimeString() + "; "
+        + number(row.store_waiting) + " messages wait for it in their lanes." : "";
+    put(find("shard-meaning"), find("shard-state").title + "." + away);
     const facts = { ready: number(row.ready), unacknowledged: number(row.unacknowledged), running: number(row.running),
       lag: lag(row), in: rate(row.in_rate), out: rate(row.out_rate), clear: known(row.clear_seconds, duration) };
     for (const [name, text] of Object.entries(facts)) { put(section.querySelector("[data-fact=" + name + "]"), text); }

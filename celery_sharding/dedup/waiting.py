@@ -1,0 +1,66 @@
+"""How a run asks to wait in its lane, before its body has begun.
+
+A sharded run whose claim store does not answer, or whose claim another run holds, gives its slot back and keeps its
+place: the wrapper raises `WaitInLane`, Celery's tracer lets that pass as it lets every `Ignore` (no state, no retry),
+and the worker tries again later (`worker.waits`). It counts neither as a retry nor as an attempt.
+
+A run that is not sharded has no lane, and waits in its slot.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery.exceptions import Ignore
+
+STORE, CLAIM = "store", "claim"
+ASKS_STORE = "shard_asks_store"
+"""Header of the one run that tries whether the store answers again, while the others wait for its word."""
+RUN_ID = "shard_run_id"
+"""Header of a run whose last try may have claimed, though the answer never came: it claims under the same token."""
+
+
+class WaitInLane(Ignore):
+    """Nothing of the task has run; it is to be tried again in its place.
+
+    `what` is what it waits for, `STORE` or `CLAIM`; `at_most_seconds` the longest wait that makes sense, and `run_id`
+    the token under which it may have claimed, both None if that is not known.
+    """
+
+    def __init__(
+        self, what: str, reason: str, *, at_most_seconds: float | None = None, run_id: str | None = None
+    ) -> None:
+        super().__init__(what, reason)
+        self.what = what
+        self.reason = reason
+        self.at_most_seconds = at_most_seconds
+        self.run_id = run_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), at_most_seconds=self.at_most_seconds, run_id=self.run_id), (self.what, self.reason)
+
+
+def may_wait_in_lane(request: Any) -> bool:
+    """Say whether a run has a lane to wait in. `request` is `task.request`."""
+    # The shard is what `worker.request` puts into the headers of a sharded run.
+    return not request.is_eager and bool(request.get("shard"))
+
+
+def waits_for_store(task: Any) -> bool:
+    """Say whether runs of `task` wait when the claim store does not answer."""
+    options = getattr(task.run, "__deduplicate__", None)
+    return options is not None and bool(options.on_store_error == "wait")
+
+
+def hide_waits(logger: logging.Logger) -> None:
+    """Keep Celery's tracer from logging each try of a run that waits: the worker says what is to be said of it."""
+    if _is_no_wait not in logger.filters:
+        logger.addFilter(_is_no_wait)
+
+
+def _is_no_wait(record: logging.LogRecord) -> bool:
+    # The tracer logs an ignored run with its error as text (`TraceInfo._log_error`, read in Celery 5.7.0).
+    found = record.args.get("exc") if isinstance(record.args, dict) else None
+    return not (isinstance(found, str) and found.startswith(f"{WaitInLane.__name__}("))
