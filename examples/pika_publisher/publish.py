@@ -47,6 +47,7 @@ def publish(channel: pika.adapters.blocking_connection.BlockingChannel, task: st
                 "parent_id": None,
                 "group": None,
                 "retries": 0,
+                "shard_message_id": uuid.uuid4().hex,  # of this publish, not of the task
                 "shard_sent_at": int(time.time()),  # pika knows no floats
             },
         ),

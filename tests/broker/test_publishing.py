@@ -107,6 +107,7 @@ def test_the_message_is_persistent_and_carries_its_key_and_nothing_that_breaks_t
     assert message.headers["expires"]
     assert message.headers["shard_key"] == message.delivery_info["routing_key"] == "a"
     assert message.headers["shard_sent_at"] == pytest.approx(time.time(), abs=60)
+    assert len(message.headers["shard_message_id"]) == 32
 
 
 def test_a_message_that_no_queue_takes_is_an_error_and_the_next_publish_is_right(publisher: Publisher) -> None:

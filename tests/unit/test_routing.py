@@ -12,6 +12,7 @@ from kombu import Connection, Exchange, Queue
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnknownGroup, UnsupportedOption
+from celery_sharding.headers import MARKS
 
 # The same in every process that collects the tests, since it stands in their names.
 FUTURE = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
@@ -107,19 +108,62 @@ def test_the_rules_for_the_key_go_by_their_order() -> None:
     routes = {"shop.pay": {"group": "orders", "key": "amount"}, "shop.mail": {"group": "orders", "key": "amount"}}
     app = make_app(sharding_routes=routes)
     task = sharded_task(app)
-    sent = {"shard_group": "orders", "shard_key": "from-header"}
+    again = {"headers": {"shard_group": "orders", "shard_key": "from-header"}, "exchange": "shards.orders"}
     # Then the first that is there decides
-    assert route(app, task, (1, 2), shard_key="call", headers=sent)["routing_key"] == "call"
-    assert route(app, task, (1, 2), headers=sent)["routing_key"] == "from-header"
+    assert route(app, task, (1, 2), shard_key="call", **again)["routing_key"] == "call"
+    assert route(app, task, (1, 2), **again)["routing_key"] == "from-header"
+    assert route(app, task, (1, 2), **again, routing_key="x")["routing_key"] == "from-header"
     assert route(app, task, (1, 2))["routing_key"] == "1"
     assert route(app, make_task(app, name="shop.mail"), (1, 2))["routing_key"] == "2"
 
 
-def test_the_header_of_another_group_says_nothing_about_the_key() -> None:
+@pytest.mark.parametrize("group", ["orders", "mail", "unknown"])
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_headers_that_a_call_is_handed_say_nothing_and_do_not_leave_with_it(group: str, is_sharded: bool) -> None:
+    # Given all headers of a sharded run, among those of its publisher
+    app = make_app()
+    handed = dict.fromkeys(MARKS, "other") | {"shard_group": group, "trace": "1"}
+    task = sharded_task(app) if is_sharded else make_task(app, name="plain")
+    # When a task is called with them, then only those of the publisher leave with it
+    routed = route(app, task, (1,), headers=dict(handed))
+    own = {"shard_group": "orders", "shard_key": "1"} if is_sharded else {}
+    assert routed["headers"] == {"trace": "1", **own}
+
+
+def test_a_message_of_another_group_is_not_sent_again_by_its_header() -> None:
     app = make_app()
     sent = {"shard_group": "mail", "shard_key": "other"}
-    routed = route(app, sharded_task(app), (1,), headers=sent)
+    routed = route(app, sharded_task(app), (1,), headers=sent, exchange="shards.orders")
     assert routed["headers"] == {"shard_group": "orders", "shard_key": "1"}
+
+
+def test_headers_that_are_handed_on_lead_no_call_past_the_router() -> None:
+    # Given a router of the caller's own
+    app = make_app()
+    elsewhere = Celery(set_as_current=False).amqp.router
+    handed = {"shard_group": "orders", "shard_key": "other"}
+    # When a sharded task is called with it, then it is refused
+    with pytest.raises(UnsupportedOption, match="past the app's router"):
+        sharded_task(app).apply_async((1,), headers=handed, router=elsewhere)
+    # and an ordinary one leaves without them
+    producer = RecordingProducer(app)
+    make_task(app, name="plain").apply_async((1,), headers=handed, router=elsewhere, producer=producer, countdown=5)
+    ((_, publish),) = producer.published
+    assert MARKS.isdisjoint(publish["headers"])
+    assert waiting(app) == []
+
+
+def test_each_publish_has_an_id_of_its_own_whatever_it_was_handed() -> None:
+    # Given a task that is called twice under one task id, with the id of another message
+    app = make_app()
+    task = sharded_task(app)
+    handed = {"shard_message_id": "old", "shard_group": "orders", "shard_key": "1", "shard_sent_at": 1.0}
+    task.apply_async((1,), task_id="same", headers=handed)
+    task.apply_async((1,), task_id="same", headers=handed, exchange="shards.orders")
+    # Then each message has its own
+    ids = [message.headers["shard_message_id"] for message in waiting(app)]
+    assert len({"old", *ids}) == 3
+    assert all(len(each) == 32 for each in ids)
 
 
 def test_the_group_of_the_task_wins_over_that_of_the_configuration() -> None:
