@@ -6,13 +6,15 @@ caller a time-out before the next is tried.
 
 py-amqp waits without a limit for the answers to most methods, so every wait on the socket gets one. A wait that comes
 to it raises TimeoutError, after which the connection is to be closed: the answer may still come, and would be taken for
-that to something else.
+that to something else. A limit may hold for each answer, or for all of them together (`bound_reads`): a broker that is
+far away, or slow, answers each question in time, and a hundred of them too late.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from amqp import exceptions as amqp_errors
@@ -24,10 +26,21 @@ Connect = Callable[[], Connection]
 ANSWER_SECONDS = 30.0
 ANSWER_SECONDS_MIN = 5.0
 FAREWELL_SECONDS = 2.0
+_TRY_SECONDS_MIN = 0.1
 
 
-def open_connection(connection: Connection, *, first_node: int = 0, answer_seconds: float = ANSWER_SECONDS) -> Any:
+def open_connection(
+    connection: Connection,
+    *,
+    first_node: int = 0,
+    answer_seconds: float = ANSWER_SECONDS,
+    deadline: float | None = None,
+) -> Any:
     """Connect an unconnected kombu connection to the first of its nodes that answers, one round, and return it.
+
+    Args:
+        answer_seconds: For each answer.
+        deadline: For all of them together, on the monotonic clock; None: none.
 
     Raises:
         OSError, kombu and amqp errors: No node could be reached; the error is that of the last.
@@ -35,19 +48,22 @@ def open_connection(connection: Connection, *, first_node: int = 0, answer_secon
     opened: Any = connection  # kombu is typed in part only
     try:
         # `connect` would try two nodes at most.
-        connect_from(opened, first_node, max_retries=max(1, len(opened.alt) - 1))
+        connect_from(opened, first_node, deadline=deadline, max_retries=max(1, len(opened.alt) - 1))
     except BaseException:
         opened.collect()
         raise
     bound_waits(opened, answer_seconds)
+    if deadline is not None:
+        bound_reads(opened.connection, deadline)
     return opened
 
 
-def connect_from(connection: Any, first_node: int, **options: Any) -> int:
+def connect_from(connection: Any, first_node: int, *, deadline: float | None = None, **options: Any) -> int:
     """Connect a kombu connection, trying its nodes in turn from `first_node` on; return the number of the one reached.
 
     Args:
-        options: Of kombu's `ensure_connection`: how often, how long.
+        deadline: No try begins after it, or waits beyond it for an answer (monotonic); None: none.
+        options: Of kombu's `ensure_connection`: how often.
 
     Raises:
         OSError, kombu and amqp errors: As for `open_connection`.
@@ -57,12 +73,52 @@ def connect_from(connection: Any, first_node: int, **options: Any) -> int:
     for _ in range(node):
         connection.maybe_switch_next()
 
-    def go_on(*_: Any) -> None:
+    given_seconds = connection.connect_timeout
+    stock = connection._connection_factory
+
+    def connect() -> Any:
+        if deadline is not None:
+            # Each time, since a switch of nodes sets what was configured.
+            left = max(deadline - time.monotonic(), _TRY_SECONDS_MIN)
+            connection.connect_timeout = min(given_seconds or left, left)
+            opened_class = type(connection.transport).Connection
+
+            def make(**settings: Any) -> Any:
+                made = opened_class(**settings)
+                bound_reads(made, deadline)
+                return made
+
+            connection.transport.Connection = make
+        return stock()
+
+    def go_on(error: Exception, *_: Any) -> None:
         nonlocal node
+        if deadline is not None and time.monotonic() >= deadline:
+            raise error
         node += 1
 
+    # kombu calls this one again and again, and asks its transport for the class; read of 5.7.0.
+    connection._connection_factory = connect
     connection.ensure_connection(go_on, reraise_as_library_errors=False, **options)
     return node % nodes
+
+
+def bound_reads(connection: Any, deadline: float) -> None:
+    """Let no read on a connection of py-amqp go on beyond `deadline` (monotonic), until `unbound_reads`."""
+    stock = type(connection).blocking_read
+
+    def blocking_read(timeout: float | None = None) -> Any:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the time is over")
+        return stock(connection, left if timeout is None else min(timeout, left))
+
+    connection.blocking_read = blocking_read
+
+
+def unbound_reads(connection: Any) -> None:
+    """Take `bound_reads` back."""
+    vars(connection).pop("blocking_read", None)
 
 
 def bound_waits(connection: Any, answer_seconds: float) -> None:
@@ -75,7 +131,23 @@ def bound_waits(connection: Any, answer_seconds: float) -> None:
 
 def close_connection(connection: Any) -> None:
     """Close a kombu connection; in short time also if the broker does not answer any more."""
-    with contextlib.suppress(amqp_errors.AMQPError, OSError, AttributeError):
+    with contextlib.suppress(amqp_errors.AMQPError, OSError), cleared_is_lost():
         bound_waits(connection, FAREWELL_SECONDS)
     with contextlib.suppress(amqp_errors.AMQPError, OSError):
         connection.release()
+
+
+@contextlib.contextmanager
+def cleared_is_lost() -> Iterator[None]:
+    """Raise RecoverableConnectionError where py-amqp stumbles over a connection that it has cleared itself.
+
+    When the broker closes a connection, py-amqp sets its attributes to None, and goes on with what it was doing: it
+    raises AttributeError on None (read of 5.4.2). One on anything else is a fault, such as a feature that this platform
+    lacks, and passes.
+    """
+    try:
+        yield
+    except AttributeError as exc:
+        if exc.obj is not None:
+            raise
+        raise amqp_errors.RecoverableConnectionError(f"the connection is lost ({exc})") from exc

@@ -68,8 +68,16 @@ class Unroutable(PublishError):
     """The broker returned the message: no queue would take it. It was not stored."""
 
 
+class PublishRefused(PublishError):
+    """The broker refuses the user or the message, or AMQP cannot carry it; it will do so again. It was not stored."""
+
+
 class Nacked(PublishError):
     """The broker refused the message, on a new channel as well. It was not stored."""
+
+
+class BackendUnavailable(PublishError):
+    """The result backend did not answer, which Celery asks before it publishes. Nothing was sent."""
 
 
 class OutcomeUnknown(PublishError):

@@ -4,7 +4,7 @@ A link sends one message at a time and says what became of it. It never waits wi
 twice, never opens itself again, and is used by one thread at a time. The connection below kombu's is used directly,
 since kombu's would reconnect in silence, under a channel that is gone.
 
-    open ─send─▶ open        confirmed, returned, or unknown while the broker blocks publishers
+    open ─send─▶ open        confirmed, returned, unsendable, or unknown while the broker blocks publishers
     open ─send─▶ unusable    nacked, refused, unsent, or unknown for any other reason; to be closed by its user
     unusable ─close─▶ closed
 """
@@ -16,22 +16,27 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from amqp.exceptions import AMQPError, ChannelError, FrameSyntaxError, NotFound
+from amqp import exceptions as amqp_errors
+from amqp.exceptions import AMQPError, ChannelError, NotFound
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from celery_sharding.connecting import connect_from
-from celery_sharding.errors import BrokerUnavailable
+from celery_sharding.connecting import bound_reads, cleared_is_lost, connect_from, unbound_reads
+from celery_sharding.errors import BrokerUnavailable, PublishRefused
+from celery_sharding.refusals import explain_connecting
 
 logger = logging.getLogger(__name__)
 
 # What opening the channel of a new connection may take at least, however little is left for the publish.
 _OPEN_SECONDS_MIN = 1.0
 _CLOSE_SECONDS = 1.0
+# Of a frame: its own 8 bytes, and 12 of a header's before the properties.
+_HEADER_FRAME_BYTES = 20
 
 
 class Fate(enum.Enum):
@@ -41,7 +46,9 @@ class Fate(enum.Enum):
     RETURNED = enum.auto()
     NACKED = enum.auto()
     REFUSED = enum.auto()
-    """The broker closed the channel because of it; not stored."""
+    """The broker closed the channel or the connection because of it; not stored."""
+    UNSENDABLE = enum.auto()
+    """AMQP cannot carry it as it is; not sent."""
     UNSENT = enum.auto()
     """Not all of it left this process: the broker has nothing to store."""
     BLOCKED = enum.auto()
@@ -59,8 +66,7 @@ class Answer:
     @property
     def is_unsent(self) -> bool:
         """Say whether the connection failed before the message had left; another connection may do."""
-        # FrameSyntaxError: py-amqp could not write a header of this type; it never will.
-        return self.fate is Fate.UNSENT and not isinstance(self.cause, FrameSyntaxError)
+        return self.fate is Fate.UNSENT
 
     @property
     def is_gone(self) -> bool:
@@ -82,12 +88,13 @@ class Link:
     Args:
         template: Its settings are used; the connection itself is not.
         policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
-        timeout_seconds: For connecting, all tries together. The last try may take as long again.
+        deadline: For connecting, all tries together, and for opening the channel (monotonic).
         first_node: The node of the broker to try first, by its number in the URL; `node` is the one that was reached.
         on_blocked: Called with the link when the broker starts or stops to block publishers; see `blocked`.
 
     Raises:
-        BrokerUnavailable: There is no connection to the broker.
+        BrokerUnavailable: There is no connection to the broker; the message says what took the time.
+        PublishRefused: The broker does not let this user in, and will not by itself.
     """
 
     def __init__(
@@ -95,7 +102,7 @@ class Link:
         template: Connection,
         *,
         policy: dict[str, Any],
-        timeout_seconds: float,
+        deadline: float,
         first_node: int,
         on_blocked: Callable[[Link], None],
     ) -> None:
@@ -108,7 +115,8 @@ class Link:
         self._fate: Fate | None = None
         self._returned = False
         self._amqp: Any = None
-        limit_seconds = max(timeout_seconds, _OPEN_SECONDS_MIN)
+        limit_seconds = max(deadline - time.monotonic(), _OPEN_SECONDS_MIN)
+        deadline = time.monotonic() + limit_seconds
         # Nobody ticks heartbeats of a link that lies idle; TCP keepalive, which py-amqp turns on, finds a dead peer.
         kombu_connection: Any = template.clone(
             heartbeat=0,
@@ -120,19 +128,26 @@ class Link:
                 "on_unblocked": self._on_unblocked,
             },
         )
+        doing = "connecting"
         try:
-            self.node = connect_from(kombu_connection, first_node, timeout=limit_seconds, **policy)
+            self.node = connect_from(kombu_connection, first_node, deadline=deadline, timeout=limit_seconds, **policy)
             self._amqp = kombu_connection.connection
-            # py-amqp waits without a limit for the answers to most methods.
+            doing = "opening a channel"
+            # py-amqp waits without a limit for the answers to most methods, and writes without one.
             self._amqp.sock.settimeout(limit_seconds)
-            self.channel = self._amqp.channel()
-            self.channel.confirm_select()
+            with cleared_is_lost():
+                self.channel = self._amqp.channel()
+                self.channel.confirm_select(nowait=True)
         except (OSError, AMQPError, OperationalError) as exc:
             self.close()
-            raise BrokerUnavailable(f"no connection to the broker: {exc}") from exc
+            refusal = explain_connecting(exc)
+            if refusal is not None:
+                raise PublishRefused(refusal) from exc
+            raise BrokerUnavailable(f"no connection to the broker: {doing} failed: {_words(exc)}") from exc
         except BaseException:
             self.close()
             raise
+        unbound_reads(self._amqp)
         self.channel.events["basic_ack"].add(self._on_ack)
         self.channel.events["basic_nack"].add(self._on_nack)
         self.channel.events["basic_return"].add(self._on_return)
@@ -142,6 +157,16 @@ class Link:
         """The connection itself, to open further channels on."""
         return self._amqp
 
+    @contextmanager
+    def within(self, deadline: float) -> Iterator[Any]:
+        """Yield the connection; no read on it goes on beyond `deadline` (monotonic) meanwhile."""
+        bound_reads(self._amqp, deadline)
+        try:
+            with cleared_is_lost():
+                yield self._amqp
+        finally:
+            unbound_reads(self._amqp)
+
     def send(self, message: Any, exchange: str, key: str, *, mark: Any, deadline: float) -> Answer:
         """Publish `message` and wait until `deadline` (monotonic) for what becomes of it.
 
@@ -149,30 +174,54 @@ class Link:
             message: As `channel.prepare_message` makes it, with a `correlation_id`.
             mark: Name of the header whose value tells this message from others with its `correlation_id`.
         """
-        self._tag += 1
         self._sent = self._identity(message, mark)
         self._mark = mark
         self._fate, self._returned = None, False
-        frames_before = self._amqp.bytes_sent  # counts frames, each after its last byte was handed over
+        try:
+            properties = message._serialize_properties()
+        except Exception as exc:  # whatever the type of a header raises
+            return Answer(Fate.UNSENDABLE, ValueError(f"a header or property cannot be encoded for AMQP: {exc!r}"))
+        frame_bytes = len(properties) + _HEADER_FRAME_BYTES
+        if 0 < self._amqp.frame_max < frame_bytes:
+            return Answer(
+                Fate.UNSENDABLE,
+                ValueError(
+                    f"its headers have {frame_bytes} bytes, and {self._amqp.frame_max} fit the frame that the broker "
+                    "takes; put what is large into the arguments"
+                ),
+            )
+        self._tag += 1
+        begun_at: int | None = None
+
+        def begin() -> bytes:
+            nonlocal begun_at
+            begun_at = self._amqp.bytes_sent  # counts frames, each after its last byte was handed over
+            return properties  # type: ignore[no-any-return]
+
+        # py-amqp asks for them as it begins to write; before, it reads, and answers what it has read. Read of 5.4.2.
+        message._serialize_properties = begin
         try:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError("no time left to send it")
-            self.channel.basic_publish(message, exchange=exchange, routing_key=key, mandatory=True, timeout=remaining)
-            while self._fate is None:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise TimeoutError("no confirm in time")
-                self._amqp.drain_events(timeout=remaining)
+            with cleared_is_lost():
+                self.channel.basic_publish(
+                    message, exchange=exchange, routing_key=key, mandatory=True, timeout=remaining
+                )
+                while self._fate is None:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        raise TimeoutError("no confirm in time")
+                    self._amqp.drain_events(timeout=remaining)
         except (OSError, AMQPError) as exc:
             if self._fate is not None:
                 # The answer was there, and something else came with it.
                 self.usable = False
-            elif self._amqp.bytes_sent == frames_before:
+            elif begun_at is None or self._amqp.bytes_sent == begun_at:
                 # The old connection is closed by our user, so what may have left of the message is never completed.
                 self.usable = False
                 return Answer(Fate.UNSENT, exc)
-            elif isinstance(exc, ChannelError):
+            elif isinstance(exc, ChannelError) or _is_unreadable(exc):
                 self.usable = False
                 return Answer(Fate.REFUSED, exc)
             else:
@@ -193,15 +242,15 @@ class Link:
             deadline: How long (monotonic) to wait for a broker that blocks publishers to unblock.
         """
         try:
-            while True:
+            while self._amqp.connected:
                 patience = deadline - time.monotonic() if self.blocked else 0.0
                 if not _readable(self._amqp.sock, max(0.0, patience)):
                     return True
-                self._amqp.drain_events(timeout=_CLOSE_SECONDS)
-        except (OSError, AMQPError, AttributeError) as exc:
-            # py-amqp clears its own attributes when the broker has closed the connection.
+                with cleared_is_lost():
+                    self._amqp.drain_events(timeout=_CLOSE_SECONDS)
+        except (OSError, AMQPError) as exc:
             logger.debug("an idle publisher's connection is gone: %s", exc)
-            return False
+        return False
 
     def close(self) -> None:
         """Close without a word to a broker that may not answer."""
@@ -209,10 +258,11 @@ class Link:
         if self._amqp is None:
             return
         try:
-            if self._amqp.connected:
-                self._amqp.sock.settimeout(_CLOSE_SECONDS)  # for the farewell of TLS
-            self._amqp.collect()
-        except (OSError, AMQPError, AttributeError):
+            with cleared_is_lost():
+                if self._amqp.connected:
+                    self._amqp.sock.settimeout(_CLOSE_SECONDS)  # for the farewell of TLS
+                self._amqp.collect()
+        except (OSError, AMQPError):
             logger.debug("closing a publisher's connection failed", exc_info=True)
 
     def forget(self) -> None:
@@ -261,6 +311,21 @@ def _readable(sock: Any, timeout_seconds: float) -> bool:
     """Say whether the socket has something to read, decrypted bytes in a TLS buffer included."""
     if getattr(sock, "pending", None) is not None and sock.pending():
         return True
+    if not hasattr(select, "poll"):
+        # eventlet takes it away, and has its own `select`, which knows no limit of file descriptors.
+        return bool(select.select([sock], [], [], timeout_seconds)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN | select.POLLERR | select.POLLHUP)
     return bool(poll.poll(timeout_seconds * 1000))
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Say whether the broker could not read what came on the connection, which was one message, and made nothing of it.
+
+    py-amqp raises the same error for what it cannot read itself, which says nothing; then there is no method.
+    """
+    return isinstance(error, amqp_errors.FrameError) and error.method_sig is not None
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

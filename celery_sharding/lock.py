@@ -28,7 +28,7 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.connecting import Connect, close_connection, open_connection
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost
-from celery_sharding.refusals import explained
+from celery_sharding.refusals import explain_connecting, explained
 from celery_sharding.topology import Names, brief_channel
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class GroupLock:
         owner: Who holds it, for people who look at the broker's connections.
         timeout_seconds: How long to wait for another holder.
         first_node: The node of the broker to try first, by its number in the URL.
+        deadline: How long to wait for all of the broker's answers together (monotonic); None: a limit for each.
         queue: The exclusive queue that is the lock; None: that of the topology lock.
 
     Raises:
@@ -61,6 +62,7 @@ class GroupLock:
         owner: str,
         timeout_seconds: float,
         first_node: int = 0,
+        deadline: float | None = None,
         queue: str | None = None,
     ) -> None:
         self._connect = connect
@@ -68,6 +70,7 @@ class GroupLock:
         self._owner = owner
         self._timeout_seconds = timeout_seconds
         self._first_node = first_node
+        self._deadline = deadline
         self._queue = queue or names.admin
         self._turn = threading.RLock()
         self._released = threading.Event()
@@ -78,7 +81,7 @@ class GroupLock:
         with reachable(self._names.group):
             configured: Any = self._connect()
             self._kombu_connection = open_connection(
-                configured.clone(heartbeat=_HEARTBEAT_SECONDS), first_node=self._first_node
+                configured.clone(heartbeat=_HEARTBEAT_SECONDS), first_node=self._first_node, deadline=self._deadline
             )
             # The connection below kombu's: kombu's would open itself again, without the lock.
             self._connection = self._kombu_connection.connection
@@ -174,7 +177,5 @@ def reachable(group: str) -> Iterator[None]:
     try:
         yield
     except (OperationalError, amqp_errors.ConnectionError, amqp_errors.AccessRefused, OSError) as exc:
-        raise BrokerUnavailable(
-            f"the broker of group {group!r} could not be reached ({exc}); check the broker's URL, and that it is up",
-            group=group,
-        ) from exc
+        reason = explain_connecting(exc) or f"{exc}; check the broker's URL, and that it is up"
+        raise BrokerUnavailable(f"the broker of group {group!r} could not be reached: {reason}", group=group) from exc

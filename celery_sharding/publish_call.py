@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from celery_sharding.errors import (
@@ -11,9 +14,11 @@ from celery_sharding.errors import (
     Nacked,
     OutcomeUnknown,
     PublishError,
+    PublishRefused,
     Unroutable,
 )
 from celery_sharding.link import Answer, Fate
+from celery_sharding.refusals import explain_publish
 from celery_sharding.topology import Names
 
 _E = TypeVar("_E", bound=PublishError)
@@ -26,6 +31,16 @@ class Call:
     group: str
     label: str
     task_id: str | None
+    took_seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, doing: str) -> Iterator[None]:
+        """Note how long the `with` block takes, for the error that there may be."""
+        began_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took_seconds[doing] = self.took_seconds.get(doing, 0.0) + time.monotonic() - began_at
 
     @property
     def exchange(self) -> str:
@@ -37,7 +52,18 @@ class Call:
         )
 
     def unavailable(self, cause: object) -> BrokerUnavailable:
-        return self._error(BrokerUnavailable, f"was not sent: {cause}; check that the broker is up")
+        text = str(cause) or type(cause).__name__
+        slow = [f"{doing} took {seconds:.1f} s" for doing, seconds in self.took_seconds.items() if seconds >= 0.1]
+        if slow:
+            text += f" ({', '.join(slow)})"
+        return self._error(
+            BrokerUnavailable,
+            f"was not sent: {text}; check that the broker is up, that broker_url and broker_use_ssl fit its port, and "
+            "how far away it is (sharding_publish_timeout_seconds)",
+        )
+
+    def refused(self, cause: object) -> PublishRefused:
+        return self._error(PublishRefused, f"was not sent, and is not stored: {cause}")
 
     def failed(self, answer: Answer) -> PublishError:
         if answer.fate is Fate.UNKNOWN:
@@ -61,13 +87,18 @@ class Call:
         if answer.is_gone:
             return self._error(
                 Unroutable,
-                f"is not stored: the exchange {self.exchange!r} is gone again and again; does someone delete it?",
+                f"is not stored: the exchange {self.exchange!r} is missing again and again; either someone deletes it, "
+                "or the broker's user may neither see nor declare it: run `celery shards declare` as one who may",
             )
         if answer.is_unsent:
             return self.unavailable(answer.cause)
         if answer.fate is Fate.BLOCKED:
             return self.blocked()
-        return self._error(PublishError, f"was refused and is not stored: {answer.cause}")
+        if answer.fate is Fate.UNSENDABLE:
+            return self.refused(answer.cause)
+        return self._error(
+            PublishRefused, f"was refused and is not stored: {explain_publish(answer.cause, self.exchange)}"
+        )
 
     def _error(self, cls: type[_E], text: str) -> _E:
         return cls(f"{self.label} {text}", task_id=self.task_id, group=self.group)

@@ -3,6 +3,8 @@
 What a publish may end in, and what was stored then:
 
     confirmed           stored; the call returns
+    PublishRefused      the broker refuses the user or the message, or AMQP cannot carry it; the error names the cause
+                        and the fix: not stored
     Unroutable          returned by the broker: not stored
     Nacked              refused by the broker, on new channels too: not stored
     OutcomeUnknown      sent, and no answer within the time-out or before the connection died: stored or not. It is
@@ -10,7 +12,10 @@ What a publish may end in, and what was stored then:
                         would arrive behind its successors
     BrokerBlocked       an alarm blocks publishers: nothing was sent
     BrokerUnavailable   no connection, or it died before all of the message had left: not stored
-    PublishError        refused for another reason, which the message gives: not stored
+    a TopologyError     the group is missing and could not be declared: nothing was sent
+
+All of it within the time-out. Who cannot tell anybody, a task whose chain goes on, is patient: as long as nothing is
+stored, and that may pass, the publish begins anew.
 
 A publisher keeps connections of its own (`Link`), each used by one thread at a time. While the broker blocks
 publishers, only a connection that it has told so is watched; no other is tried, since what is sent on it would wait
@@ -20,6 +25,7 @@ their file descriptors without a word to the broker and opens its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -32,17 +38,30 @@ from typing import Any
 from amqp.exceptions import AccessRefused, AMQPError
 from kombu import Connection
 
-from celery_sharding.admin.switch import ensure_fixed
+from celery_sharding.admin.switch import ensure_fixed, passes_by_itself
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import BrokerUnavailable
+from celery_sharding.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    LockHeld,
+    Nacked,
+    PublishRefused,
+    ShardingError,
+    TopologyError,
+    Unroutable,
+)
 from celery_sharding.headers import MESSAGE_ID_HEADER
 from celery_sharding.link import Answer, Fate, Link
 from celery_sharding.publish_call import Call
+from celery_sharding.refusals import explained
 from celery_sharding.topology import Names, fixed_exists
+
+logger = logging.getLogger(__name__)
 
 IDLE_LINKS_MAX = 10
 NACK_PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 UNSENT_TRIES_MAX = 3
+_PATIENT_PAUSE_SECONDS, _PATIENT_PAUSE_SECONDS_MAX = 0.2, 1.0
 
 
 class Publisher:
@@ -83,27 +102,50 @@ class Publisher:
         properties: dict[str, Any],
         task_id: str | None,
         timeout_seconds: float | None = None,
+        patience_seconds: float = 0.0,
     ) -> None:
         """Publish one message and return when the broker has confirmed it.
+
+        Args:
+            timeout_seconds: None: the publisher's.
+            patience_seconds: How long to begin anew as long as nothing is stored and the reason may pass; the last try
+                may take its time-out longer.
 
         Raises:
             PublishError: As the module says; `task_id` and `group` tell which message.
             TopologyError: The group's exchanges are missing and could not be declared. Nothing was sent.
         """
-        call = Call(group, f"task {headers.get('task')}[{task_id}] of group {group!r}", task_id)
-        deadline = time.monotonic() + (timeout_seconds or self._timeout_seconds)
+        label = f"task {headers.get('task')}[{task_id}] of group {group!r}"
+        give_up_at = time.monotonic() + patience_seconds
+        pause = _PATIENT_PAUSE_SECONDS
+        while True:
+            try:
+                self._publish_once(
+                    Call(group, label, task_id),
+                    key,
+                    payload,
+                    deadline=time.monotonic() + (timeout_seconds or self._timeout_seconds),
+                    content_type=content_type,
+                    content_encoding=content_encoding,
+                    headers=headers,
+                    properties={"delivery_mode": 2, **properties},
+                )
+                return
+            except ShardingError as exc:
+                left = give_up_at - time.monotonic()
+                if left <= 0 or not _may_pass(exc):
+                    raise
+                logger.warning("%s; trying again for %.0f s", exc, left)
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _PATIENT_PAUSE_SECONDS_MAX)
+
+    def _publish_once(self, call: Call, key: str, payload: bytes, *, deadline: float, **message: Any) -> None:
         refused = unsent = 0
         while True:
             link = self._take(call, deadline, fresh=bool(refused or unsent))
             try:
                 answer = self._look(link, call, deadline) or link.send(
-                    link.channel.prepare_message(
-                        payload,
-                        content_type=content_type,
-                        content_encoding=content_encoding,
-                        headers=headers,
-                        properties={"delivery_mode": 2, **properties},
-                    ),
+                    link.channel.prepare_message(payload, **message),
                     call.exchange,
                     key,
                     mark=MESSAGE_ID_HEADER,
@@ -165,15 +207,18 @@ class Publisher:
 
     def _open(self, call: Call, deadline: float) -> Link:
         try:
-            link = Link(
-                self._connect(),
-                policy=self._policy,
-                timeout_seconds=deadline - time.monotonic(),
-                first_node=self._first_node,
-                on_blocked=self._note_blocked,
-            )
+            with call.timed("connecting"):
+                link = Link(
+                    self._connect(),
+                    policy=self._policy,
+                    deadline=deadline,
+                    first_node=self._first_node,
+                    on_blocked=self._note_blocked,
+                )
         except BrokerUnavailable as exc:
             raise call.unavailable(exc) from exc
+        except PublishRefused as exc:
+            raise call.refused(exc) from exc
         self._first_node = link.node
         self._links.add(link)
         return link
@@ -188,11 +233,12 @@ class Publisher:
             return None
         names = Names(call.group)
         try:
-            try:
-                exists = fixed_exists(link.connection, names)
-            except AccessRefused:
-                # RabbitMQ 4.3 wants the right to configure for a look, which who only publishes has not.
-                exists = True
+            with call.timed("looking for the group's exchange"), link.within(deadline) as connection:
+                try:
+                    exists = fixed_exists(connection, names)
+                except AccessRefused:
+                    # RabbitMQ 4.3 wants the right to configure for a look, which who only publishes has not.
+                    exists = True
             if not exists:
                 # Declaring writes to the manifest, and would wait long for a broker that blocks publishers. It tells
                 # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
@@ -203,11 +249,19 @@ class Publisher:
                     return Answer(Fate.BLOCKED, answer.cause)
                 if answer.fate is not Fate.RETURNED:
                     return Answer(Fate.UNSENT, answer.cause)
-                owner = f"publisher {os.getpid()}@{socket.gethostname()}"
-                remaining = max(0.0, deadline - time.monotonic())
-                ensure_fixed(self._connect, self._find_group(call.group), owner=owner, wait_seconds=remaining)
+                with call.timed("declaring the group's exchanges"), explained(call.group, names.publish):
+                    ensure_fixed(
+                        self._connect,
+                        self._find_group(call.group),
+                        owner=f"publisher {os.getpid()}@{socket.gethostname()}",
+                        wait_seconds=max(0.0, deadline - time.monotonic()),
+                    )
         except BrokerUnavailable as exc:
             raise call.unavailable(exc) from exc
+        except TopologyError as exc:
+            if time.monotonic() < deadline or not passes_by_itself(exc):
+                raise
+            raise call.unavailable(f"the group's exchanges are missing, and were not declared in time: {exc}") from exc
         except (OSError, AMQPError) as exc:
             link.usable = False
             return Answer(Fate.UNSENT, exc)
@@ -255,6 +309,13 @@ class Publisher:
 
 
 _CONNECT_OPTIONS = frozenset({"max_retries", "interval_start", "interval_step", "interval_max"})
+
+
+def _may_pass(error: ShardingError) -> bool:
+    """Say whether a publish that stored nothing may go through later, without anybody doing anything."""
+    if isinstance(error, TopologyError):
+        return isinstance(error, LockHeld) or passes_by_itself(error)
+    return isinstance(error, BrokerUnavailable | BrokerBlocked | Nacked | Unroutable)
 
 
 def _forget_in_child(publisher: weakref.ref[Publisher]) -> Callable[[], None]:

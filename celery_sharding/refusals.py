@@ -1,12 +1,13 @@
 """The broker's refusals, as errors that name the fix.
 
-What a broker answers to a declaration, a binding or a look differs from version to version; this is the one place that
-reads its codes and texts.
+What a broker answers to a connection, a declaration, a look or a message differs from version to version; this is the
+one place that reads its codes and texts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import Iterator
 
 from amqp import exceptions as amqp_errors
@@ -60,6 +61,44 @@ def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
             entity=entity,
         )
     return None
+
+
+def explain_connecting(exc: BaseException) -> str | None:
+    """Return why the broker does not let a client in, with the fix; None if trying again may help."""
+    text = str(getattr(exc, "reply_text", None) or exc)
+    if isinstance(exc, amqp_errors.AccessRefused):
+        return f"the broker refuses the login ({text}); correct the user and the password in broker_url"
+    if isinstance(exc, amqp_errors.NotAllowed):
+        if "limit" in text:  # of connections, of a user or virtual host: it may have room again
+            return None
+        if "not found" in text:
+            fix = "correct the virtual host in broker_url, or make it: `rabbitmqctl add_vhost NAME`"
+        else:
+            fix = "give the user rights on the virtual host: `rabbitmqctl set_permissions -p VHOST USER …`"
+        return f"the broker refuses the connection ({text}); {fix}"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return (
+            f"the broker's certificate is not trusted ({exc.verify_message}); set the authority that signed it, "
+            "ca_certs, in broker_use_ssl, and connect by the name that the certificate is for"
+        )
+    # These are what a connection ends with that is lost in the middle of the handshake.
+    if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        if exc.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            fix = "there is no TLS on this port: name that of TLS (5671 by default), or remove broker_use_ssl"
+        else:
+            fix = "check broker_use_ssl: the client's certificate and key, and the versions of TLS"
+        return f"TLS with the broker failed ({exc}); {fix}"
+    return None
+
+
+def explain_publish(exc: BaseException | None, exchange: str) -> str:
+    """Return why the broker has refused a message, with the fix where one is known."""
+    if isinstance(exc, amqp_errors.AccessRefused):
+        pattern = exchange.replace(".", r"\.")
+        return f"{exc.reply_text}; grant the broker's user write on the pattern ^{pattern}(\\.|$)"
+    if isinstance(exc, amqp_errors.PreconditionFailed) and "size" in str(exc.reply_text):
+        return f"{exc.reply_text}; put what is large elsewhere, or raise max_message_size in the broker's configuration"
+    return str(getattr(exc, "reply_text", None) or exc)
 
 
 def is_out_of_reach(exc: Exception) -> bool:

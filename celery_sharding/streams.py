@@ -70,6 +70,10 @@ def publish_confirmed(
         returned.append(exc)
 
     channel.events["basic_return"].add(note_return)
+    if not channel._confirm_selected:
+        # py-amqp would wait for the answer, far from the broker for long.
+        channel.confirm_select(nowait=True)
+        channel._confirm_selected = True
     try:
         channel.basic_publish_confirm(
             message, exchange=exchange, routing_key=queue, mandatory=True, confirm_timeout=timeout_seconds

@@ -12,7 +12,7 @@ channels of the connection they are given.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.headers import KEY_HEADER
+from celery_sharding.pipelining import Look, exist_at_once, look_for_exchange, look_for_queue
 from celery_sharding.refusals import explained, is_out_of_reach
 
 PREFIX = "shards."
@@ -219,18 +220,30 @@ def check_queue(connection: Opener, group: ShardGroup, queue: str) -> None:
 
 def fixed_exists(connection: Opener, names: Names) -> bool:
     """Tell whether publishers can publish: `shards.<group>` is declared last, so it proves the rest."""
-    return _exists(connection, lambda channel: channel.exchange_declare(names.publish, "fanout", passive=True))
+    return all_exist(connection, look_for_exchange(names.publish, "fanout"))
 
 
 def ring_exists(connection: Opener, names: Names, generation: int) -> bool:
     """Tell whether the ring of `generation` is still there; it is lost when the broker loses the ring."""
-    ring = names.ring(generation)
-    return _exists(connection, lambda channel: channel.exchange_declare(ring, RING_TYPE, passive=True))
+    return all_exist(connection, look_for_exchange(names.ring(generation), RING_TYPE))
 
 
 def queue_exists(connection: Opener, queue: str) -> bool:
     """Tell whether `queue` exists, be it out of reach at the moment."""
-    return _exists(connection, lambda channel: channel.queue_declare(queue, passive=True))
+    return all_exist(connection, look_for_queue(queue))
+
+
+def existing_queues(connection: Opener, queues: Sequence[str]) -> list[str]:
+    """Return which of `queues` exist, be they out of reach at the moment."""
+    answers = exist_at_once(connection, [look_for_queue(queue) for queue in queues])
+    return [
+        queue for queue, refusal in zip(queues, answers, strict=True) if refusal is None or is_out_of_reach(refusal)
+    ]
+
+
+def all_exist(connection: Opener, *looks: Look) -> bool:
+    """Tell whether all that is looked for exists, be it out of reach at the moment."""
+    return all(refusal is None or is_out_of_reach(refusal) for refusal in exist_at_once(connection, looks))
 
 
 def count_ready(connection: Opener, queue: str) -> int | None:
@@ -294,12 +307,3 @@ def _declare_fanout(channel: Any, group: str, exchange: str, alternate: str | No
         channel.exchange_declare(
             exchange, "fanout", durable=True, auto_delete=False, arguments=fanout_arguments(alternate)
         )
-
-
-def _exists(connection: Opener, declare: Callable[[Any], object]) -> bool:
-    with brief_channel(connection) as channel:
-        try:
-            declare(channel)
-        except amqp_errors.NotFound as exc:
-            return is_out_of_reach(exc)
-        return True

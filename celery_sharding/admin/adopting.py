@@ -17,6 +17,9 @@ from celery_sharding.manifest import write
 from celery_sharding.refusals import explained
 from celery_sharding.topology import Names, Opener, brief_channel
 
+# Each takes a channel of the connection, and brokers may allow few.
+_LOOKS_AT_ONCE = 16
+
 
 def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:
     """Take generations and limbos into the chain that exist on the broker, but not in the manifest.
@@ -69,8 +72,12 @@ def exists_beyond(connection: Opener, names: Names, layout: Layout, ahead: int =
 
 def first_existing(connection: Opener, name: Callable[[int], str], start: int, ahead: int) -> int | None:
     """Return the first of `ahead` numbers from `start` on of which the queue that `name` gives exists."""
-    numbers = range(start, start + ahead)
-    return next((number for number in numbers if topology.queue_exists(connection, name(number))), None)
+    for first in range(start, start + ahead, _LOOKS_AT_ONCE):
+        numbers = range(first, min(first + _LOOKS_AT_ONCE, start + ahead))
+        existing = topology.existing_queues(connection, [name(number) for number in numbers])
+        if existing:
+            return next(number for number in numbers if name(number) == existing[0])
+    return None
 
 
 def _count_existing(connection: Opener, names: Names, generation: int) -> int:

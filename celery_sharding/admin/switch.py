@@ -14,6 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from amqp import exceptions as amqp_errors
@@ -37,6 +38,8 @@ from celery_sharding.errors import (
 from celery_sharding.layout import Layout
 from celery_sharding.lock import GroupLock, reachable
 from celery_sharding.manifest import load, write
+from celery_sharding.pipelining import declare_at_once, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.refusals import is_out_of_reach
 from celery_sharding.topology import Names, Opener, brief_channel
 
 logger = logging.getLogger(__name__)
@@ -95,23 +98,36 @@ def ensure_group(
 
 
 def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_seconds: float = 30.0) -> None:
-    """Make the group ready for publishers: what they publish is kept, even if no worker ever ran.
+    """Make the group ready for publishers, who miss it: what they publish is kept, even if no worker ever ran.
+
+    Args:
+        wait_seconds: How long to try, and to wait for all of the broker's answers together.
 
     Raises:
         As for `ensure_group`, but for PluginMissing.
     """
     names = Names(group.name)
+    deadline = time.monotonic() + wait_seconds
+    is_first = True
 
     def look_and_declare(lock_seconds: float, node: int) -> None:
-        with _connected(connect, group.name, first_node=node) as connection:
-            if topology.fixed_exists(connection, names):
-                return
+        nonlocal is_first
+        if not is_first:
+            with _connected(connect, group.name, first_node=node, deadline=deadline) as connection:
+                if topology.fixed_exists(connection, names):
+                    return
+        is_first = False
         with (
-            GroupLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock,
+            GroupLock(
+                connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node, deadline=deadline
+            ) as lock,
             lock.operation() as connection,
         ):
-            if not topology.fixed_exists(connection, names):
-                _declare_fixed(connection, group, load(connection, names), owner)
+            looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
+            fixed, manifest = exist_at_once(connection, looks)
+            if fixed is not None and not is_out_of_reach(fixed):
+                layout = Layout() if manifest is not None and not is_out_of_reach(manifest) else load(connection, names)
+                _declare_fixed(connection, group, layout, owner)
 
     _in_turns(look_and_declare, wait_seconds)
 
@@ -162,13 +178,13 @@ def _in_turns(act: Callable[[float, int], _Result], wait_seconds: float) -> _Res
             if time.monotonic() >= deadline:
                 raise
         except (TopologyError, BrokerUnavailable) as exc:
-            if not _passes_by_itself(exc) or time.monotonic() >= deadline:
+            if not passes_by_itself(exc) or time.monotonic() >= deadline:
                 raise
             node += 1
             time.sleep(_PASSING_SECONDS)
 
 
-def _passes_by_itself(error: ShardingError) -> bool:
+def passes_by_itself(error: ShardingError) -> bool:
     """Tell whether trying again may help: a node or a leader is missing for a moment, or the manifest moved on."""
     return isinstance(error, OutOfReach | LockLost | ManifestConflict) or bool(error.facts.get("passes"))
 
@@ -227,7 +243,8 @@ def _repair_once(connection: Opener, group: ShardGroup, layout: Layout, by: str)
 
 def _missing_logs(connection: Opener, names: Names) -> list[str]:
     logs = (names.journal, names.attempts, names.dead)
-    return [queue for queue in logs if not topology.queue_exists(connection, queue)]
+    existing = topology.existing_queues(connection, logs)
+    return [queue for queue in logs if queue not in existing]
 
 
 def _needs_ring(connection: Opener, names: Names, layout: Layout) -> bool:
@@ -241,21 +258,17 @@ def _needs_ring(connection: Opener, names: Names, layout: Layout) -> bool:
 
 
 def _declare_fixed(connection: Opener, group: ShardGroup, layout: Layout, by: str) -> Layout:
-    with brief_channel(connection) as channel:
-        topology.declare_logs(channel, group.name)
     layout = _record_created(connection, group, layout, by, _PROBE_AHEAD)
-    with brief_channel(connection) as channel:
-        topology.declare_fixed(channel, group, limbo=layout.limbo)
+    declare_at_once(connection, partial(topology.declare_fixed, group=group, limbo=layout.limbo))
     return layout
 
 
 def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:
+    declare_at_once(connection, partial(topology.declare_logs, group=group.name))
     if layout.limbo and (layout.generation == 0 or layout.cut_off):
         return layout  # recorded by someone who did not get to the end of it
     names = Names(group.name)
     limbo = layout.limbo or first_existing(connection, names.limbo, 1, ahead) or 1
-    with brief_channel(connection) as channel:
-        topology.declare_logs(channel, group.name)
     return write(connection, names, layout, {"event": "created", "limbo": limbo}, by=by)
 
 
@@ -273,9 +286,9 @@ def check_queue_type(group: ShardGroup, layout: Layout) -> None:
 
 
 @contextlib.contextmanager
-def _connected(connect: Connect, group: str, *, first_node: int) -> Iterator[Any]:
+def _connected(connect: Connect, group: str, *, first_node: int, deadline: float | None = None) -> Iterator[Any]:
     with reachable(group):
-        connection = open_connection(connect(), first_node=first_node)
+        connection = open_connection(connect(), first_node=first_node, deadline=deadline)
     try:
         yield connection
     except (amqp_errors.ConnectionError, OSError) as exc:

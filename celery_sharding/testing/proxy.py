@@ -7,8 +7,9 @@ otherwise, for one direction or both:
     passing ─blackhole─▶ swallowing  bytes are read and lost; `heal` cuts what lost some, as its stream has a hole
     any ─cut─▶                       open connections are closed or reset; new ones work
 
-`refuse` also turns new connections away, as a server that is down does. Each direction of each connection has a thread;
-the state belongs to `_changed` and is moved by the methods here only.
+`refuse` also turns new connections away, as a server that is down does. With a latency, whatever passes takes so long
+on its way, each way; as on a long line, more may follow meanwhile. Each direction of each connection has a thread, two
+with a latency; the state belongs to `_changed` and is moved by the methods here only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import enum
 import socket
 import struct
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -40,9 +43,13 @@ class FaultProxy:
     """A proxy in front of the server of `url`; `self.url` is the same URL through the proxy.
 
     As a context manager it listens on entry, and closes everything on exit.
+
+    Args:
+        latency_seconds: How long bytes are on their way, each way.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, latency_seconds: float = 0.0) -> None:
+        self._latency_seconds = latency_seconds
         parts = urlsplit(url)
         self._server = (parts.hostname or "127.0.0.1", parts.port or 5672)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -54,6 +61,7 @@ class FaultProxy:
         self._swallowing: frozenset[Direction] = frozenset()
         self._refusing = self._closed = False
         self._pairs: set[_Pair] = set()
+        self._taken = 0
         self._passed = dict.fromkeys(Direction, 0)
         self._swallowed = dict.fromkeys(Direction, 0)
         self._acceptor = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
@@ -113,6 +121,12 @@ class FaultProxy:
         with self._changed:
             return len(self._pairs)
 
+    @property
+    def taken_connections(self) -> int:
+        """How many connections it has taken since it listens, open or not."""
+        with self._changed:
+            return self._taken
+
     def close(self) -> None:
         """Stop listening and close all connections."""
         with self._changed:
@@ -157,11 +171,13 @@ class FaultProxy:
                 )
             with self._changed:
                 self._pairs.add(pair)
+                self._taken += 1
                 for thread in pair.threads:
                     thread.start()
 
     def _pump(self, pair: _Pair, direction: Direction) -> None:
         source, sink = (pair.client, pair.server) if direction is Direction.TO_SERVER else (pair.server, pair.client)
+        line = _Line(sink, self._latency_seconds) if self._latency_seconds else None
         with suppress(OSError):
             while data := source.recv(_CHUNK_BYTES):
                 with self._changed:
@@ -170,11 +186,15 @@ class FaultProxy:
                     count = self._swallowed if swallow else self._passed
                 if swallow:
                     pair.has_hole = True
+                elif line is not None:
+                    line.send(data)
                 else:
                     sink.sendall(data)
                 with self._changed:
                     count[direction] += len(data)
                     self._changed.notify_all()
+        if line is not None:
+            line.close()
         self._end(pair)
 
     def _end(self, pair: _Pair, *, reset: bool = False) -> None:
@@ -202,3 +222,36 @@ class _Pair:
         self.threads: list[threading.Thread] = []
         self.has_hole = False
         self.ended = False
+
+
+class _Line:
+    """What is on its way to `sink`; each piece arrives a latency after it was sent."""
+
+    def __init__(self, sink: socket.socket, latency_seconds: float) -> None:
+        self._sink = sink
+        self._latency_seconds = latency_seconds
+        self._on_the_way: deque[tuple[float, bytes]] = deque()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._deliver, name="fault-proxy line", daemon=True)
+        self._thread.start()
+
+    def send(self, data: bytes) -> None:
+        with self._changed:
+            self._on_the_way.append((time.monotonic() + self._latency_seconds, data))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let what is on its way arrive, and end."""
+        self.send(b"")
+        self._thread.join(self._latency_seconds + _JOIN_SECONDS)
+
+    def _deliver(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._on_the_way)
+                due, data = self._on_the_way.popleft()
+            time.sleep(max(0.0, due - time.monotonic()))
+            if not data:
+                return
+            with suppress(OSError):
+                self._sink.sendall(data)

@@ -27,6 +27,8 @@ from typing import Any, TypeVar
 
 from amqp.exceptions import AMQPError
 
+from celery_sharding.connecting import cleared_is_lost
+
 logger = logging.getLogger(__name__)
 
 _BEATS = 4  # in one heartbeat
@@ -87,9 +89,10 @@ class Pulse:
 
     def _beat(self, inner: Any) -> None:
         try:
-            self._listen(inner)
-            inner.send_heartbeat()
-        except (OSError, AMQPError, AttributeError) as exc:
+            with cleared_is_lost():
+                self._listen(inner)
+                inner.send_heartbeat()
+        except (OSError, AMQPError) as exc:
             logger.debug("no sign of life could be sent: %r", exc)  # the main thread finds the loss when it comes back
 
     def _listen(self, inner: Any) -> None:
@@ -153,7 +156,10 @@ def _unacknowledged_bytes(inner: Any) -> int:
 def _queued_bytes(inner: Any, queue: int) -> int:
     """Return how many bytes the kernel holds of a connection: unread, or sent and not acknowledged by TCP."""
     try:
-        (count,) = struct.unpack("i", fcntl.ioctl(inner.sock.fileno(), queue, bytes(4)))
-    except (OSError, ValueError, AttributeError):
+        with cleared_is_lost():
+            if not inner.connected:
+                return 0  # py-amqp would connect again, to have a socket
+            (count,) = struct.unpack("i", fcntl.ioctl(inner.sock.fileno(), queue, bytes(4)))
+    except (OSError, ValueError, AMQPError):
         return 0  # it is gone
     return int(count)

@@ -24,6 +24,7 @@ from amqp.exceptions import AMQPError
 from kombu.message import Message
 
 from celery_sharding.config import ShardGroup
+from celery_sharding.connecting import cleared_is_lost
 from celery_sharding.foreign import decoded_message, read_foreign
 from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.histogram import Histogram
@@ -41,8 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# py-amqp raises AttributeError on a channel whose connection it has already cleared.
-CHANNEL_ERRORS = (OSError, AMQPError, AttributeError)
+CHANNEL_ERRORS = (OSError, AMQPError)
 # Room for an end marker and its seal beside the messages.
 _CONTROL_MESSAGES = 2
 # What a shard asks of a broker that knows the argument (3.12 and newer): a lane may hold a message for a long time.
@@ -159,7 +159,7 @@ class Shard:
         if channel is not None:
             self._journal("released")
             self.freeze()
-            with contextlib.suppress(*CHANNEL_ERRORS):
+            with contextlib.suppress(*CHANNEL_ERRORS), cleared_is_lost():
                 channel.close()
         self.drop()
 
@@ -214,7 +214,8 @@ class Shard:
             return False
         try:
             # The broker takes what comes on a channel one after the other; any call that it answers would do.
-            self._channel.basic_qos(0, self._prefetch, False)
+            with cleared_is_lost():
+                self._channel.basic_qos(0, self._prefetch, False)
         except TimeoutError:
             # Nobody else would notice: without the fact that was to be written, the segment would never end.
             logger.warning("%s: the broker did not answer in time; it is consumed anew", self.queue)
@@ -271,7 +272,8 @@ class Shard:
         if self._channel is None:
             return
         try:
-            self._channel.basic_ack(tag, multiple)
+            with cleared_is_lost():
+                self._channel.basic_ack(tag, multiple)
         except CHANNEL_ERRORS as exc:
             # What was not acknowledged the broker delivers again, here or elsewhere. The consumer notices the loss when
             # it reads; until then nothing more may start, since nothing could be acknowledged.
