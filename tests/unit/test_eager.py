@@ -137,7 +137,7 @@ def test_a_task_without_its_key_is_refused_however_it_was_made(make: Any, order:
 
 
 @pytest.mark.parametrize("how", CALLS)
-@pytest.mark.parametrize(("args", "options", "error", "text"), REFUSED, ids=str)
+@pytest.mark.parametrize(("args", "options", "error", "text"), REFUSED)
 def test_what_a_publish_refuses_is_refused_in_eager_mode(how, args, options, error, text) -> None:
     # Given an app in eager mode
     app = new_app()
@@ -148,7 +148,7 @@ def test_what_a_publish_refuses_is_refused_in_eager_mode(how, args, options, err
         CALLS[how](task, args, **options)
 
 
-@pytest.mark.parametrize(("args", "options", "error", "text"), REFUSED, ids=str)
+@pytest.mark.parametrize(("args", "options", "error", "text"), REFUSED)
 def test_eager_mode_and_a_publish_say_the_same(args, options, error, text) -> None:
     said = []
     for eager in (True, False):
