@@ -4,11 +4,14 @@ It listens on a free port of 127.0.0.1 only, and never starts or stops a service
 starts it; only the process that did so can drive it.
 
     new ─start─▶ running ─stop | kill─▶ stopped ─start─▶ running, empty … ─remove─▶ gone
+
+A durable node has after a restart what it was told before.
 """
 
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,12 +28,16 @@ from celery_sharding.testing.processes import (
 
 
 class RedisNode(Node):
-    """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
+    """A private Redis (or Valkey) node.
 
     As a context manager it is started on entry and removed on exit.
+
+    Args:
+        is_durable: It writes down what it is told, and has it when it is started again; else it is empty then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_durable: bool = False) -> None:
+        self._is_durable = is_durable
         self.folder = Path(tempfile.mkdtemp(prefix="sharding-redis-"))
         self._port = find_free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,8 +56,8 @@ class RedisNode(Node):
         self._process = subprocess.Popen(
             [
                 find_program("redis-server", "valkey-server"), "--bind", "127.0.0.1", "--port", str(self._port),
-                "--dir", str(self.folder), "--logfile", str(log), "--save", "", "--appendonly", "no",
-                "--daemonize", "no",
+                "--dir", str(self.folder), "--logfile", str(log), "--save", "",
+                "--appendonly", "yes" if self._is_durable else "no", "--daemonize", "no",
             ],
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -71,8 +78,16 @@ class RedisNode(Node):
             self._process.wait()
             self._process = None
 
+    def pause(self) -> None:
+        """Halt the node (SIGSTOP): its connections stay open, and nothing answers, as on a machine that hangs."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused node go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
     def restart(self) -> None:
-        """Stop the node, start it on the same port, empty, and return when it answers."""
+        """Stop the node, start it on the same port, and return when it answers."""
         self.stop()
         self.start()
 
@@ -84,6 +99,11 @@ class RedisNode(Node):
     def answers(self) -> bool:
         """Say whether the node takes commands."""
         return exchange_bytes(self._port, b"PING\r\n").startswith(b"+PONG")
+
+    def _signal(self, number: int) -> None:
+        if self._process is None:
+            raise ServerNotReady(f"the Redis node on {self.url} does not run")
+        self._process.send_signal(number)
 
     @property
     def output(self) -> str:
