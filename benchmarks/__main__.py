@@ -12,7 +12,7 @@ import click
 
 from benchmarks import claims, dedup, gaps, import_time, memory, one_key, peers, publish, skew, spread, throughput
 from benchmarks.results import Row, Setup, table
-from celery_sharding.testing import ServerNotReady
+from celery_sharding.testing import ServerMissing, ServerNotReady
 
 BENCHMARKS = {
     "publish": publish.run,
@@ -45,7 +45,7 @@ def main(names: tuple[str, ...], quick: bool, rounds: int | None, broker: str, r
         for name in names or BENCHMARKS:
             try:
                 rows += BENCHMARKS[name](setup)
-            except ServerNotReady as error:
+            except (ServerMissing, ServerNotReady) as error:
                 raise click.ClickException(str(error)) from error
     cores = os.cpu_count()
     if rows:

@@ -27,7 +27,7 @@ from celery_sharding.testing.processes import (
 
 
 class RedisNode(Node):
-    """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
+    """A private Redis (or Valkey) node.
 
     As a context manager it is started on entry and removed on exit.
 
@@ -79,13 +79,11 @@ class RedisNode(Node):
 
     def pause(self) -> None:
         """Let the node stand still, with its connections open (SIGSTOP)."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let a paused node go on."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop the node, start it on the same port, and return when it answers."""
@@ -100,6 +98,11 @@ class RedisNode(Node):
     def answers(self) -> bool:
         """Say whether the node takes commands."""
         return exchange_bytes(self._port, b"PING\r\n").startswith(b"+PONG")
+
+    def _signal(self, number: int) -> None:
+        if self._process is None:
+            raise ServerNotReady(f"the Redis node on {self.url} does not run")
+        self._process.send_signal(number)
 
     @property
     def output(self) -> str:

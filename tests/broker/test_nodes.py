@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from kombu import Connection
 
-from celery_sharding.testing import RabbitNode
-from celery_sharding.testing.processes import is_alive
+from celery_sharding.testing import RabbitNode, RedisNode
+from celery_sharding.testing.processes import exchange_bytes, is_alive
 
 # They share a node, so they run in one process.
 pytestmark = pytest.mark.xdist_group("nodes")
@@ -74,3 +75,30 @@ def test_a_removed_node_leaves_no_process_and_no_file():
     # Then broker and port mapper are gone, and so is the folder
     assert [pid for pid in pids if is_alive(pid)] == []
     assert not node.folder.exists()
+
+
+@pytest.mark.parametrize(("keeps_data", "left"), [(True, b"$4\r\nkept\r\n"), (False, b"$-1\r\n")])
+def test_a_redis_that_keeps_its_data_has_after_a_restart_what_it_was_told(keeps_data: bool, left: bytes):
+    with RedisNode(keeps_data=keeps_data) as redis:
+        assert _ask(redis, b"SET it kept\r\n") == b"+OK\r\n"
+        # When it is stopped, or killed, and started again
+        for end in (redis.stop, redis.kill):
+            end()
+            assert not redis.answers()
+            redis.start()
+            # Then it knows that still, on the same address, if it was to
+            assert _ask(redis, b"GET it\r\n") == left
+
+
+def test_a_paused_redis_answers_when_it_may_go_on():
+    with RedisNode() as redis:
+        redis.pause()
+        assert _ask(redis, b"PING\r\n", timeout_seconds=0.3) == b""
+        redis.resume()
+        assert _ask(redis, b"PING\r\n") == b"+PONG\r\n"
+
+
+def _ask(redis: RedisNode, command: bytes, *, timeout_seconds: float = 20.0) -> bytes:
+    port = urlsplit(redis.url).port
+    assert port is not None
+    return exchange_bytes(port, command, timeout_seconds=timeout_seconds)

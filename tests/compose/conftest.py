@@ -13,7 +13,7 @@ def images() -> Iterator[None]:
     """All images that the tests need; stand-ins are removed afterwards, lest somebody takes them for the real ones."""
     missing = find_missing()
     if missing:
-        pytest.fail(f"make test-compose: {missing}", pytrace=False)
+        pytest.exit(f"make test-compose: {missing}", returncode=1)
     built = build_stand_ins()
     build_shop()
     yield

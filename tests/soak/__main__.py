@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from celery_sharding.testing import RabbitCluster
+from celery_sharding.testing import RabbitCluster, RedisNode, ServerMissing, ServerNotReady
 from soak.plan import NET_TICK_SECONDS, NODE_KINDS, Kind, plan_faults
 from soak.run import run_soak
 from soak.servers import Servers
@@ -33,7 +33,6 @@ _NEEDED = {True: "BROKER=cluster", False: "a single broker of our own"}
 @click.option("--broker", envvar="SHARDING_TEST_BROKER_URL", required=True, help="URL of RabbitMQ, or `cluster`.")
 @click.option("--restart", envvar="SHARDING_TEST_BROKER_RESTART", default=None, help="Command that restarts it.")
 @click.option("--node", envvar="SHARDING_TEST_BROKER_FOLDER", default=None, help="Folder of the node, if it is ours.")
-@click.option("--redis", envvar="SHARDING_TEST_REDIS_URL", required=True, help="URL of Redis, for the claims.")
 def main(
     minutes: float,
     seed: int | None,
@@ -44,7 +43,6 @@ def main(
     broker: str,
     restart: str | None,
     node: str | None,
-    redis: str,
 ) -> None:
     # So that a SIGTERM too removes workers and queues.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -53,6 +51,7 @@ def main(
     clean = False
     try:
         with ExitStack() as started:
+            redis = started.enter_context(RedisNode(keeps_data=True))
             if broker == _CLUSTER:
                 say("starting a cluster of three nodes")
                 cluster = started.enter_context(RabbitCluster(net_tick_seconds=NET_TICK_SECONDS))
@@ -75,6 +74,8 @@ def main(
                     say=say,
                 )
             )
+    except (ServerMissing, ServerNotReady) as error:
+        raise click.ClickException(str(error)) from error
     finally:
         if clean and not keep:
             shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from celery_sharding.testing import Direction
 from celery_sharding.testing.processes import is_alive, wait_until
 from soak.field import Field, Party
 from soak.plan import Fault, Kind
-from soak.verdict import Incident
+from soak.verdict import ALL_WORKERS, Incident
 
 STOP_SECONDS = 60.0
 _READY_SECONDS = 60.0
@@ -165,6 +165,37 @@ def _break_link(field: Field, fault: Fault, over: threading.Event, breaking: Cal
     return _incident(fault, began)
 
 
+def _cut_backend(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    return _break_backend(field, fault, over, field.workers[fault.target].backend.refuse)
+
+
+def _blackhole_backend(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    return _break_backend(field, fault, over, field.workers[fault.target].backend.blackhole)
+
+
+def _break_backend(field: Field, fault: Fault, over: threading.Event, breaking: Callable[[], None]) -> Incident:
+    began = time.time()
+    breaking()
+    try:
+        over.wait(fault.seconds)
+    finally:
+        field.workers[fault.target].backend.heal()
+    return _incident(fault, began)
+
+
+def _stop_store(field: Field, fault: Fault, over: threading.Event) -> Incident:
+    redis = field.servers.redis
+    began = time.time()
+    stop, go_on = (redis.pause, redis.resume) if fault.hangs else (redis.stop, redis.start)
+    stop()
+    try:
+        over.wait(fault.seconds)
+    finally:
+        go_on()
+    # Whoever claims is hit.
+    return Incident(fault.kind, ALL_WORKERS, began, time.time())
+
+
 def _cut_publisher(field: Field, fault: Fault, over: threading.Event) -> Incident:
     began = time.time()
     field.publisher_links[fault.target].cut(reset=fault.draw < 0.5)
@@ -240,7 +271,7 @@ def _pause_node(field: Field, fault: Fault, over: threading.Event) -> Incident:
 
 def _incident_of_node(fault: Fault, began: float) -> Incident:
     # Whose queues and connections were there is not known here, so it counts as everybody's.
-    return Incident(fault.kind, "broker", began, time.time())
+    return Incident(fault.kind, ALL_WORKERS, began, time.time())
 
 
 _INJECTORS: dict[Kind, Callable[[Field, Fault, threading.Event], Incident]] = {
@@ -262,4 +293,7 @@ _INJECTORS: dict[Kind, Callable[[Field, Fault, threading.Event], Incident]] = {
     Kind.KILL_NODE: _kill_node,
     Kind.RESTART_NODE: _restart_node,
     Kind.PAUSE_NODE: _pause_node,
+    Kind.CUT_BACKEND: _cut_backend,
+    Kind.BLACKHOLE_BACKEND: _blackhole_backend,
+    Kind.STOP_STORE: _stop_store,
 }

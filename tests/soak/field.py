@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from amqp import Message
 from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 
@@ -26,22 +27,26 @@ from celery_sharding.admin.switch import find_fault
 from celery_sharding.errors import ShardingError
 from celery_sharding.manifest import load
 from celery_sharding.testing import Trace, WorkerNode
+from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
 from soak.plan import GROUPS
 from soak.servers import Link, Servers
-from soak.verdict import Note
+from soak.verdict import Letter, Note
 
 TESTS = Path(__file__).resolve().parents[1]
 POOL_PROCESSES = 4
 _RESHARD_SECONDS = 90.0
+# Publishers need none, whatever happens to that of the workers.
+_NO_BACKEND = "disabled://"
 
 
 class Party:
-    """A worker, and its link to the broker."""
+    """A worker, and its links to the broker and to the result backend."""
 
-    def __init__(self, name: str, link: Link, node: WorkerNode) -> None:
+    def __init__(self, name: str, link: Link, backend: Link, node: WorkerNode) -> None:
         self.name = name
         self.link = link
+        self.backend = backend
         self.node = node
         self.should_run = True
 
@@ -74,33 +79,46 @@ class Field:
     def add_worker(self, name: str) -> Party:
         """Start a worker, without waiting for it."""
         link = Link(self.servers.broker_url, first=int(name[1:]))
+        backend = Link(self.servers.redis.url)
         groups = ",".join(self.group(group) for group in GROUPS)
         node = WorkerNode(
             "soak.shop",
             f"{name}@{self.name}",
             ["-c", str(POOL_PROCESSES), "-Q", groups, "--without-mingle"],
-            env=self._env(link) | {"SOAK_WORKER": name},
+            env=self._env(link, backend.url) | {"SOAK_WORKER": name},
             folder=self.folder,
         )
-        party = Party(name, link, node)
+        party = Party(name, link, backend, node)
         with self._lock:
             self.workers[name] = party
         node.start(wait_seconds=0)
         return party
 
-    def start_publishers(self, count: int, *, rate: float, until: float) -> None:
+    def start_publishers(self, count: int, *, rate: float, seconds: float) -> None:
+        """Start publishers that publish for some seconds each, without waiting for them."""
         for number in range(1, count + 1):
             link = self.publisher_links[f"p{number}"] = Link(self.servers.broker_url, first=number)
             command = [
                 sys.executable, "-m", "soak.publisher", "--number", str(number), "--publishers", str(count),
-                "--rate", str(rate), "--until", str(until), "--notes", str(self.folder / f"p{number}.notes"),
+                "--rate", str(rate), "--seconds", str(seconds), "--notes", str(self.folder / f"p{number}.notes"),
             ]  # fmt: skip
             with (self.folder / f"p{number}.log").open("ab") as log:
                 self.publishers.append(
                     subprocess.Popen(
-                        command, env=os.environ | self._env(link), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                        command,
+                        env=os.environ | self._env(link, _NO_BACKEND),
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
                     )
                 )
+
+    def wait_for_workers(self, *, timeout_seconds: float) -> bool:
+        """Wait until all workers are ready; False if that takes too long."""
+        return wait_until(
+            lambda: all(" ready." in party.node.output for party in self.workers.values()),
+            timeout_seconds=timeout_seconds,
+        )
 
     def reshard(self, group: str, shards: int, *, dies_after: int | None) -> str | None:
         """Give a group that many shards, or another number if it has as many; return what was wrong."""
@@ -150,23 +168,23 @@ class Field:
                         self._confirmed += line.startswith(b'["confirmed"')
         return self._confirmed
 
-    def take_dead_letters(self) -> list[str]:
-        """Take the dead letters of all groups out of their queues, and return them in words."""
+    def take_dead_letters(self) -> list[Letter]:
+        """Take the dead letters of all groups out of their queues."""
         found = []
         with self.servers.connected() as connection:
             for group in GROUPS:
                 channel = connection.channel()
                 while (message := channel.basic_get(self.names(group).dead, no_ack=True)) is not None:
-                    found.append(f"{group}: {message.headers}")
+                    found.append(_read_letter(group, message))
                 channel.close()
         return found
 
-    def _env(self, link: Link) -> dict[str, str]:
+    def _env(self, link: Link, backend: str) -> dict[str, str]:
         return {
             "SOAK_NAME": self.name,
             "SOAK_FOLDER": str(self.folder),
             "SOAK_BROKER": link.url,
-            "SOAK_BACKEND": self.servers.redis_url,
+            "SOAK_BACKEND": backend,
             "PYTHONPATH": _python_path(),
         }
 
@@ -183,11 +201,22 @@ class Field:
             parties = list(self.workers.values())
         for party in parties:
             party.node.kill()
-        for link in [*self.publisher_links.values(), *(party.link for party in parties)]:
+        links = [link for party in parties for link in (party.link, party.backend)]
+        for link in [*self.publisher_links.values(), *links]:
             link.close()
         with self.servers.connected() as connection:
             for group in GROUPS:
                 delete_group(connection, self.group(group))
+
+
+def _read_letter(group: str, message: Message) -> Letter:
+    """Return whose letter it is, as far as it can be read, and why it died."""
+    try:
+        kwargs = json.loads(message.body)[1]
+        key, number = str(kwargs["key"]), int(kwargs["number"])
+    except (ValueError, LookupError, TypeError):
+        key, number = "", -1
+    return Letter(group, key, number, f"{group}: {message.headers}")
 
 
 def _python_path() -> str:

@@ -1,8 +1,9 @@
 """Which fault happens when, and to whom: a pure function of the seed, so that a seed that failed fails again.
 
 Faults come in bursts of one to four. Who was hit is left alone until it has recovered, so that each fault is one fault
-and not the tail of another; a fault of the broker, which hits everybody, may fall upon any other, and so may a reshard,
-which hits nobody. Of a cluster's nodes one at a time is missing: without most of them there is no broker.
+and not the tail of another; a fault of the broker or of the store of results and claims, which hits everybody, may fall
+upon any other, so may one of a worker's way to that store, and a reshard, which hits nobody. Of a cluster's nodes one
+at a time is missing: without most of them there is no broker.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 # What the workers of a soak ask for; a pause stays below it, so that nobody may count a paused worker as gone.
 HEARTBEAT_SECONDS = 5.0
-GROUPS = ("keys", "serial", "ledger")
+GROUPS = ("keys", "serial", "ledger", "once")
 # Of a cluster's nodes: after how much silence the others give one up, about.
 NET_TICK_SECONDS = 12
 NODES = ("n1", "n2", "n3")
@@ -65,15 +66,25 @@ class Kind(enum.StrEnum):
     """A node of a cluster is stopped in order, and comes back at once."""
     PAUSE_NODE = "pause-node"
     """A node of a cluster hangs; if for long, it is given up, finds itself in the minority, and joins again."""
+    CUT_BACKEND = "cut-backend"
+    """A worker is cut off from the result backend, where its claims are, too, for a while."""
+    BLACKHOLE_BACKEND = "blackhole-backend"
+    """The link of a worker to the result backend loses everything for a while."""
+    STOP_STORE = "stop-store"
+    """The Redis of results and claims hangs for a while, or is stopped and comes back later with what it knew."""
 
 
 NODE_KINDS = frozenset({Kind.KILL_NODE, Kind.RESTART_NODE, Kind.PAUSE_NODE})
+BACKEND_KINDS = frozenset({Kind.CUT_BACKEND, Kind.BLACKHOLE_BACKEND})
+STORE_KINDS = BACKEND_KINDS | {Kind.STOP_STORE}
 
 
 def victim_of(kind: Kind, target: str) -> str:
     """Return what suffers one fault at a time."""
     if kind in NODE_KINDS:
         return "a node"
+    if kind in BACKEND_KINDS:
+        return f"the backend of {target}"
     return f"{kind} {target}" if kind is Kind.RESHARD else target
 
 
@@ -84,7 +95,7 @@ class Fault:
     Args:
         at_seconds: Since the beginning.
         kind: What happens.
-        target: "w1", "p1", a group, "broker", "n1", or for `JOIN` the name of the worker that comes.
+        target: "w1", "p1", a group, "broker", "store", "n1", or for `JOIN` the name of the worker that comes.
         seconds: Until it is over: healed, started again, gone.
         draw: From 0 to below 1, for what else there is to choose: a child, a direction, a number of shards.
     """
@@ -98,6 +109,11 @@ class Fault:
     @property
     def victim(self) -> str:
         return victim_of(self.kind, self.target)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a store that is to stop hangs, or else ends and is started again."""
+        return self.draw < 0.5
 
     @property
     def shards(self) -> int:
@@ -114,6 +130,8 @@ class Fault:
         lasting = f" for {self.seconds:.1f} s" if self.seconds else ""
         if self.kind is Kind.RESHARD:
             lasting = f" to {self.shards}" + (f", killed after step {self.dies_after}" if self.dies_after else "")
+        if self.kind is Kind.STOP_STORE:
+            lasting += ", hanging" if self.hangs else ", ended"
         return f"{self.kind} {self.target}{lasting}"
 
 
@@ -145,6 +163,9 @@ _HABITS = {
     Kind.KILL_NODE: _Habit(1.5, (0, 8), 20),
     Kind.RESTART_NODE: _Habit(1, (0, 0), 25),
     Kind.PAUSE_NODE: _Habit(1.5, (2, 2.5 * NET_TICK_SECONDS), 20),
+    Kind.CUT_BACKEND: _Habit(2, (1, 2 * HEARTBEAT_SECONDS), 6),
+    Kind.BLACKHOLE_BACKEND: _Habit(2, (1, 3 * HEARTBEAT_SECONDS), 6),
+    Kind.STOP_STORE: _Habit(2, (1, 2 * HEARTBEAT_SECONDS), 12),
 }
 
 
@@ -167,6 +188,7 @@ def plan_faults(
         Kind.RESHARD: sorted(groups),
         Kind.RESTART_BROKER: ["broker"],
         Kind.KILL_BROKER: ["broker"],
+        Kind.STOP_STORE: ["store"],
         **{kind: list(NODES) for kind in NODE_KINDS},
     }
     stable = [f"w{number}" for number in range(1, workers + 1)]

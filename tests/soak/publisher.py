@@ -1,9 +1,9 @@
 """A publisher of a soak: real accounts in their real order, each by one publisher only, and a note of every outcome.
 
 It publishes as the documentation tells: a message that was not stored is sent again before anything else. After an
-unknown outcome a message for the ledger is sent again under the same task id, and only then the next. Without
-`@deduplicate` that would not be safe, so the publisher leaves the key alone for good and goes on with a fresh one for
-the account.
+unknown outcome a message for the ledger is sent again under the same task id, and only then the next. Without a claim
+that is committed with its row that would not be safe, so the publisher leaves the key alone for good and goes on with a
+fresh one for the account.
 
 Notes, one line each: [outcome, group, key, number, seconds since the epoch]; "confirmed" is written when the call has
 returned, "unknown" when it raised `OutcomeUnknown`, "refused" when nothing was stored.
@@ -33,18 +33,20 @@ EVENTS = Path(__file__).resolve().parents[2] / "examples" / "data" / "events.csv
 _PAUSE_SECONDS = 0.2
 # How long after its time a publisher goes on trying to send what it is at.
 _LATE_SECONDS = 90.0
-_DUPLICATE_EVERY, _RETRY_EVERY, _FAILURE_EVERY, _LONG_EVERY = 20, 47, 59, 151
+# None has a divisor in common with the number of groups, so that they meet all of them.
+_DUPLICATE_EVERY, _RETRY_EVERY, _FAILURE_EVERY, _LONG_EVERY = 21, 47, 59, 151
 
 
 @click.command()
 @click.option("--number", type=int, required=True, help="From 1.")
 @click.option("--publishers", type=int, required=True)
 @click.option("--rate", type=float, required=True, help="Messages a second of all publishers.")
-@click.option("--until", type=float, required=True, help="Seconds since the epoch.")
+@click.option("--seconds", type=float, required=True, help="How long, from its first message on.")
 @click.option("--notes", type=click.File("a"), required=True)
-def main(number: int, publishers: int, rate: float, until: float, notes: TextIO) -> None:
-    publisher = _Publisher(notes, until + _LATE_SECONDS)
+def main(number: int, publishers: int, rate: float, seconds: float, notes: TextIO) -> None:
     began = time.time()
+    until = began + seconds
+    publisher = _Publisher(notes, until + _LATE_SECONDS)
     for position, account in enumerate(read_accounts()):
         due = began + position / rate
         if due > until:
@@ -74,7 +76,7 @@ class _Publisher:
     def publish(self, account: str, position: int) -> None:
         """Publish message number `position` of an account to one of the groups."""
         group = GROUPS[position % len(GROUPS)]
-        copies = 2 if group == "ledger" and position % _DUPLICATE_EVERY == 0 else 1
+        copies = 2 if group in ("ledger", "once") and position % _DUPLICATE_EVERY == 0 else 1
         for _ in range(copies):
             self._send(group, account, position)
 

@@ -1,6 +1,7 @@
 """One soak, from its first fault to its verdict.
 
-    publish, with faults ──the time is up──▶ drain, without faults ──all ended, or nothing ends any more──▶ judge
+    start ──all are at work──▶ publish, with faults ──the time is up──▶ drain, without faults
+        ──all ended, or nothing ends any more──▶ judge
 
 The faults run in threads of their own, one each, and come to their end by themselves. Those of one target run one after
 the other, in whatever time a busy machine needs for the first. A worker that ends though no fault ended it is a
@@ -16,15 +17,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from celery_sharding.testing.processes import tail
+from celery_sharding.testing.processes import tail, wait_until
 from soak.faults import STOP_SECONDS, FaultFailed, inject
 from soak.field import Field
 from soak.ledger import create_ledger, read_entries
 from soak.plan import GROUPS, Fault
 from soak.servers import Servers
-from soak.verdict import EXPLAINED, TOLD, VIOLATIONS, Findings, Incident, Pace, judge, measure_pace
+from soak.verdict import EXPLAINED, TOLD, VIOLATIONS, Findings, Incident, Letter, Pace, judge, measure_pace
 
 _LOOK_SECONDS = 0.2
+_BEGIN_SECONDS = 60.0
 _PROGRESS_SECONDS = 10.0
 # Longer than a drained queue is kept, since what came to it too late runs when it is removed.
 _STALL_SECONDS = 120.0
@@ -53,13 +55,15 @@ def run_soak(
     """
     create_ledger(folder)
     with Field(servers, folder) as field:
-        soak = _Soak(field, say)
         for number in range(1, workers + 1):
             field.add_worker(f"w{number}")
-        until = time.time() + minutes * 60
+        # On a busy machine to start takes as long as a short soak, whose faults would hit nobody.
+        field.wait_for_workers(timeout_seconds=_BEGIN_SECONDS)
+        field.start_publishers(publishers, rate=rate, seconds=minutes * 60)
+        wait_until(lambda: field.count_confirmed() > 0, timeout_seconds=_BEGIN_SECONDS)
+        soak = _Soak(field, say)
         try:
-            field.start_publishers(publishers, rate=rate, until=until)
-            soak.publish(plan, until)
+            soak.publish(plan, time.time() + minutes * 60)
             soak.drain()
         finally:
             soak.end_faults()
@@ -144,9 +148,7 @@ class _Soak:
                 status = None
             if status != 0:
                 self._note("workers that did not stop", f"{party.name}: status {status}, see {party.node.log.name}")
-        for letter in self._field.take_dead_letters():
-            self._note("dead letters", letter)
-        judged = self._judge()
+        judged = self._judge(self._field.take_dead_letters())
         judged.counts.update(self._findings.counts)
         judged.examples.update(self._findings.examples)
         return judged
@@ -194,10 +196,11 @@ class _Soak:
     def _count_ended(self) -> int:
         return sum(trace.count() for trace in self._field.traces.values())
 
-    def _judge(self) -> Findings:
+    def _judge(self, letters: Sequence[Letter] = ()) -> Findings:
         with self._changed:
             incidents = list(self._incidents)
-        return judge(self._field.traces, read_entries(self._field.folder), self._field.read_notes(), incidents)
+        entries, notes = read_entries(self._field.folder), self._field.read_notes()
+        return judge(self._field.traces, entries, notes, incidents, letters)
 
     def _note(self, name: str, example: str) -> None:
         with self._changed:

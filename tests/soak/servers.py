@@ -1,4 +1,4 @@
-"""The servers that a soak runs on, and the links of its workers and publishers to the broker, which can be broken."""
+"""The servers that a soak runs on, and the links of its workers and publishers to them, which can be broken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from kombu import Connection
 
 from celery_sharding.connecting import close_connection, open_connection
-from celery_sharding.testing import Direction, FaultProxy, RabbitCluster, RabbitNode
+from celery_sharding.testing import Direction, FaultProxy, RabbitCluster, RabbitNode, RedisNode
 from celery_sharding.testing.processes import wait_until
 from soak.plan import NODE_KINDS, NODES, Kind
 
@@ -23,13 +23,14 @@ class Servers:
 
     Args:
         broker_url: Of all nodes, with ";" between.
+        redis: Of our own, for results and claims; it has to be durable, since nobody can do without lost claims.
         restart_command: Restarts the broker and returns when it answers again; None if nobody may.
         broker_folder: Of a node of our own, which may be killed.
         cluster: The broker, if it is a cluster of our own.
     """
 
     broker_url: str
-    redis_url: str
+    redis: RedisNode
     restart_command: str | None = None
     broker_folder: Path | None = None
     cluster: RabbitCluster | None = None
@@ -88,21 +89,26 @@ class Servers:
 
 
 class Link:
-    """The way of one worker or publisher to the broker: a proxy in front of each node. It listens until it is closed.
+    """The way of one worker or publisher to a server: a proxy in front of each node. It listens until it is closed.
 
     Args:
+        urls: Of all nodes, with ";" between.
         first: Number of the node that comes first in `url`; beyond the last it goes on with the first.
     """
 
-    def __init__(self, broker_url: str, *, first: int) -> None:
-        urls = broker_url.split(";")
-        first %= len(urls)
-        self._proxies = [FaultProxy(url).__enter__() for url in urls[first:] + urls[:first]]
+    def __init__(self, urls: str, *, first: int = 0) -> None:
+        nodes = urls.split(";")
+        first %= len(nodes)
+        self._proxies = [FaultProxy(url).__enter__() for url in nodes[first:] + nodes[:first]]
         self.url = ";".join(proxy.url for proxy in self._proxies)
 
     def cut(self, *, reset: bool) -> None:
         for proxy in self._proxies:
             proxy.cut(reset=reset)
+
+    def refuse(self) -> None:
+        for proxy in self._proxies:
+            proxy.refuse()
 
     def stall(self, *directions: Direction) -> None:
         for proxy in self._proxies:

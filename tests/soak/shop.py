@@ -1,4 +1,4 @@
-"""The app that publishers and workers of a soak share: a group by key, one by shard, and one with a ledger.
+"""The app that publishers and workers of a soak share: groups by key, by shard, with a ledger, and with claims alone.
 
 Each run leaves marks in the trace of its group; the name of a run begins with that of its worker.
 """
@@ -31,7 +31,6 @@ RETRY_SECONDS = (0.2, 0.2, 0.2, 3.0)
 
 app = Celery("soak", broker=os.environ["SOAK_BROKER"], backend=os.environ["SOAK_BACKEND"])
 app.conf.update(
-    task_ignore_result=True,
     task_default_queue=f"{NAME}-plain",
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
@@ -47,6 +46,7 @@ Sharding(
         ShardGroup(f"{NAME}-keys", shards=6, max_attempts=ATTEMPTS_MAX),
         ShardGroup(f"{NAME}-serial", shards=4, ordering="shard", max_attempts=ATTEMPTS_MAX),
         ShardGroup(f"{NAME}-ledger", shards=4, max_attempts=ATTEMPTS_MAX),
+        ShardGroup(f"{NAME}-once", shards=4, max_attempts=ATTEMPTS_MAX),
     ],
 )
 
@@ -93,4 +93,11 @@ def enter(key, number, seconds, **_):
         time.sleep(seconds)
 
 
-TASKS = {"keys": step, "serial": step_alone, "ledger": enter}
+@app.task(shard_group=f"{NAME}-once", shard_key="key")
+@deduplicate(key="number", ttl_seconds=86_400, lease_seconds=10, scope=f"{NAME}-once")
+def step_once(key, number, seconds, **_):
+    with leave_marks("once", key, number):
+        time.sleep(seconds)
+
+
+TASKS = {"keys": step, "serial": step_alone, "ledger": enter, "once": step_once}

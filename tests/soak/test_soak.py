@@ -1,14 +1,18 @@
-"""Two short soaks with fixed seeds: workers, publishers and faults as in a long one, on the broker under test."""
+"""Short soaks: workers, publishers and faults as in a long one, on the broker under test.
+
+Two have the faults of a seed, one those of the store of results and claims.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from soak.plan import NODE_KINDS, Kind, plan_faults
+from celery_sharding.testing import RedisNode
+from soak.plan import NODE_KINDS, STORE_KINDS, Fault, Kind, plan_faults
 from soak.run import run_soak
 from soak.servers import Servers
 from soak.verdict import is_clean
@@ -17,42 +21,72 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.soak]
 
 MINUTES = 25 / 60
 WORKERS = PUBLISHERS = 2
-# Each restarts the broker, and between them they hold every other kind of fault.
-SEEDS = (4479, 8471)
+# Each restarts the broker, and between them they hold every other kind of fault but those of the store.
+SEEDS = (14960, 25475)
 # The broker may not be ours to kill, and is no cluster.
 KINDS = [kind for kind in Kind if kind not in (Kind.KILL_BROKER, *NODE_KINDS)]
+STORE_FAULTS = (
+    Fault(3.0, Kind.CUT_BACKEND, "w1", 4.0, 0.0),
+    Fault(5.0, Kind.BLACKHOLE_BACKEND, "w2", 6.0, 0.0),
+    Fault(13.0, Kind.STOP_STORE, "store", 3.0, 0.0),
+    Fault(17.0, Kind.STOP_STORE, "store", 5.0, 0.9),
+)
 
 
-def test_the_seeds_hold_every_kind_of_fault_between_them() -> None:
-    plans = [plan_faults(seed, MINUTES, workers=WORKERS, publishers=PUBLISHERS, kinds=KINDS) for seed in SEEDS]
-    assert {fault.kind for plan in plans for fault in plan} == set(KINDS)
+@pytest.fixture
+def redis() -> Iterator[RedisNode]:
+    """A Redis of the soak's own, to be stopped and started."""
+    with RedisNode(keeps_data=True) as node:
+        yield node
+
+
+def plan(seed: int) -> tuple[Fault, ...]:
+    kinds = [kind for kind in KINDS if kind not in STORE_KINDS]
+    return plan_faults(seed, MINUTES, workers=WORKERS, publishers=PUBLISHERS, kinds=kinds)
+
+
+def test_the_short_soaks_hold_every_kind_of_fault_between_them() -> None:
+    plans = [plan(seed) for seed in SEEDS]
+    assert {fault.kind for plan in (*plans, STORE_FAULTS) for fault in plan} == set(KINDS)
     assert all(any(fault.kind is Kind.RESTART_BROKER for fault in plan) for plan in plans)
+    assert {fault.hangs for fault in STORE_FAULTS if fault.kind is Kind.STOP_STORE} == {True, False}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_is_lost_out_of_order_or_done_twice_under_random_faults(
-    seed: int, broker_url: str, redis_url: str, restart_broker: Callable[[], None], tmp_path: Path
+    seed: int, broker_url: str, redis: RedisNode, restart_broker: Callable[[], None], tmp_path: Path
 ) -> None:
-    # Given the faults of a seed
-    servers = Servers(broker_url, redis_url, os.environ["SHARDING_TEST_BROKER_RESTART"])
-    plan = plan_faults(seed, MINUTES, workers=WORKERS, publishers=PUBLISHERS, kinds=KINDS)
+    # Given a broker that may be restarted, and the faults of a seed
+    servers = Servers(broker_url, redis, os.environ["SHARDING_TEST_BROKER_RESTART"])
+    # When publishers publish and workers work under them, then all of it ran, in order, and was entered once
+    expect_clean(servers, plan(seed), tmp_path)
+
+
+def test_nothing_is_lost_buried_or_entered_twice_while_results_and_claims_cannot_be_stored(
+    broker_url: str, redis: RedisNode, tmp_path: Path
+) -> None:
+    # Given workers that are cut off from their store, one by one and all at once, in every way
+    servers = Servers(broker_url, redis)
+    # When publishers publish and workers work meanwhile, then all of it ran, in order, and was entered once
+    expect_clean(servers, STORE_FAULTS, tmp_path)
+
+
+def expect_clean(servers: Servers, faults: Sequence[Fault], folder: Path) -> None:
     said: list[str] = []
-    # When publishers publish and workers work under them
     findings = run_soak(
         servers,
-        plan,
+        faults,
         minutes=MINUTES,
         workers=WORKERS,
         publishers=PUBLISHERS,
         rate=60,
-        folder=tmp_path,
+        folder=folder,
         say=said.append,
     )
-    # Then all of it ran, in order, and was entered once
     assert is_clean(findings), "\n".join(said)
     assert findings.counts["published"] > 100, "\n".join(said)
     # And nothing is left running, however the faults of one worker followed each other
-    assert find_processes_of(tmp_path) == []
+    assert find_processes_of(folder) == []
 
 
 def find_processes_of(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from celery_sharding.testing import Trace
 from soak.plan import HEARTBEAT_SECONDS, Kind
-from soak.verdict import VIOLATIONS, Findings, Incident, Note, Pace, is_clean, judge, measure_pace
+from soak.verdict import ALL_WORKERS, VIOLATIONS, Findings, Incident, Letter, Note, Pace, is_clean, judge, measure_pace
 
 Judge = Callable[..., Findings]
 
@@ -25,12 +25,14 @@ def judged(tmp_path: Path) -> Judge:
         confirmed: Iterable[int] = (),
         notes: Iterable[Note] = (),
         entries: Iterable[tuple[str, int]] = (),
+        letters: Iterable[int] = (),
         group: str = "keys",
     ) -> Findings:
         trace = Trace(tmp_path / f"{group}.trace")
         trace.path.write_text("".join(json.dumps([kind, "a", *rest]) + "\n" for kind, *rest in marks))
         told = [Note("confirmed", group, "a", number, 0.0) for number in confirmed]
-        return judge({group: trace}, entries, [*told, *notes], incidents)
+        buried = [Letter(group, "a", number, "its reason") for number in letters]
+        return judge({group: trace}, entries, [*told, *notes], incidents, buried)
 
     return act
 
@@ -55,6 +57,29 @@ def test_a_confirmed_message_that_never_ended_is_lost(judged: Judge) -> None:
     assert counted(findings) == {"lost": 1}
     assert not is_clean(findings)
     assert "number 1" in findings.examples["lost"]
+
+
+def test_a_dead_letter_is_not_lost_but_fails_the_soak_with_its_reason(judged: Judge) -> None:
+    findings = judged(run(1, "w1/1", 1, 2), confirmed=[1, 2, 3], letters=[2])
+    assert counted(findings) == {"dead letters": 1, "lost": 1}
+    assert findings.examples["dead letters"] == "its reason"
+    assert "number 3" in findings.examples["lost"]
+
+
+def test_a_claim_that_could_not_be_written_explains_that_its_run_came_again(judged: Judge) -> None:
+    twice = run(1, "w1/1", 100.0, 100.1) + run(1, "w1/2", 110.0, 110.1)
+    for kind, target in ((Kind.CUT_BACKEND, "w1"), (Kind.BLACKHOLE_BACKEND, "w1"), (Kind.STOP_STORE, ALL_WORKERS)):
+        # Given a run that only its claim makes one, and that ended while the claim could not be written
+        away = Incident(kind, target, 99.0, 104.0)
+        explained = judged(twice, away, group="once")
+        assert counted(explained) == {"repeated, claim not written": 1}
+        assert is_clean(explained)
+        # But not later, nor on another worker, nor a row of the ledger or a run without a claim
+        assert counted(judged(twice, Incident(kind, target, 90.0, 95.0), group="once")) == {"repeated": 1}
+        assert counted(judged(twice, away, group="keys")) == {"repeated": 1}
+        assert counted(judged(twice, away, group="ledger")) == {"repeated": 1}
+    elsewhere = Incident(Kind.CUT_BACKEND, "w2", 99.0, 104.0)
+    assert counted(judged(twice, elsewhere, group="once")) == {"repeated": 1}
 
 
 def test_a_message_of_which_nobody_knows_is_not_lost(judged: Judge) -> None:

@@ -3,18 +3,20 @@
 A run is repeated without fault of ours if its first end lies in the moments of a hard fault of its worker or of the
 broker: what runs then, or ended just before and was not acknowledged yet, comes again. A fault that leaves a connection
 half open lets a worker go on with what another one already has, for some heartbeats: in its window runs of that worker
-may overlap and be repeated. Nothing explains a message that was lost, came out of order, or was entered twice.
+may overlap and be repeated. A run that ended while its claim could not be written may come again, if nothing but that
+claim keeps it from it (group "once"). A dead letter is not lost, but fails a soak, with its reason. Nothing explains a
+message that was lost, came out of order, or was entered twice.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from celery_sharding.testing.order import Mark, Trace, find_violations
-from soak.plan import HEARTBEAT_SECONDS, Kind
+from soak.plan import HEARTBEAT_SECONDS, STORE_KINDS, Kind
 
 # How late an acknowledgement may reach the broker, and how late a worker that is short of time notices a fault.
 LATE_SECONDS = 2.0
@@ -24,13 +26,17 @@ HARD = LOST_NODE | {
     Kind.KILL, Kind.KILL_PARENT, Kind.KILL_CHILD, Kind.CUT, Kind.RESTART_BROKER, Kind.KILL_BROKER,
 }  # fmt: skip
 HALF_OPEN = frozenset({Kind.STALL, Kind.BLACKHOLE, Kind.PAUSE_NODE})
+# The target of a fault that hits all workers.
+ALL_WORKERS = "broker"
+# The group whose runs are single by their claim alone.
+CLAIMED = "once"
 # A cut is noticed by both sides, but by neither before the other: a short run may end beside its repetition.
 MOMENTARY = LOST_NODE | {Kind.CUT}
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A fault as it happened; `began` and `ended` in seconds since the epoch. A node's target is "broker", too."""
+    """A fault as it happened; `began` and `ended` in seconds since the epoch. The target is a worker or ALL_WORKERS."""
 
     kind: Kind
     target: str
@@ -47,6 +53,16 @@ class Note:
     key: str
     number: int
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter, in words with its reason; key "" if it cannot be read."""
+
+    group: str
+    key: str
+    number: int
+    text: str
 
 
 @dataclass(slots=True)
@@ -85,6 +101,7 @@ VIOLATIONS = (
 EXPLAINED = (
     "repeated, in flight at a hard fault",
     "repeated, half-open link",
+    "repeated, claim not written",
     "overlapping, half-open link",
     "overlapping, moment of a cut",
 )
@@ -103,6 +120,7 @@ def judge(
     entries: Iterable[tuple[str, int]],
     notes: Iterable[Note],
     incidents: Sequence[Incident],
+    letters: Sequence[Letter] = (),
 ) -> Findings:
     """Judge a soak.
 
@@ -111,6 +129,7 @@ def judge(
         entries: Rows of the ledger, (key, number), in the order in which they were committed.
         notes: What the publishers noted.
         incidents: Every fault that happened.
+        letters: What was found in the dead-letter queues.
     """
     findings = Findings()
     windows = Windows(incidents)
@@ -118,7 +137,9 @@ def judge(
     for group, trace in traces.items():
         ended[group] = _judge_trace(findings, group, trace, windows)
     ended["ledger"] = _judge_ledger(findings, entries)
-    _judge_notes(findings, notes, ended)
+    for letter in letters:
+        findings.note("dead letters", letter.text)
+    _judge_notes(findings, notes, ended, {(letter.group, letter.key, letter.number) for letter in letters})
     return findings
 
 
@@ -150,6 +171,13 @@ class Windows:
             return "repeated, half-open link"
         return None
 
+    def repeats_claimed(self, worker: str, at: float) -> str | None:
+        """Return what explains that a run whose claim is all that makes it one came again."""
+        for incident in self._of(worker, STORE_KINDS):
+            if incident.began - LATE_SECONDS <= at <= incident.ended + LATE_SECONDS:
+                return "repeated, claim not written"
+        return None
+
     def overlaps(self, worker: str, at: float) -> str | None:
         """Return what explains that a run of `worker` that ended at `at` had another of its key beside it."""
         if any(self._is_half_open(incident, at) for incident in self._of(worker, HALF_OPEN)):
@@ -161,7 +189,9 @@ class Windows:
 
     def _of(self, worker: str, kinds: frozenset[Kind]) -> Iterator[Incident]:
         return (
-            incident for incident in self._incidents if incident.kind in kinds and incident.target in (worker, "broker")
+            incident
+            for incident in self._incidents
+            if incident.kind in kinds and incident.target in (worker, ALL_WORKERS)
         )
 
     def _beginning(self, worker: str, incident: Incident) -> float:
@@ -203,6 +233,8 @@ def _judge_trace(findings: Findings, group: str, trace: Trace, windows: Windows)
             )
             # The ledger is only entered once, whatever happens.
             explained = None if group == "ledger" else windows.repeats(worker_of(first), first.at)
+            if explained is None and group == CLAIMED:
+                explained = windows.repeats_claimed(worker_of(first), first.at)
             findings.note(explained or "repeated", text)
     return ends
 
@@ -229,7 +261,12 @@ def _judge_ledger(findings: Findings, entries: Iterable[tuple[str, int]]) -> Map
     return entered
 
 
-def _judge_notes(findings: Findings, notes: Iterable[Note], ended: Mapping[str, Mapping[str, Counter[int]]]) -> None:
+def _judge_notes(
+    findings: Findings,
+    notes: Iterable[Note],
+    ended: Mapping[str, Mapping[str, Counter[int]]],
+    buried: Container[tuple[str, str, int]],
+) -> None:
     confirmed: set[tuple[str, str, int]] = set()
     unknown: set[tuple[str, str, int]] = set()
     for note in notes:
@@ -239,7 +276,7 @@ def _judge_notes(findings: Findings, notes: Iterable[Note], ended: Mapping[str, 
                 findings.counts["published twice"] += 1
                 continue
             confirmed.add(message)
-            if not ended[note.group].get(note.key, Counter())[note.number]:
+            if message not in buried and not ended[note.group].get(note.key, Counter())[note.number]:
                 findings.note("lost", f"{note.group}: {note.key!r} number {note.number}, confirmed at {note.at:.3f}")
         elif note.outcome == "unknown":
             unknown.add(message)

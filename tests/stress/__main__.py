@@ -14,6 +14,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from celery_sharding.testing import ServerMissing, ServerNotReady
 from stress.run import stress
 
 
@@ -50,6 +51,8 @@ def main() -> int:
             sys.stdout.write(f"{url.partition('://')[0]}: {len(violations)} violations; {told}\n")
             for violation in violations[:20]:
                 sys.stdout.write(f"  {violation}\n")
+            if not counts["claim"]:
+                sys.stdout.write(f"  nothing was claimed within {options.seconds:g} s: give it more, SECONDS=60\n")
             failed = failed or bool(violations) or not counts["claim"]
     if failed:
         sys.stdout.write(f"logs are in {root}\n")
@@ -59,4 +62,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        sys.exit(main())
+    except (ServerMissing, ServerNotReady) as error:
+        sys.exit(str(error))

@@ -1,0 +1,28 @@
+"""CONTRIBUTING.md: what it tells to type is there, and does something."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_every_target_that_it_names_exists_and_none_is_kept_back() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+    told = set(re.findall(r"`make ([a-z-]+)", TEXT))
+    assert told <= targets
+    assert targets - told == {"help", "lint"}
+
+
+def test_the_example_of_a_single_test_finds_some() -> None:
+    (command,) = re.findall(r"^    scripts/with_servers \.venv/bin/pytest (.*)$", TEXT, re.MULTILINE)
+    listing = [sys.executable, "-m", "pytest", "--collect-only", "-q", *shlex.split(command)]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "::" in done.stdout
