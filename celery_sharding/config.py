@@ -24,6 +24,9 @@ SHARDS_MAX = 999
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _SHARD = re.compile(r"(?P<group>.+)[./](?P<index>[0-9]+)")
 
+# What may stand for a shard behind a group's name, though it does not.
+_NUMBERED = re.compile(r"[./:#_ -]+[0-9]*$")
+
 _BUILTIN = "celery."
 
 # Every setting; an unknown name that begins like these is an error.
@@ -94,6 +97,17 @@ class Route:
     group: str
     key: KeyRule | None
 
+    def fits(self, task_name: str) -> bool:
+        """Say whether the name is the pattern, or fits it.
+
+        Celery's own tasks (`celery.chord_unlock` …) have no keys: only a pattern that begins with "celery." means them.
+        """
+        if task_name == self.pattern:
+            return True
+        if "*" not in self.pattern or not fnmatch.fnmatchcase(task_name, self.pattern):
+            return False
+        return self.pattern.startswith(_BUILTIN) or not task_name.startswith(_BUILTIN)
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -131,19 +145,9 @@ class Settings:
             ) from None
 
     def route_for(self, task_name: str) -> Route | None:
-        """Return the route of `task_name`: its exact name first, else the first pattern that fits, in their order.
-
-        Celery's own tasks (`celery.chord_unlock` …) have no keys: only a pattern that begins with "celery." means them.
-        """
-        for route in self.routes:
-            if route.pattern == task_name:
-                return route
-        for route in self.routes:
-            if "*" not in route.pattern or not fnmatch.fnmatchcase(task_name, route.pattern):
-                continue
-            if route.pattern.startswith(_BUILTIN) or not task_name.startswith(_BUILTIN):
-                return route
-        return None
+        """Return the route of `task_name`: its exact name first, else the first pattern that fits, in their order."""
+        exact = (route for route in self.routes if route.pattern == task_name)
+        return next(exact, None) or next((route for route in self.routes if route.fits(task_name)), None)
 
 
 def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) -> Settings:
@@ -227,6 +231,20 @@ def without_shards(selected: Indexes, index: int | None, shards: int) -> Indexes
     if index is None:
         return frozenset()
     return (frozenset(range(shards)) if selected is None else selected) - {index}
+
+
+def describe_near_miss(name: str, settings: Settings) -> str:
+    """Return what is to be said of a queue's name that is nearly that of a group or shard; "" if it is not."""
+    stem = _NUMBERED.sub("", name.lower())
+    known = {group.lower(): group for group in settings.groups}
+    near = next(
+        iter(difflib.get_close_matches(stem, known, n=1) or difflib.get_close_matches(name.lower(), known, n=1)), ""
+    )
+    if not near:
+        return ""
+    number = name[len(stem) :].strip("./-_:# ")
+    right = f"{known[near]}.{int(number):03d}" if number.isdecimal() else known[near]
+    return f"{name} names no shard group and is taken for an ordinary queue (did you mean {right!r}?)"
 
 
 def suggest(name: object, known: Iterable[str]) -> str:

@@ -107,6 +107,10 @@ class PluginMissing(TopologyError):
     """The consistent-hash exchange plugin is not enabled on the broker."""
 
 
+class TooFewChannels(TopologyError):
+    """The broker allows less channels on a connection than a worker needs for its shards. `needed`, `allowed`."""
+
+
 class UnsupportedBroker(TopologyError):
     """The transport or broker version cannot keep the guarantees."""
 

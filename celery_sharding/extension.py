@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -30,7 +30,7 @@ from kombu.utils.objects import cached_property as amqp_property
 
 from celery_sharding.app_settings import mask_settings
 from celery_sharding.backing import Backing, open_backing
-from celery_sharding.config import Settings, ShardGroup, read_settings
+from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
 from celery_sharding.eager import check_eager_calls
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.publishing import WatchPublish, send_sharded
@@ -121,15 +121,31 @@ class Sharding:
         """Return group name → shard indexes that this worker consumes, None for all."""
         return self.app.amqp.queues.selection()  # type: ignore[no-any-return]
 
-    def tell_doubts(self) -> None:
-        """Log, once in a process, what may be a mistake in the settings.
+    def tell_doubts(self, more: Iterable[str] = (), *, worker: bool = False) -> None:
+        """Log what may be a mistake: in the settings, once in a process, and `more`.
 
-        Not when they are read: a worker reads them before it has a log.
+        Not when settings are read: a worker reads them before it has a log.
+
+        Args:
+            worker: A worker starts; it has the tasks that it is to run, so routes to others can be told, too.
         """
+        doubts = list(more)
+        if worker:
+            doubts += self.find_idle_routes(self.selection())
         if not self._has_told_doubts:
             self._has_told_doubts = True
-            for doubt in self.settings.doubts:
-                logger.warning("%s", doubt)
+            doubts += self.settings.doubts
+        for doubt in doubts:
+            logger.warning("%s", doubt)
+
+    def find_idle_routes(self, groups: Container[str]) -> list[str]:
+        """Return what is to be said of routes to these groups that no task of this process takes."""
+        names = [name for name in self.app.tasks if not name.startswith("celery.")]
+        return [
+            f"sharding_routes[{route.pattern!r}] fits no task that is registered here{suggest(route.pattern, names)}"
+            for route in self.settings.routes
+            if route.group in groups and not any(route.fits(name) for name in self.app.tasks)
+        ]
 
     def check_stores(self, *, has_child_processes: bool) -> None:
         """Check, when a worker starts, that deduplicated tasks have a store for their claims.

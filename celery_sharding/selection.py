@@ -6,25 +6,26 @@ Celery gives the names of `-Q` and `-X` to `app.amqp.queues`. Names of groups (`
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 from celery.app.amqp import Queues
 from kombu.utils.functional import maybe_list
 
-from celery_sharding.config import Indexes, Settings, check_shard, parse_shard, suggest, without_shards
+from celery_sharding.config import Indexes, Settings, check_shard, describe_near_miss, parse_shard, without_shards
 from celery_sharding.errors import ConfigurationError
-
-logger = logging.getLogger(__name__)
 
 Selection = dict[str, Indexes]
 
 
 class ShardedQueues(Queues):
-    """Celery's queues, which also know the groups that this process consumes."""
+    """Celery's queues, which also know the groups that this process consumes.
+
+    `doubts` is what may be a mistake in `-Q` and `-X`. A worker reads them before it has a log, so others say it.
+    """
 
     settings: Settings = Settings()
+    doubts: list[str]
     _selected: Selection | None = None
     _deselected: Selection
 
@@ -36,6 +37,7 @@ class ShardedQueues(Queues):
         """
         self.settings = settings
         self._deselected = {}
+        self.doubts = []
         for name in settings.groups:
             if name in self:
                 raise ConfigurationError(
@@ -59,12 +61,13 @@ class ShardedQueues(Queues):
             return
         shards, queues = self._split(names)
         self._selected = shards
-        for name in queues:
-            near = suggest(name, self.settings.groups)
-            if near and name not in self:
-                logger.warning("-Q %s names no shard group and is taken for an ordinary queue%s", name, near)
+        doubts = self._find_doubts("-Q", queues)
         if queues:
-            super().select(queues)
+            try:
+                super().select(queues)
+            except KeyError as exc:
+                # Celery shows it in an error of its own.
+                raise KeyError("; ".join([str(exc), *doubts])) from exc
         else:
             super().select(list(self)[:1])
             super().deselect(list(self.consume_from))
@@ -73,6 +76,7 @@ class ShardedQueues(Queues):
         """Consume all but what is named."""
         shards, queues = self._split(maybe_list(exclude) or [])
         self._deselected |= shards
+        self._find_doubts("-X", queues)
         super().deselect(queues)
 
     def selection(self) -> Selection:
@@ -95,6 +99,13 @@ class ShardedQueues(Queues):
             line = f".> {name:<16} shards={which} ordering={group.ordering} queue_type={group.queue_type}"
             lines.append(" " * (indent if lines or indent_first else 0) + line)
         return "\n".join(lines)
+
+    def _find_doubts(self, option: str, queues: Iterable[str]) -> list[str]:
+        """Remember, and return, what is to be said of names that are nearly those of groups."""
+        near = [describe_near_miss(name, self.settings) for name in queues if name not in self]
+        doubts = [f"{option} {each}" for each in near if each]
+        self.doubts += doubts
+        return doubts
 
     def _refuse_group(self, name: str) -> None:
         found = parse_shard(name, self.settings) if isinstance(name, str) else None

@@ -17,10 +17,12 @@ from typing import Any
 import click
 
 from celery_sharding.cli.exits import Verbs
+from celery_sharding.worker.forgotten import warn_of_forgotten
 from celery_sharding.worker.remote import install_commands
 
 # Celery's command line loads this package before it checks the name of what it is to inspect.
 install_commands()
+warn_of_forgotten()
 
 
 class Commands(UserDict[str, Any]):

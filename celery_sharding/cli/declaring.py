@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from celery_sharding.admin.lines import printable
 from celery_sharding.admin.switch import check_queue_type, find_fault
 from celery_sharding.backing import process_name
 from celery_sharding.cli.exits import explained
@@ -29,12 +30,15 @@ def list_groups(ctx: click.Context) -> None:
         sharding = find_sharding(ctx)
         groups = choose_groups(sharding, None)
         tasks = _find_tasks(sharding)
+        doubts = [*sharding.settings.doubts, *sharding.find_idle_routes(sharding.settings.groups)]
     rows = [
         (group.name, str(group.shards), group.ordering, group.queue_type, ", ".join(tasks[group.name]) or "-")
         for group in groups
     ]
     for line in align(("GROUP", "SHARDS", "ORDERING", "QUEUE TYPE", "TASKS"), rows, numeric={1}):
         ctx.obj.echo(line)
+    for doubt in doubts:
+        click.echo(f"warning: {printable(doubt)}", err=True)
 
 
 @click.command()

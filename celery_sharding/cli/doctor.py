@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 
+from celery_sharding.admin.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.admin.doctor import Finding, Patient, examine
 from celery_sharding.admin.lines import printable
 from celery_sharding.admin.management import open_management
@@ -41,6 +42,7 @@ def doctor(ctx: click.Context, group: str | None, as_json: bool) -> None:
         sharding = find_sharding(ctx)
         chosen = choose_groups(sharding, group)
         found: dict[str, list[Finding]] = {}
+        queues: list[int] = []
         with connected(sharding, needed_by="doctor") as connection:
             api = open_management(sharding.settings, connection)
             statuses = read_snapshot(connection, [each.name for each in chosen]).groups
@@ -49,7 +51,9 @@ def doctor(ctx: click.Context, group: str | None, as_json: bool) -> None:
                 patient = Patient(connection, sharding.connect, each, layout, status)
                 timeout_seconds = sharding.settings.consumer_timeout_seconds
                 found[each.name] = list(examine(patient, api, consumer_timeout_seconds=timeout_seconds))
-        of_app = list(examine_app(sharding))
+                queues.append(sum(len(segment.queues(Names(each.name))) for segment in layout.open_segments))
+            of_app = [*_check_channels(connection, queues)]
+        of_app += examine_app(sharding)
     if as_json:
         ctx.obj.echo(json.dumps(_to_json(found, of_app)))
     else:
@@ -59,6 +63,19 @@ def doctor(ctx: click.Context, group: str | None, as_json: bool) -> None:
                 ctx.obj.echo(f"  {printable(line)}")
     if any(each.severity == "error" for findings in [*found.values(), of_app] for each in findings):
         ctx.exit(Unhealthy.exit_code)
+
+
+def _check_channels(connection: Any, queues: list[int]) -> Iterator[Finding]:
+    """Say whether one worker may consume all these groups; `queues` of each."""
+    needed, allowed = needed_channels(queues), allowed_channels(connection)
+    if allowed is None:
+        return
+    if needed > allowed:
+        yield Finding("error", "channels", *describe_shortage(needed, allowed))
+    else:
+        yield Finding(
+            "ok", "channels", f"{needed} of the {allowed} that a connection may have serve all of these shards"
+        )
 
 
 def _describe(findings: Iterable[Finding]) -> list[str]:

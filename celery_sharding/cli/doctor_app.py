@@ -21,6 +21,7 @@ def examine_app(sharding: Sharding) -> Iterator[Finding]:
     app = sharding.app
     app.loader.import_default_modules()
     yield from _check_settings(app, sharding.settings)
+    yield from _check_names(sharding)
     yield from _check_time_limits(sharding)
     yield from _check_claims(app)
 
@@ -65,6 +66,20 @@ def _check_settings(app: Any, settings: Settings) -> Iterator[Finding]:
         )
     if not wrong:
         yield Finding("ok", "settings", f"heartbeat {heartbeat:g} s; no setting of Celery's is in the way")
+
+
+def _check_names(sharding: Sharding) -> Iterator[Finding]:
+    for doubt in sharding.settings.doubts:
+        yield Finding(
+            "warning", "settings", doubt, "put the name right, or ignore this if it is not meant for sharding"
+        )
+    for doubt in sharding.find_idle_routes(sharding.settings.groups):
+        yield Finding(
+            "warning",
+            "routes",
+            f"{doubt}: what it means runs in no order",
+            "put the name of the task right, or import its module here; ignore this if another app has the task",
+        )
 
 
 def _check_time_limits(sharding: Sharding) -> Iterator[Finding]:

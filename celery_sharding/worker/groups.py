@@ -3,7 +3,8 @@
     selected ──prepare, or a look──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
 
 What is selected may change while the worker runs (`cancel_shards`, `add_shards`): a group keeps its place here when all
-of its shards were cancelled, and one that is new is made ready by a look, and opened after it.
+of its shards were cancelled, and one that is new is made ready by a look, and opened after it. A worker's own are those
+that it was started with, and those that it was told by its name to add.
 
 Every ten seconds, and when a shard is lost, a thread of its own looks at each group, one look at a time: it replaces
 what is missing, and the manifest tells everybody what was done. That thread opens nothing; only the one that reads the
@@ -21,15 +22,25 @@ from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import AMQPError
 
+from celery_sharding.admin.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.config import Indexes, check_shard, with_shards, without_shards
 from celery_sharding.dedup.notices import Notice
-from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach, ShardingError
+from celery_sharding.errors import (
+    BrokerUnavailable,
+    LockHeld,
+    LockLost,
+    LogError,
+    OutOfReach,
+    ShardingError,
+    TooFewChannels,
+)
 from celery_sharding.layout import Layout
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.runs import Runs
+from celery_sharding.worker.wanted import find_wanted
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
@@ -69,6 +80,7 @@ class Groups:
         self._consumer = consumer
         self._backing = backing
         self._selection = selection
+        self._own = dict(selection)
         self._runs = runs
         self._log = log
         self._receive = receive
@@ -92,21 +104,39 @@ class Groups:
         """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
         return {group.group.name: group.roles() for group in list(self._groups)}
 
-    def cancel_shards(self, group: str, index: int | None) -> None:
-        """Give up a shard of a group, or all of it: in order, and until it is added again.
+    def cancel_shards(self, group: str, index: int | None) -> bool:
+        """Give up a shard of a group, or all of it: in order, and until it is added again. False: there was none.
 
         Raises:
             UnknownShard: The group has no such shard.
         """
-        self._select(group, index, without_shards)
+        shards = self._count_shards(group, index)
+        before = self._selection.get(group, frozenset())
+        self._select(group, without_shards(before, index, shards))
+        return self._selection[group] != before
 
-    def add_shards(self, group: str, index: int | None) -> None:
-        """Consume a shard of a group, or all of it, from now on.
+    def add_shards(self, group: str, index: int | None, *, by_name: bool) -> Indexes:
+        """Consume a shard of a group, or all of it, from now on; return which of what was asked for it consumes then.
+
+        Args:
+            by_name: This worker was named. If all were asked, each takes back no more than its own: a group or shard
+                that others were started for stays theirs.
 
         Raises:
             UnknownShard: The group has no such shard.
         """
-        self._select(group, index, with_shards)
+        shards = self._count_shards(group, index)
+        if by_name:
+            self._own[group] = with_shards(self._own.get(group, frozenset()), index, shards)
+        own = self._own.get(group, frozenset())
+        asked = None if index is None else frozenset({index})
+        taken = own if asked is None else asked if own is None else asked & own
+        selected = self._selection.get(group, frozenset())
+        for each in [None] if taken is None else sorted(taken):
+            selected = with_shards(selected, each, shards)
+        if taken is None or taken:
+            self._select(group, selected)
+        return taken
 
     def prepare(self) -> None:
         """At each connect: make what is selected ready on the broker. It may take long, and reads no connection.
@@ -117,6 +147,25 @@ class Groups:
         if not self._groups:
             self._groups = [self._make_group(name) for name in self._selection]
         self._layouts = [self._ensure(group) for group in self._groups]
+
+    def check_channels(self) -> None:
+        """At each connect, once the groups are ready: see that the connection may have a channel for each queue.
+
+        Raises:
+            TooFewChannels: It may not; it would be closed and opened again for ever.
+        """
+        connection = self._consumer.connection
+        allowed = allowed_channels(connection)
+        if allowed is None:
+            return
+        queues = [
+            len(find_wanted(group.names, layout, self._selection[group.group.name]))
+            for group, layout in zip(self._groups, self._layouts, strict=True)
+        ]
+        needed = needed_channels(queues, others=len(connection.connection.channels) - 1)
+        if needed > allowed:
+            text, fix = describe_shortage(needed, allowed)
+            raise TooFewChannels(f"{text}; {fix}", needed=needed, allowed=allowed)
 
     def open(self) -> None:
         """Consume what is ready."""
@@ -201,13 +250,21 @@ class Groups:
         except (BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach) as exc:
             raise ConnectionResetError(str(exc)) from exc
 
-    def _select(self, name: str, index: int | None, change: Callable[[Indexes, int | None, int], Indexes]) -> None:
-        group = next((group for group in self._groups if group.group.name == name), None)
+    def _find(self, name: str) -> GroupConsumer | None:
+        return next((group for group in self._groups if group.group.name == name), None)
+
+    def _count_shards(self, name: str, index: int | None) -> int:
+        """Return how many shards a group has, once `index` is found to be one of them."""
+        group = self._find(name)
         live_shards = group.layout.shards if group is not None else 0
         shards = live_shards or self._consumer.app.sharding.settings.groups[name].shards
         if index is not None:
             check_shard(name, index, shards)
-        self._selection[name] = indexes = change(self._selection.get(name, frozenset()), index, shards)
+        return int(shards)
+
+    def _select(self, name: str, indexes: Indexes) -> None:
+        self._selection[name] = indexes
+        group = self._find(name)
         if group is not None:
             group.select(indexes)
         elif indexes is None or indexes:

@@ -6,8 +6,10 @@
     celery -A shop inspect shards                         by group: each queue, and whether the worker owns it, stands
                                                           by, is leaving it, or leaves it alone because it is paused
 
-What was cancelled stays off when the worker connects anew, until it is added or the worker is started again. A shard
-that the group does not have is an error in the reply; every other name is Celery's. `active_queues` stays what it is:
+What was cancelled stays off when the worker connects anew, until it is added or the worker is started again. A command
+without `-d` reaches every worker: then each takes back what it gave up, and a worker that was started without the shard
+leaves it alone; one that is named takes it. Each says in its reply what it did. A shard that the group does not have is
+an error in the reply; every other name is Celery's. `active_queues` stays what it is:
 those who read it (Flower, autoscalers) go on to act on the names, as on those of ordinary queues.
 """
 
@@ -16,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery.worker.consumer.control import Control
 from celery.worker.control import Panel, control_command, inspect_command
 
-from celery_sharding.config import parse_shard
+from celery_sharding.config import describe_near_miss, parse_shard
 from celery_sharding.errors import UnknownShard
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 
 INSPECT = "shards"
+_BY_NAME = "was_named"
 
 
 def install_commands() -> None:
@@ -46,17 +50,42 @@ def install_commands() -> None:
         inspect_command(name=INSPECT)(_inspect_shards)
 
 
+def note_addressees(consumer: Any) -> None:
+    """Let commands know whether the worker of `consumer`, Celery's, was named by whoever sent them.
+
+    Kombu calls a command with its arguments and the state of the mailbox's node, and keeps whom it was sent to for
+    itself; that `Control` has the node as `box.node`, which is given each message, is read of Celery 5.7.0.
+    """
+    for step in consumer.steps:
+        if isinstance(step, Control):
+            node = step.box.node
+            node.handle_message = _noting(node, node.handle_message)
+
+
+def _noting(node: Any, stock: Callable[..., Any]) -> Callable[..., Any]:
+    def handle_message(body: Any, message: Any = None) -> Any:
+        node.state[_BY_NAME] = bool(body.get("destination"))
+        return stock(body, message)
+
+    return handle_message
+
+
 def _with_groups(
-    stock: Callable[..., Any], act: Callable[[Groups, str, int | None], str]
+    stock: Callable[..., Any], act: Callable[[Groups, str, int | None, bool], str]
 ) -> Callable[..., dict[str, Any]]:
     def command(state: Any, queue: str, **options: Any) -> dict[str, Any]:
         groups: Groups | None = getattr(state.consumer, "shards", None)
-        found = None if groups is None else parse_shard(queue, state.app.sharding.settings)
-        if groups is None or found is None:
+        if groups is None:
             return stock(state, queue, **options)  # type: ignore[no-any-return]
+        settings = state.app.sharding.settings
+        found = parse_shard(queue, settings)
+        if found is None:
+            reply = stock(state, queue, **options)
+            near = "" if queue in state.app.amqp.queues else describe_near_miss(queue, settings)
+            return {"ok": f"{reply['ok']}; {near}"} if near and "ok" in reply else reply
         group, index = found
         try:
-            return {"ok": f"{act(groups, group.name, index)} {queue}"}
+            return {"ok": act(groups, group.name, index, bool(state.get(_BY_NAME)))}
         except UnknownShard as exc:
             return {"error": str(exc)}
 
@@ -70,11 +99,22 @@ def _inspect_shards(state: Any) -> dict[str, dict[str, str]]:
     return {} if groups is None else groups.roles()
 
 
-def _cancel_shards(groups: Groups, group: str, index: int | None) -> str:
-    groups.cancel_shards(group, index)
-    return "no longer consuming from"
+def _cancel_shards(groups: Groups, group: str, index: int | None, _by_name: bool) -> str:
+    had = groups.cancel_shards(group, index)
+    return f"{'no longer consuming from' if had else 'was not consuming from'} {_name(group, index)}"
 
 
-def _add_shards(groups: Groups, group: str, index: int | None) -> str:
-    groups.add_shards(group, index)
-    return "add consumer"
+def _add_shards(groups: Groups, group: str, index: int | None, by_name: bool) -> str:
+    taken = groups.add_shards(group, index, by_name=by_name)
+    if taken is None:
+        return f"add consumer {group}"
+    if taken:
+        return f"add consumer {', '.join(_name(group, each) for each in sorted(taken))}"
+    return (
+        f"left {_name(group, index)} alone: this worker was not started with it, and was not named; -d with its name "
+        "makes it take it"
+    )
+
+
+def _name(group: str, index: int | None) -> str:
+    return group if index is None else f"{group}.{index:03d}"

@@ -18,34 +18,42 @@ cold shutdown first cancels, in a signal handler, what runs: from then on nothin
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.worker.consumer.control import Control
 from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.tasks import Tasks
 
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.dedup.notices import STORE_ANSWERS, Notice, Notices
+from celery_sharding.errors import ShardingError
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.exits import guard_exits
 from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.groups import Groups
 from celery_sharding.worker.intake import Intake
+from celery_sharding.worker.naming import describe_process, wait_for_name
 from celery_sharding.worker.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
-from celery_sharding.worker.remote import install_commands
+from celery_sharding.worker.remote import install_commands, note_addressees
 from celery_sharding.worker.request import DELIVERY, install
 from celery_sharding.worker.runs import Runs
 from celery_sharding.worker.state_writer import StateWriter
+from celery_sharding.worker.strays import Strays
 from celery_sharding.worker.watchdog import BEATS, Watchdog
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
     from celery_sharding.worker.shard import Shard
+
+logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0
 TICK_SECONDS = 1.0
@@ -68,6 +76,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._consumer = c
         self._backing: Backing = sharding.backing()
         sharded = install(c.app, sharding.rules)
+        sharding.tell_doubts(c.app.amqp.queues.doubts, worker=True)
         pool = type(c.pool).__module__
         has_children = pool == PREFORK
         sharding.check_stores(has_child_processes=has_children)
@@ -92,6 +101,7 @@ class ShardsStep(bootsteps.StartStopStep):
             states=self._states,
         )
         intake = self._intake = Intake(c, self._runs, sharded)
+        self._strays = Strays(sharded)
         self._stopping = False
         self._groups = Groups(
             c,
@@ -129,11 +139,22 @@ class ShardsStep(bootsteps.StartStopStep):
         if getattr(c.pool, "is_green", False) and self._backing.has_logs:
             read_more(c)
 
+    def create(self, c: Any) -> None:
+        """Take hold of the steps that this one requires; they are there by now."""
+        note_addressees(c)
+        wait_for_name(c)
+
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
         if self._prefork is not None:
             self._prefork.prepare()
-        call_with_pulse(c.connection, self._groups.prepare)
+        try:
+            call_with_pulse(c.connection, self._groups.prepare)
+            self._groups.check_channels()
+        except ShardingError as exc:
+            # What does not pass by itself. Celery would show where it was raised, and its message at the end of that.
+            logger.critical("this worker cannot consume its shards, and stops: %s", exc)
+            raise WorkerShutdown(EX_FAILURE) from exc
         if not c.hub:
             self._consume(c)
 
@@ -178,7 +199,7 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
-        return {"shards": self._groups.indexes()}
+        return {"shards": self._groups.indexes(), **describe_process()}
 
     def _consume(self, c: Any) -> None:
         self._groups.open()
@@ -234,6 +255,7 @@ class ShardsStep(bootsteps.StartStopStep):
         def on_task_request(request: Any) -> Any:
             if DELIVERY in (request.message.delivery_info or ()):
                 return self._intake.take_request(request)
+            self._strays.note(request)
             return stock(request)
 
         return on_task_request
