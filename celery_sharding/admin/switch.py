@@ -36,7 +36,8 @@ from celery_sharding.errors import (
 )
 from celery_sharding.layout import Layout
 from celery_sharding.lock import GroupLock, reachable
-from celery_sharding.manifest import load, write
+from celery_sharding.manifest import load, load_to_write, write
+from celery_sharding.protocol import check_protocol
 from celery_sharding.topology import Names, Opener, brief_channel
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def ensure_group(
 
     Raises:
         TopologyMismatch: What stands on the broker was made with other options.
+        ProtocolTooOld: A newer version acts on the group, and this one leaves it alone.
         PluginMissing: The broker has no consistent-hash exchange.
         LockHeld: Another process held the lock all the time.
         OutOfReach: A broker node that has the group's queues did not come up.
@@ -85,6 +87,7 @@ def ensure_group(
         with _connected(connect, group.name, first_node=node) as connection:
             layout = seen or load(connection, names)
             seen = None
+            check_protocol(group.name, layout.protocol)
             check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
@@ -111,7 +114,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
             lock.operation() as connection,
         ):
             if not topology.fixed_exists(connection, names):
-                _declare_fixed(connection, group, load(connection, names), owner)
+                _declare_fixed(connection, group, load_to_write(connection, names), owner)
 
     _in_turns(look_and_declare, wait_seconds)
 
@@ -177,7 +180,7 @@ def _repair(lock: GroupLock, group: ShardGroup, by: str, log: logging.Logger) ->
     """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
     names = Names(group.name)
     with lock.operation() as connection:
-        layout = load(connection, names)
+        layout = load_to_write(connection, names)
         check_queue_type(group, layout)
         for _ in range(_ROUNDS_MAX):
             fault = find_fault(connection, names, layout)
