@@ -139,6 +139,10 @@ class ManagementUnavailable(ShardingError):
     """The broker's management API could not be asked; nothing depends on it but what is shown. `url`."""
 
 
+class ProtocolTooOld(TopologyError):
+    """A newer version acts on the group in a way that this one does not know. `group`, `needed`, `known`."""
+
+
 class GroupInUse(TopologyError):
     """A group that is to be removed holds messages, or workers follow it. `obstacles`."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery_sharding.layout import Layout, OpenSwitch, Segment
+from celery_sharding.protocol import is_known, protocol_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +24,20 @@ def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
 
     A layout event whose base is not `layout.offset` changes nothing: its writer lost the race, the event is void. One
     that this version does not know, or cannot read, counts as the last, so that those which build on it count, too.
-    Facts may come again and in any order; layout events may come again.
+    Facts may come again and in any order; layout events may come again. An event that counts and asks for a protocol
+    that is not known here changes nothing else, whatever it is called.
     """
+    if "base" in event and (event["base"] != layout.offset or offset <= layout.offset):
+        return layout
+    protocol = protocol_of(event)
+    if protocol > layout.protocol:
+        layout = dataclasses.replace(layout, protocol=protocol)
+    if not is_known(protocol):
+        return dataclasses.replace(layout, offset=offset) if "base" in event else layout
     fact = _FACTS.get(str(event.get("event")))
     if fact is not None:
         return _fold_fact(layout, event, fact)
-    if "base" not in event or event["base"] != layout.offset or offset <= layout.offset:
+    if "base" not in event:
         return layout
     change = _LAYOUT_EVENTS.get(str(event.get("event")))
     if change is not None:

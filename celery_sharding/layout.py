@@ -94,6 +94,7 @@ class Layout:
         switch: The one that is under way.
         cut_off: The exchanges were declared anew, so the live ring, if it exists, gets nothing any more.
         paused: Shards that are paused; None in it stands for the whole group.
+        protocol: What who acts on the group must know (`protocol`).
     """
 
     offset: int = -1
@@ -104,6 +105,7 @@ class Layout:
     switch: OpenSwitch | None = None
     cut_off: bool = False
     paused: frozenset[int | None] = field(default_factory=frozenset)
+    protocol: int = 1
 
     @property
     def open_segments(self) -> tuple[Segment, ...]:

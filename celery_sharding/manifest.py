@@ -10,6 +10,9 @@ Nothing else says how many shards are live, which limbo takes what cannot be rou
                     written by the owner of a queue, without the lock, and any number of times.
     notes           operated
                     what an operator did that changes no layout (dead letters replayed, a purge): for the history only.
+    requires        {"protocol": n}: from now on only versions that know it may act on the group. Without the lock.
+
+Each may say which protocol its reader must know (`protocol`).
 
 A segment is consumed until each of its queues has reported that nothing is left of it (`drained`), or nothing but a
 few keys that wait for a retry (`reached`). Then the next segment is consumed beside it, while those keys are held back
@@ -19,7 +22,8 @@ A switch is recorded before it is done (`switch`), so is each of its steps (`ste
 enter the chain with `switch`; consumers get to a segment only when all before it are passed, and a segment is not
 ended before the switch away from it is over, so the order is right at any moment in between.
 
-`load` and `write` are the only functions here that talk to a broker.
+`load`, `load_to_write` and `write` are the only functions here that talk to a broker. Whoever is about to change a
+group begins with `load_to_write`.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from typing import Any, Literal
 from celery_sharding.errors import LogError, ManifestConflict
 from celery_sharding.folding import fold
 from celery_sharding.layout import Layout
+from celery_sharding.protocol import check_protocol
 from celery_sharding.streams import Event, append, read_to_end
 from celery_sharding.topology import Names, Opener, brief_channel
 
@@ -81,6 +86,18 @@ def load(connection: Opener, names: Names, *, since: Layout | None = None, timeo
     return layout
 
 
+def load_to_write(connection: Opener, names: Names) -> Layout:
+    """Read the manifest to its end, before something of the group is changed.
+
+    Raises:
+        ProtocolTooOld: This version may not act on the group.
+        LogError: The manifest was not read.
+    """
+    layout = load(connection, names)
+    check_protocol(names.group, layout.protocol)
+    return layout
+
+
 def write(
     connection: Opener, names: Names, layout: Layout, event: Event, *, by: str, timeout_seconds: float = 30.0
 ) -> Layout:
@@ -90,8 +107,10 @@ def write(
 
     Raises:
         ManifestConflict: The manifest had moved on: the event is void.
+        ProtocolTooOld: This version may not act on the group; nothing was written.
         LogError: It is unknown whether the event was written. Read the manifest again.
     """
+    check_protocol(names.group, layout.protocol)
     nonce = uuid.uuid4().hex
     body = {**event, "base": layout.offset, "by": by, "at": time.time(), "id": nonce}
     with brief_channel(connection) as channel:

@@ -25,7 +25,7 @@ from celery_sharding.connecting import Connect
 from celery_sharding.errors import GroupInUse, TopologyError
 from celery_sharding.layout import Layout
 from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load
+from celery_sharding.manifest import load_to_write
 from celery_sharding.refusals import explained
 from celery_sharding.streams import decode
 from celery_sharding.tail import Tail
@@ -77,7 +77,7 @@ def _locked(connect: Connect, group: str, *, by: str) -> Iterator[tuple[Any, Nam
                 f"no such group on the broker: there is nothing that is called {names.publish} or begins with it",
                 group=group,
             )
-        layout = load(connection, names)
+        layout = load_to_write(connection, names)
         if layout.switch is not None:
             raise TopologyError(
                 f"group {group!r} is in the middle of a switch; run `celery shards declare`, then try again",

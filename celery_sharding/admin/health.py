@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.protocol import describe_need, is_known
 
 # A step of a switch takes milliseconds, and any worker carries on a switch whose author died.
 SWITCH_SECONDS = 60.0
@@ -32,6 +33,8 @@ def check_health(snapshot: Snapshot, *, max_lag_seconds: float | None = None) ->
 
 
 def _problems(group: GroupStatus, now: float, max_lag_seconds: float | None) -> Iterator[str]:
+    if not is_known(group.protocol):
+        yield f"{group.name}: {describe_need(group.protocol)}"
     if not group.declared:
         yield f"{group.name}: not declared"
         return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery_sharding.errors import TopologyError
-from celery_sharding.manifest import operated_event
+from celery_sharding.manifest import load_to_write, operated_event
 from celery_sharding.streams import append
 from celery_sharding.topology import Names, Opener, brief_channel
 
@@ -24,8 +24,12 @@ def noted(
     Args:
         result: Says what was done so far.
         facts: Of the note, such as `count`.
+
+    Raises:
+        ProtocolTooOld: This version may not act on the group; nothing is begun.
     """
 
+    load_to_write(connection, names)
     operation = uuid.uuid4().hex
 
     def note(text: str) -> None:

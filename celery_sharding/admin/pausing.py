@@ -20,7 +20,7 @@ from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout
 from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load, write
+from celery_sharding.manifest import load_to_write, write
 from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 15.0
@@ -63,7 +63,7 @@ def _change(connect: Connect, group: ShardGroup, index: int | None, *, by: str, 
         GroupLock(connect, names, owner=owner, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
-        layout = load(connection, names)
+        layout = load_to_write(connection, names)
         _check(layout, group.name, index)
         if not (_needs_pause(layout, index) if verb == "pause" else _needs_resume(layout, group.name, index)):
             return False

@@ -19,7 +19,7 @@ from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout
 from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load
+from celery_sharding.manifest import load_to_write
 from celery_sharding.refusals import explained
 from celery_sharding.topology import Names, brief_channel
 
@@ -72,7 +72,7 @@ def _locked(
         GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
-        layout = load(connection, names)
+        layout = load_to_write(connection, names)
         yield connection, names, _find_queues(connection, names, layout, index)
 
 

@@ -27,7 +27,7 @@ from celery_sharding.connecting import Connect
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load, write
+from celery_sharding.manifest import load, load_to_write, write
 from celery_sharding.refusals import explained
 from celery_sharding.streams import publish_confirmed
 from celery_sharding.topology import Names, Opener, brief_channel
@@ -70,7 +70,7 @@ def remove_drained(
         GroupLock(connect, names, owner=owner, timeout_seconds=0) as lock,
         lock.operation() as connection,
     ):
-        layout = load(connection, names)
+        layout = load_to_write(connection, names)
         for segment in removable(layout, now=time.time(), keep_seconds=keep_seconds):
             if layout.switch is not None or is_consumed(connection, names, segment):
                 return

@@ -81,7 +81,7 @@ def judge_group(
         broker: What the management API says of each queue; None if it was not asked.
     """
     if not layout.limbo:
-        return GroupStatus(names.group)
+        return GroupStatus(names.group, protocol=layout.protocol)
     broker = broker or {}
     live: list[ShardStatus] = []
     earlier: list[ShardStatus] = []
@@ -115,6 +115,7 @@ def judge_group(
         limbo_ready=ready.get(names.limbo(layout.limbo)) or 0,
         dead_letters=ready.get(names.dead) or 0,
         paused=None in layout.paused,
+        protocol=layout.protocol,
     )
 
 
@@ -122,7 +123,7 @@ def _read_group(connection: Opener, name: str, broker: Mapping[str, QueueFacts])
     names = Names(name)
     layout = load(connection, names)
     if not layout.limbo:
-        return GroupStatus(name)
+        return GroupStatus(name, protocol=layout.protocol)
     ready, consumers = count_queues(connection, name, counted_queues(names, layout))
     in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
     vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])

@@ -31,6 +31,7 @@ def _group_to_json(group: GroupStatus) -> dict[str, Any]:
         "limbo_ready": group.limbo_ready,
         "dead_letters": group.dead_letters,
         "paused": group.paused,
+        "protocol": group.protocol,
         "skew": _round(group.skew),
         "switch": None if switch is None else _switch_to_json(switch),
         "segments": [dataclasses.asdict(segment) for segment in group.segments],

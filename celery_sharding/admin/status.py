@@ -95,6 +95,7 @@ class GroupStatus:
         limbo_ready: Messages that came since the ring was lost, or before the first worker.
         dead_letters: Messages in the dead-letter queue.
         paused: The whole group is paused; single shards have the state "paused".
+        protocol: What who acts on it must know; above `PROTOCOL`: nothing is done with it from here.
     """
 
     name: str
@@ -107,6 +108,7 @@ class GroupStatus:
     limbo_ready: int = 0
     dead_letters: int = 0
     paused: bool = False
+    protocol: int = 1
 
     @property
     def rows(self) -> tuple[ShardStatus, ...]:

@@ -37,8 +37,9 @@ from celery_sharding.errors import (
 )
 from celery_sharding.layout import Layout
 from celery_sharding.lock import GroupLock, reachable
-from celery_sharding.manifest import load, write
+from celery_sharding.manifest import load, load_to_write, write
 from celery_sharding.pipelining import declare_at_once, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.protocol import check_protocol
 from celery_sharding.refusals import is_out_of_reach
 from celery_sharding.topology import Names, Opener, brief_channel
 
@@ -74,6 +75,7 @@ def ensure_group(
 
     Raises:
         TopologyMismatch: What stands on the broker was made with other options.
+        ProtocolTooOld: A newer version acts on the group, and this one leaves it alone.
         PluginMissing: The broker has no consistent-hash exchange.
         LockHeld: Another process held the lock all the time.
         OutOfReach: A broker node that has the group's queues did not come up.
@@ -88,6 +90,7 @@ def ensure_group(
         with _connected(connect, group.name, first_node=node) as connection:
             layout = seen or load(connection, names)
             seen = None
+            check_protocol(group.name, layout.protocol)
             check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
@@ -126,8 +129,8 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
             looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
             fixed, manifest = exist_at_once(connection, looks)
             if fixed is not None and not is_out_of_reach(fixed):
-                layout = Layout() if manifest is not None and not is_out_of_reach(manifest) else load(connection, names)
-                _declare_fixed(connection, group, layout, owner)
+                is_new = manifest is not None and not is_out_of_reach(manifest)
+                _declare_fixed(connection, group, Layout() if is_new else load_to_write(connection, names), owner)
 
     _in_turns(look_and_declare, wait_seconds)
 
@@ -193,7 +196,7 @@ def _repair(lock: GroupLock, group: ShardGroup, by: str, log: logging.Logger) ->
     """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
     names = Names(group.name)
     with lock.operation() as connection:
-        layout = load(connection, names)
+        layout = load_to_write(connection, names)
         check_queue_type(group, layout)
         for _ in range(_ROUNDS_MAX):
             fault = find_fault(connection, names, layout)

@@ -221,7 +221,7 @@ class _Followed:
         if not self._layout.limbo and time.monotonic() - self._looked_at > _UNDECLARED_SECONDS:
             self._begin()
         if not self._layout.limbo:
-            return GroupStatus(self._names.group)
+            return GroupStatus(self._names.group, protocol=self._layout.protocol)
         queues = counted_queues(self._names, self._layout)
         ready, consumers = count_queues(self._connection, self._names.group, queues)
         now = time.monotonic()

@@ -12,6 +12,7 @@ from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED
 from celery_sharding.cli.tables import align, shorten
 from celery_sharding.config import suggest
+from celery_sharding.protocol import describe_need, is_known
 
 # Below this, a worker's name says nothing any more.
 _NAME_MIN = 16
@@ -78,8 +79,11 @@ def describe_group(group: GroupStatus, columns: Iterable[str], *, now: float, wi
         width: That of the terminal, for which names of workers are shortened; None: as long as they are.
     """
     if not group.declared:
-        return [f"{group.name}: {NOT_DECLARED}"]
+        why = NOT_DECLARED if is_known(group.protocol) else describe_need(group.protocol)
+        return [f"{group.name}: {why}"]
     lines = [f"{group.name}: {', '.join(_facts(group))}"]
+    if not is_known(group.protocol):
+        lines.append(f"  {describe_need(group.protocol)}")
     if group.switch is not None:
         lines.append(f"  switch to generation {group.switch.generation} under way, at step {group.switch.step}")
     if group.limbo_ready:

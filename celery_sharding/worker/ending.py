@@ -69,6 +69,7 @@ class Ending:
         self._log = log
         self._node = node
         self._call_soon = call_soon
+        self._is_stopped = False
         self.reset()
 
     def reset(self) -> None:
@@ -81,8 +82,15 @@ class Ending:
         self._unfinished: frozenset[str] = frozenset()
         self._told: set[str] = set()
 
+    def stop(self) -> None:
+        """Say nothing more of the queue's end; its marker is left to whoever consumes it next."""
+        self.reset()
+        self._is_stopped = True
+
     def on_control(self, control: str, message: Any) -> None:
         """Take a message that is no task."""
+        if self._is_stopped:
+            return
         if control == "end" and not self.markers:
             self.markers.append(message.delivery_tag)
             self.look()

@@ -7,6 +7,9 @@ same log. What may start while several are open is said by `gates`, and who owns
 
 The selection may change while it runs (`select`), and so may, by the manifest, what is paused; what is not to be
 consumed any more is given up in order (`departures`).
+
+So is the whole group when its manifest, or a control message in one of its queues, asks for a protocol that this
+version does not know: then the worker is a bystander of it, for as long as it runs.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from amqp.exceptions import NotFound
 from celery_sharding.config import ShardGroup
 from celery_sharding.folding import fold
 from celery_sharding.layout import Layout
+from celery_sharding.protocol import describe_need, is_known
 from celery_sharding.streams import decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
@@ -79,6 +83,7 @@ class GroupConsumer:
         self._tails: list[Tail] = []
         self._blocked: list[str] = []
         self._stopping = False
+        self.needed_protocol: int | None = None
         self._departures = Departures(
             is_running=lambda shard: runs.lanes.running(shard) > 0,
             record=lambda then: self._attempts.when_written(then, call_soon=calls.call_soon),
@@ -96,7 +101,7 @@ class GroupConsumer:
             node=node,
             hold_seconds=hold_seconds,
             prefetch=prefetch,
-            connection=lambda: self._connection if self._complete and not self._stopping else None,
+            connection=lambda: self._connection if self._complete and not self._is_leaving else None,
             step_back=self._step_back,
         )
 
@@ -104,6 +109,15 @@ class GroupConsumer:
     def is_open(self) -> bool:
         """Whether it is following its group on a connection."""
         return self._connection is not None
+
+    @property
+    def is_bystander(self) -> bool:
+        """Whether a newer version acts on the group, and this worker leaves it alone; see `needed_protocol`."""
+        return self.needed_protocol is not None
+
+    @property
+    def _is_leaving(self) -> bool:
+        return self._stopping or self.is_bystander
 
     @property
     def is_complete(self) -> bool:
@@ -116,11 +130,18 @@ class GroupConsumer:
         self._calls.call_soon(self._apply_layout)
 
     def roles(self) -> dict[str, str]:
-        """Return queue → "owner", "standby", "leaving" (what runs of it may end), or "paused"."""
+        """Return queue → "owner", "standby", "leaving" (what runs of it may end), "paused", or "bystander, …" and why.
+
+        A bystander since its start knows no queues, and says so of the group's exchange.
+        """
 
         def role(shard: Shard) -> str:
             return "leaving" if shard in self._departures else "owner" if shard.owned else "standby"
 
+        if self.is_bystander:
+            wanted = find_wanted(self.names, self.layout, self._selection) or [self.names.publish]
+            left = {queue: role(shard) for queue, shard in list(self.shards.items())}
+            return dict.fromkeys(wanted, f"bystander, needs protocol {self.needed_protocol}") | left
         paused = dict.fromkeys(find_paused(self.names, self.layout, self._selection), "paused")
         return paused | {queue: role(shard) for queue, shard in list(self.shards.items())}
 
@@ -137,6 +158,36 @@ class GroupConsumer:
                 Tail(connection, self.names.journal, "next", self._balancing.on_message),
             ]
         self._apply_layout()
+
+    def stand_by(self, protocol: int) -> None:
+        """Become a bystander: give all shards up in order, and write nothing more of the group.
+
+        May be called from a message handler.
+        """
+        if self.is_bystander:
+            return
+        self.needed_protocol = protocol
+        need = describe_need(protocol)
+        logger.error("group %s %s. This worker gives it up, and leaves it alone until then", self.group.name, need)
+        self._balancing.reset()
+        for shard in self.shards.values():
+            shard.freeze()
+            shard.ending.stop()
+        # Closing channels reads the socket, which a message handler must not do.
+        self._calls.call_soon(self._depart)
+
+    def _depart(self) -> None:
+        if self._connection is None or self._stopping:
+            return
+        for shard in list(self.shards.values()):
+            self._departures.begin(shard)
+        self._stop_tailing_if_gone()
+
+    def _stop_tailing_if_gone(self) -> None:
+        if self.is_bystander and not self.shards:
+            tails, self._tails = self._tails, []
+            for tail in tails:
+                tail.close()
 
     def freeze(self) -> None:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
@@ -178,7 +229,7 @@ class GroupConsumer:
 
     def tick(self, now: float) -> None:
         """Once a second: write the vitals, probe shards whose owner is silent, and balance. `now` is the wall clock."""
-        if self._connection is None or not self._has_logs:
+        if self._connection is None or not self._has_logs or self.is_bystander:
             return
         if not self._complete or self._is_gated:
             self._calls.call_soon(self._apply_layout)
@@ -192,6 +243,7 @@ class GroupConsumer:
         del self.shards[shard.queue]
         shard.close()
         logger.info("group %s: given up %s", self.group.name, shard.queue)
+        self._stop_tailing_if_gone()
         self._calls.call_soon(self._apply_layout)  # it may be wanted again meanwhile
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
@@ -200,14 +252,16 @@ class GroupConsumer:
             return
         before = self.layout
         self.layout = fold(before, offset, event)
-        if self.layout != before:
+        if not is_known(self.layout.protocol):
+            self.stand_by(self.layout.protocol)
+        elif self.layout != before:
             # Opening and closing channels reads the socket, which a message handler must not do.
             self._calls.call_soon(self._apply_layout)
 
     def _step_back(self, queue: str) -> None:
         """Leave the line of a shard's standbys and join its end, so that the worker it is offered to is next."""
         shard = self.shards.get(queue)
-        if shard is not None and not shard.owned and self._connection is not None and not self._stopping:
+        if shard is not None and not shard.owned and self._connection is not None and not self._is_leaving:
             del self.shards[queue]
             shard.close()
             self._apply_layout()
@@ -230,7 +284,7 @@ class GroupConsumer:
     def _apply_layout(self) -> None:
         """Consume what the layout says, and nothing else."""
         segments = self.layout.open_segments
-        if self._connection is None or not segments or self._stopping:
+        if self._connection is None or not segments or self._is_leaving:
             return
         wanted = find_wanted(self.names, self.layout, self._selection)
         self._note_pauses()
@@ -273,6 +327,7 @@ class GroupConsumer:
             attempts=self._attempts,
             receive=self._receive,
             on_cancel=self._on_cancel,
+            on_protocol=self.stand_by,
             call_soon=self._calls.call_soon,
             node=self._node,
         )

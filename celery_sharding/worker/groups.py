@@ -31,6 +31,7 @@ from celery_sharding.errors import (
     LockLost,
     LogError,
     OutOfReach,
+    ProtocolTooOld,
     ShardingError,
     TooFewChannels,
 )
@@ -88,13 +89,18 @@ class Groups:
         self._release_orphans = release_orphans
         self._is_stopping = is_stopping
         self._groups: list[GroupConsumer] = []
-        self._layouts: list[Layout] = []
+        self._layouts: list[Layout | None] = []
         self._looking = threading.Lock()
 
     @property
     def is_consuming(self) -> bool:
-        """Whether this worker consumes all that was selected for it, as owner or standby."""
-        return all(group.is_complete for group in list(self._groups))
+        """Whether this worker consumes all that was selected for it and that it may act on, as owner or standby."""
+        return all(group.is_complete or group.is_bystander for group in list(self._groups))
+
+    @property
+    def is_bystander(self) -> bool:
+        """Whether a newer version acts on one of the groups, which this worker leaves alone."""
+        return any(group.is_bystander for group in list(self._groups))
 
     def indexes(self) -> dict[str, list[int]]:
         """Return by group the indexes of the queues that are consumed."""
@@ -161,6 +167,7 @@ class Groups:
         queues = [
             len(find_wanted(group.names, layout, self._selection[group.group.name]))
             for group, layout in zip(self._groups, self._layouts, strict=True)
+            if layout is not None
         ]
         needed = needed_channels(queues, others=len(connection.connection.channels) - 1)
         if needed > allowed:
@@ -170,6 +177,8 @@ class Groups:
     def open(self) -> None:
         """Consume what is ready."""
         for group, layout in zip(self._groups, self._layouts, strict=True):
+            if layout is None:
+                continue
             group.open(self._backing.consumer_connection(self._consumer, group.group), layout)
 
     def freeze(self) -> None:
@@ -228,9 +237,14 @@ class Groups:
             for group in list(self._groups):
                 if self._is_stopping():
                     return
+                if group.is_bystander:
+                    continue
                 known = group.layout if group.is_open else None
                 try:
                     layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
+                except ProtocolTooOld as exc:
+                    self._calls.call_main(partial(group.stand_by, exc.needed))
+                    continue
                 except (ShardingError, AMQPError, OSError) as exc:
                     logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
                     continue
@@ -240,13 +254,18 @@ class Groups:
     def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
         """Open a group that was added while the worker runs; after a loss of the connection `open` does."""
         c = self._consumer
-        if not group.is_open and not self._is_stopping() and c.connection is not None:
+        if not group.is_open and not group.is_bystander and not self._is_stopping() and c.connection is not None:
             group.open(self._backing.consumer_connection(c, group.group), layout)
 
-    def _ensure(self, group: GroupConsumer) -> Layout:
-        """Make a group ready; what passes by itself is left to Celery, which connects again."""
+    def _ensure(self, group: GroupConsumer) -> Layout | None:
+        """Make a group ready, None if it is to be left alone; what passes by itself is left to Celery."""
+        if group.is_bystander:
+            return None
         try:
             return self._backing.ensure(group.group, owner=self._consumer.hostname)
+        except ProtocolTooOld as exc:
+            group.stand_by(exc.needed)
+            return None
         except (BrokerUnavailable, LockHeld, LockLost, LogError, OutOfReach) as exc:
             raise ConnectionResetError(str(exc)) from exc
 

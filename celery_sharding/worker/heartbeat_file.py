@@ -7,6 +7,8 @@
 
     consuming    all the shards that were selected for this worker, as owner or standby
     incomplete   the queue of one of them is missing, until a look at the group puts that right
+    bystander    a newer version acts on one of the groups, which this worker leaves alone until it is upgraded; all
+                 others are consumed
     stopping     the pool drains
 
 Its content is that word. Its time says that the main thread went round the worker's loop in the last seconds: it grows
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
 
-STARTING, CONSUMING, INCOMPLETE = "starting", "consuming", "incomplete"
+STARTING, CONSUMING, INCOMPLETE, BYSTANDER = "starting", "consuming", "incomplete", "bystander"
 RECONNECTING, STOPPING = "reconnecting", "stopping"
 
 
@@ -75,11 +77,11 @@ class HeartbeatFile:
             self._thread = threading.Thread(target=self._run, name="shards-heartbeat-file", daemon=True)
             self._thread.start()
 
-    def turn(self, *, is_consuming: bool) -> None:
+    def turn(self, *, is_consuming: bool, is_bystander: bool = False) -> None:
         """The main thread has gone round its loop, and must do so again for the next beat."""
         if is_consuming:
-            self._word = CONSUMING
-        elif self._word == CONSUMING:
+            self._word = BYSTANDER if is_bystander else CONSUMING
+        elif self._word in (CONSUMING, BYSTANDER):
             self._word = INCOMPLETE
         self._has_turned = self._is_turning = True
 
@@ -164,7 +166,7 @@ class HeartbeatStep(bootsteps.StartStopStep):
         self._file.end()
 
     def _turn(self, c: Any) -> None:
-        self._file.turn(is_consuming=c.shards.is_consuming)
+        self._file.turn(is_consuming=c.shards.is_consuming, is_bystander=c.shards.is_bystander)
 
     def _begin_when_connecting(self, c: Any) -> None:
         """Start the thread at the first connect: the pool has forked by then, and waits for the broker come next."""

@@ -29,6 +29,7 @@ from celery_sharding.foreign import decoded_message, read_foreign
 from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.histogram import Histogram
 from celery_sharding.journal import handover_event
+from celery_sharding.protocol import is_known, protocol_of
 from celery_sharding.topology import Names
 from celery_sharding.worker.acks import fewest_acks
 from celery_sharding.worker.delivery import Delivery
@@ -55,6 +56,7 @@ class Shard:
     Args:
         index: The shard's index; for a limbo queue 0.
         receive: Takes each task message.
+        on_protocol: Told of a control message that asks for a protocol which is not known here. It is not acknowledged.
         call_soon: Calls a function where the channel may be read.
         on_cancel: Told that the broker has ended the consumer: the queue was deleted, or a run took too long.
         node: The worker's name, used as consumer tag.
@@ -77,6 +79,7 @@ class Shard:
         attempts: Attempts,
         receive: Callable[[Delivery], None],
         on_cancel: Callable[[Shard], None],
+        on_protocol: Callable[[int], None],
         call_soon: Callable[[Callable[[], None]], Any],
         node: str,
     ) -> None:
@@ -93,6 +96,7 @@ class Shard:
         self._log = log
         self._receive = receive
         self._on_cancel = on_cancel
+        self._on_protocol = on_protocol
         self._node = node
         self._channel: Any = None
         self._deliveries: dict[Any, Delivery] = {}
@@ -292,7 +296,11 @@ class Shard:
         headers = message.headers or {}
         control = headers.get(CONTROL_HEADER)
         if isinstance(control, str) and "task" not in headers:
-            self.ending.on_control(control, message)
+            protocol = protocol_of(headers)
+            if is_known(protocol):
+                self.ending.on_control(control, message)
+            else:
+                self._on_protocol(protocol)
             return
         delivery = Delivery(message, self, self._runs, raw=raw)
         self._deliveries[delivery.tag] = delivery

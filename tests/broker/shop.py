@@ -14,10 +14,12 @@ from celery.exceptions import Reject
 from celery.worker.control import control_command
 from celery.worker.request import Request
 
-from celery_sharding import ShardGroup, Sharding
+from celery_sharding import ShardGroup, Sharding, protocol
 from celery_sharding.testing import Trace
 
 GROUP = os.environ["SHOP_GROUP"]
+if "SHOP_PROTOCOL" in os.environ:  # it is a later version
+    protocol.PROTOCOL = int(os.environ["SHOP_PROTOCOL"])
 app = Celery("shop", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_BACKEND"])
 app.conf.update(
     worker_prefetch_multiplier=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -270,3 +271,39 @@ def test_unknown_fields_are_ignored_and_foreign_events_change_nothing():
 def test_a_segment_names_its_queues():
     assert Segment("limbo", 3).queues(NAMES) == ("shards.orders.limbo003",)
     assert Segment("ring", 2, 2).queues(NAMES) == ("shards.orders.g002.000", "shards.orders.g002.001")
+
+
+# --- versions side by side -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "requires"},
+        {"event": "operated", "verb": "replay"},
+        drained_event("limbo001", NAMES.limbo(1), by="newer"),
+        {"event": "unheard"},
+        {"event": "pause", "shard": None, "base": started().offset},
+    ],
+    ids=lambda event: event["event"],
+)
+def test_an_event_of_a_newer_protocol_says_what_is_needed_and_changes_nothing_else(event: dict[str, Any]) -> None:
+    layout = started()
+    found = fold(layout, layout.offset + 1, {**event, "protocol": 2})
+    offset = layout.offset + 1 if "base" in event else layout.offset
+    assert found == dataclasses.replace(layout, protocol=2, offset=offset)
+    # and what comes later does not take it back
+    assert fold(found, found.offset + 1, {"event": "requires", "protocol": 1}).protocol == 2
+    assert written(found, {"event": "pause", "shard": 1}).protocol == 2
+
+
+@pytest.mark.parametrize("protocol", [None, 1, "2", True, [2]])
+def test_an_event_that_asks_for_nothing_new_counts_as_ever(protocol: object) -> None:
+    layout = written(started(), {"event": "pause", "shard": 1, "protocol": protocol})
+    assert (layout.protocol, layout.paused) == (1, {1})
+
+
+def test_a_void_event_asks_for_nothing() -> None:
+    layout = started()
+    void = {"event": "pause", "shard": 1, "base": layout.offset - 1, "protocol": 2}
+    assert fold(layout, layout.offset + 1, void) == layout

@@ -27,6 +27,7 @@ from celery_sharding.admin.doctor.layout import (
 from celery_sharding.admin.doctor.state import check_backlog, check_clocks, check_shards
 from celery_sharding.admin.management import Management
 from celery_sharding.errors import ManagementUnavailable
+from celery_sharding.protocol import describe_need, is_known
 
 __all__ = ["Finding", "Patient", "examine"]
 
@@ -53,6 +54,10 @@ def examine(patient: Patient, api: Management | None, *, consumer_timeout_second
     """
     yield from check_version(patient)
     yield from check_plugin(patient)
+    if not is_known(patient.layout.protocol):
+        text = f"a newer version acts on it: it {describe_need(patient.layout.protocol)}"
+        yield Finding("error", "protocol", text, "upgrade celery-sharding, here and in the workers")
+        return
     if not topology.fixed_exists(patient.connection, patient.names) and not patient.layout.limbo:
         yield Finding("error", "layout", "the group is not declared", "run `celery shards declare` or start a worker")
         return
