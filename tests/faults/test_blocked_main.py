@@ -9,7 +9,7 @@ import pytest
 from celery.exceptions import TimeLimitExceeded
 from shops import Shop
 
-from celery_sharding.testing import FaultProxy, WorkerNode
+from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(180)
