@@ -34,6 +34,7 @@ from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bou
 from celery_sharding.dedup.notices import STORE_ANSWERS, Notice, Notices
 from celery_sharding.errors import ShardingError
 from celery_sharding.worker.calls import Calls
+from celery_sharding.worker.child_guard import ChildGuard
 from celery_sharding.worker.exits import guard_exits
 from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.groups import Groups
@@ -119,7 +120,9 @@ class ShardsStep(bootsteps.StartStopStep):
             if c.hub and has_children
             else None
         )
-        self._watchdog = Watchdog(lambda: c.connection, self._cut_off) if self._prefork is not None else None
+        self._watchdog = (
+            Watchdog(lambda: c.connection, self._cut_off, ChildGuard()) if self._prefork is not None else None
+        )
         c.on_task_request = self._wrap(c.on_task_request)
         c.cancel_active_requests = self._before_cancel(c.cancel_active_requests)
         c.shards = self._groups  # where commands of remote control find them

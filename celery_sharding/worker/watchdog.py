@@ -11,8 +11,8 @@ looks when the last frame left, and acts in time:
 The broker learns of that at once. The main thread, when it comes back, finds a lost connection, as after a cut: the
 runs are orphans, and their attempts are not counted here. Children that run ordinary tasks are spared.
 
-A main process that is stopped as a whole (SIGSTOP, a frozen container) stops this thread, too. It acts as soon as it
-goes on, which may be too late.
+A main process that is stopped as a whole (SIGSTOP, a frozen container) stops this thread, too: then the children end
+themselves (`child_guard`), which is why this thread tells them what it sees.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from celery_sharding.worker.child_guard import ChildGuard
 from celery_sharding.worker.prefork import is_gone
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,12 @@ class Watchdog:
     Args:
         connection: Returns it, of kombu; None while there is none.
         cut_off: Kills what runs from shards, and returns the processes.
+        guard: Of the children.
     """
 
-    def __init__(self, connection: Callable[[], Any], cut_off: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, connection: Callable[[], Any], cut_off: Callable[[], Iterable[int]], guard: ChildGuard) -> None:
         self._connection = connection
+        self._guard = guard
         self._cut_off = cut_off
         self._thread: threading.Thread | None = None
 
@@ -63,9 +66,11 @@ class Watchdog:
             if inner is None or inner is not watched:
                 watched, left_at = inner, time.monotonic()
                 frames = getattr(inner, "bytes_sent", 0)
-            time.sleep(_IDLE_SECONDS if inner is None else inner.heartbeat / _LOOKS)
             if inner is None:
+                self._guard.note(0.0, 0.0)
+                time.sleep(_IDLE_SECONDS)
                 continue
+            time.sleep(inner.heartbeat / _LOOKS)
             now = time.monotonic()
             # Before it is seen whether a frame has left meanwhile: this thread may have been stopped, too.
             if now - left_at > _SILENT_HEARTBEATS * inner.heartbeat:
@@ -73,6 +78,7 @@ class Watchdog:
                 left_at = now
             if inner.bytes_sent != frames:  # py-amqp counts frames in it
                 frames, left_at = inner.bytes_sent, now
+            self._guard.note(left_at, inner.heartbeat)
 
     def _bite(self, inner: Any, silent_seconds: float) -> None:
         try:

@@ -116,6 +116,11 @@ def reject(key, number):
 
 
 @app.task(**sharded)
+def refuse(key, number):
+    raise Reject("not now", requeue=True)
+
+
+@app.task(**sharded)
 def poison(key, number):
     trace.mark("begin", key, number)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,29 +72,30 @@ def test_a_time_limit_takes_effect_while_the_result_backend_does_not_answer(bloc
         result.get(timeout=60)
 
 
-@pytest.mark.parametrize("is_plain_beside", [False, True], ids=["alone", "beside an ordinary task"])
-def test_a_main_process_that_is_blocked_ends_its_runs_before_they_begin_elsewhere(
-    blocked: Shop, is_plain_beside: bool
-) -> None:
-    # Given a worker that runs tasks of some keys, and a standby
+@pytest.mark.parametrize("how", ["blocked", "stopped"])
+def test_a_main_process_that_stands_still_ends_its_runs_before_they_begin_elsewhere(blocked: Shop, how: str) -> None:
+    # Given a worker that runs tasks of some keys beside an ordinary one, and a standby
     worker = blocked.worker("-c", "4", SHOP_HEARTBEAT=HEARTBEAT)
     keys = ["a", "b", "c"]
-    if is_plain_beside:
-        blocked.app.send_task("plain.ticking", args=[0], queue=f"{blocked.group}-plain")
+    blocked.app.send_task("plain.ticking", args=[0], queue=f"{blocked.group}-plain")
     for key in keys:
         blocked.send("ticking", key, 1)
         blocked.send("step", key, 2)
-    assert blocked.trace.wait_for(len(keys) + is_plain_beside, kind="tick")
+    assert blocked.trace.wait_for(len(keys) + 1, kind="tick")
     blocked.worker("-c", "4", SHOP_HEARTBEAT=HEARTBEAT)
-    # When its main thread is blocked for longer than the broker waits
-    blocked.app.control.broadcast("doze", destination=[worker.name], arguments={"seconds": 12})
+    # When its main thread is blocked, or its main process is stopped, for longer than the broker waits
+    if how == "blocked":
+        blocked.app.control.broadcast("doze", destination=[worker.name], arguments={"seconds": 12})
+    else:
+        worker.signal(signal.SIGSTOP)
     # Then the standby begins them, and the runs of the first have ended before
     assert wait_until(lambda: all(len(runs_of(blocked, "start", key)) == 2 for key in keys), timeout_seconds=40)
     let_end(blocked)
-    assert blocked.trace.wait_for(2 * len(keys) + is_plain_beside, timeout_seconds=60), blocked.verdict()
+    worker.signal(signal.SIGCONT)
+    assert blocked.trace.wait_for(2 * len(keys) + 1, timeout_seconds=60), blocked.verdict()
     assert find_overlaps(blocked) == []
     assert blocked.verdict().is_clean, blocked.verdict()
     # And an ordinary task beside them was let be
-    assert len(runs_of(blocked, "start", "plain")) == is_plain_beside
+    assert len(runs_of(blocked, "start", "plain")) == 1
     # And the worker takes part again
     assert wait_until(lambda: worker.name in blocked.owners(), timeout_seconds=60), blocked.owners()
