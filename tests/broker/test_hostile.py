@@ -152,15 +152,20 @@ def test_hostile_messages_are_run_or_dead_letters_and_good_ones_run_in_order(sho
         if not (headers["who"] in told or body in bodies or f"hostile-{number}" in ran or has_ended):
             missing.append((key, headers, message.properties.get("content_type"), body[:50]))
     assert not missing, missing
-    # and what died can be listed, shown and replayed
+    if pool == "prefork":
+        check_faces(shop, len(letters))
+
+
+def check_faces(shop: Shop, count: int) -> None:
+    """Check that what died can be listed, shown and replayed."""
     listed = run_shards("shop", "dead-letters", "list", shop.group, "--limit", "1000", "--json", env=shop.env)
     assert listed.returncode == 0, listed.stderr
-    ids = [letter["id"] for letter in json.loads(listed.stdout)["groups"][0]["letters"]]
-    assert len(ids) == len(letters)
-    for chosen in ids[:: max(1, len(ids) // 5)]:
-        for options in ((), ("--body", "--json")):
-            shown = run_shards("shop", "dead-letters", "show", shop.group, chosen, *options, env=shop.env)
-            assert shown.returncode == 0, shown.stderr
+    letters = json.loads(listed.stdout)["groups"][0]["letters"]
+    assert len(letters) == count
+    odd = next(letter for letter in letters if letter["task_id"] and "ud800" in letter["task_id"])
+    for chosen, options in ((odd, ()), (letters[-1], ("--body", "--json"))):
+        shown = run_shards("shop", "dead-letters", "show", shop.group, chosen["id"], *options, env=shop.env)
+        assert shown.returncode == 0, shown.stderr
     replayed = run_shards("shop", "dead-letters", "replay", shop.group, "--all", "--yes", env=shop.env)
     assert replayed.returncode == 0, replayed.stderr
     assert shop.send("step", uuid.uuid4().hex, 1, seconds=0).get(timeout=60) == 1
