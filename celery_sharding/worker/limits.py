@@ -24,6 +24,8 @@ from celery_sharding.worker.lanes import Entry, Lanes, State
 
 # How soon it is seen that a limit was changed.
 _LOOK_SECONDS = 1.0
+# A bucket counts in fractions: it may lack a last one for no time at all.
+_LEAST_SECONDS = 0.001
 
 
 class _Line:
@@ -96,7 +98,7 @@ class Limits:
     def _set_alarm(self, task: str, line: _Line, seconds: float) -> None:
         if not line.has_alarm:
             line.has_alarm = True
-            self._call_after(min(seconds, _LOOK_SECONDS), partial(self._call_next, task, line))
+            self._call_after(min(max(seconds, _LEAST_SECONDS), _LOOK_SECONDS), partial(self._call_next, task, line))
 
     def _call_next(self, task: str, line: _Line) -> None:
         bucket = self._bucket_for(task)

@@ -10,7 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from celery_sharding.texts import ID_CHARACTERS_MAX, cut, plain_text
+
 _TEXTS = ("id", "task", "root_id", "parent_id", "group", "shadow", "argsrepr", "kwargsrepr", "origin", "lang")
+_FOLLOWERS = ("callbacks", "errbacks", "chain")
 _NUMBERS = ("retries", "replaced_task_nesting")
 
 
@@ -24,8 +27,11 @@ def find_flaw(headers: Mapping[Any, Any], payload: Any) -> str | None:
     for name in _TEXTS:
         if headers.get(name) is not None and not isinstance(headers[name], str):
             return f"{name} is no text: {headers[name]!r}"
-    if not headers.get("id"):
+    task_id = headers.get("id") or ""
+    if not task_id:
         return "it has no id"
+    if len(task_id) > ID_CHARACTERS_MAX or "\0" in task_id or plain_text(task_id) != task_id:
+        return f"its id is none that a result could be stored under: {cut(task_id, 40)}"
     for name in _NUMBERS:
         value = headers.get(name)
         if value is not None and not (isinstance(value, int) and value >= 0):
@@ -33,6 +39,11 @@ def find_flaw(headers: Mapping[Any, Any], payload: Any) -> str | None:
     limits = headers.get("timelimit")
     if limits and not (isinstance(limits, list | tuple) and len(limits) == 2 and all(map(_is_limit, limits))):
         return f"timelimit is no pair of seconds: {limits!r}"
+    stamped, stamps = headers.get("stamped_headers"), headers.get("stamps")
+    if stamped and not (isinstance(stamped, list | tuple) and all(isinstance(name, str) for name in stamped)):
+        return f"stamped_headers is no list of names: {stamped!r}"
+    if stamps and not isinstance(stamps, Mapping):
+        return f"stamps is no mapping: {stamps!r}"
     return _find_flaw_of_call(payload)
 
 
@@ -49,6 +60,15 @@ def _find_flaw_of_call(payload: Any) -> str | None:
         return "its keyword arguments are no mapping of names"
     if embed is not None and not isinstance(embed, Mapping):
         return f"the third part of its body is no mapping: {type(embed).__name__}"
+    followers = payload if isinstance(payload, Mapping) else embed or {}
+    for name in _FOLLOWERS:
+        value = followers.get(name)
+        if value is not None and not (
+            isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value)
+        ):
+            return f"its {name} are no signatures"
+    if not isinstance(followers.get("chord") or {}, Mapping):
+        return "its chord is no signature"
     return None
 
 

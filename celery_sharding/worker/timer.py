@@ -41,37 +41,56 @@ class Alarm:
             call()
 
 
+class Alarms:
+    """What waits for its moment, by a clock that the caller reads. Not safe for threads."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, Alarm]] = []  # a heap
+        self._numbers = itertools.count()
+
+    @property
+    def next_at(self) -> float | None:
+        """When the next is due; None if nothing waits."""
+        return self._waiting[0][0] if self._waiting else None
+
+    def add(self, due_at: float, call: Callable[[], None]) -> Alarm:
+        alarm = Alarm(call)
+        heapq.heappush(self._waiting, (due_at, next(self._numbers), alarm))
+        return alarm
+
+    def take_due(self, now: float) -> list[Alarm]:
+        """Take what is due at `now`: by its moment, and of one moment by when it was asked for."""
+        due = []
+        while self._waiting and self._waiting[0][0] <= now:
+            due.append(heapq.heappop(self._waiting)[2])
+        return due
+
+
 class Timer:
     """Calls functions after some seconds.
 
     Args:
         post: Runs a call where it belongs; called by the timer's thread.
-        clock: Seconds of a clock that only goes forward.
     """
 
-    def __init__(
-        self, post: Callable[[Callable[[], None]], None], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
         self._post = post
-        self._clock = clock
-        self._alarms: list[tuple[float, int, Alarm]] = []
-        self._numbers = itertools.count()
+        self._alarms = Alarms()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
         """Call after some seconds; calls of the same moment are called in the order in which they were asked for."""
-        alarm = Alarm(call)
+        due_at = time.monotonic() + max(0.0, seconds)
         with self._changed:
             if self._stopped:
-                return alarm
-            due_at = self._clock() + max(0.0, seconds)
-            heapq.heappush(self._alarms, (due_at, next(self._numbers), alarm))
+                return Alarm(call)
+            alarm = self._alarms.add(due_at, call)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shards-timer", daemon=True)
                 self._thread.start()
-            elif self._alarms[0][2] is alarm:
+            elif self._alarms.next_at == due_at:
                 self._changed.notify()
         return alarm
 
@@ -79,25 +98,15 @@ class Timer:
         """Call nothing any more."""
         with self._changed:
             self._stopped = True
-            self._alarms.clear()
+            self._alarms = Alarms()
             self._changed.notify()
-
-    def take_due(self) -> list[Alarm]:
-        """Take what is due now, in order."""
-        with self._changed:
-            return self._take_due()
-
-    def _take_due(self) -> list[Alarm]:
-        now, due = self._clock(), []
-        while self._alarms and self._alarms[0][0] <= now:
-            due.append(heapq.heappop(self._alarms)[2])
-        return due
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._stopped and not (due := self._take_due()):
-                    self._changed.wait(self._alarms[0][0] - self._clock() if self._alarms else None)
+                while not self._stopped and not (due := self._alarms.take_due(time.monotonic())):
+                    next_at = self._alarms.next_at
+                    self._changed.wait(None if next_at is None else max(0.0, next_at - time.monotonic()))
                 if self._stopped:
                     return
             for alarm in due:

@@ -111,7 +111,17 @@ def moved(self, key, number):
 
 
 @app.task(**sharded)
-def reject(key, number):
+def shout(key, number, characters, text="x"):
+    raise ValueError((text * characters)[:characters])
+
+
+@app.task(bind=True, **sharded, max_retries=1)
+def grow(self, key, number, characters):
+    raise self.retry(kwargs={"characters": "x" * characters if characters else object()}, countdown=0)
+
+
+@app.task(**sharded)
+def reject(key, number, filling=""):
     raise Reject("not wanted", requeue=False)
 
 
