@@ -35,7 +35,7 @@ from celery_sharding.dedup.results import decode, encode_failure, encode_result
 from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
-from celery_sharding.dedup.waiting import ASKS_STORE, CLAIM, RUN_ID, STORE, WaitInLane, may_wait_in_lane
+from celery_sharding.dedup.waiting import ASKS_STORE, CLAIM, COMMIT, RUN_ID, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, opti
     if outer is not None and outer.is_held_around(key):
         raise ClaimHeld(f"the task that holds the claim {key!r} called itself with the same key", key=key)
     app = task.app
+    if request.get(COMMIT):
+        return _commit_again(task, request, key, options)
     store, outcome = _claim(task, request, key, options)
     if isinstance(outcome, Done):
         logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, request.id, key)
@@ -87,6 +89,24 @@ def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, opti
         renewal.remove(lease)
 
 
+def _commit_again(task: Any, request: Any, key: str, options: Options) -> Any:
+    """Commit what an earlier try has done, whose commit found no store, and return its result."""
+    data, has_effects = request.get(COMMIT)
+    token = request.get(RUN_ID)
+    try:
+        store = store_for(task.app)
+    except StoreUnavailable as exc:
+        raise WaitInLane(STORE, _bounded(str(exc)), run_id=token, commit=(data, has_effects)) from None
+    lease = Lease(store, key, token, options.lease_seconds)
+    try:
+        _commit(task, lease, data, options, has_effects=has_effects)
+    except ClaimLost as exc:
+        tell(task, COMMIT_REFUSED)
+        _leave_to_same_task(task, lease, exc)
+        raise
+    return decode(task.app, data, key=key)
+
+
 def _keep_alive(lease: Lease) -> None:
     try:
         renewal.add(lease)
@@ -110,7 +130,7 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
         data = exc.result if exc.result is not None else encode_result(app, None, key=key)
         claim.has_committed_effects = True  # Another run's, but they are this key's: the row is the authority.
         tell(task, DEDUPLICATED)
-        _commit(claim, lease, data, options)
+        _commit(task, lease, data, options, has_effects=claim.has_committed_effects)
         return decode(app, data, key=key)
     except Retry as exc:
         _give_up(lease, park_seconds=_wait_seconds(exc.when, app) + options.lease_seconds)
@@ -123,14 +143,15 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
         if countdown_seconds is not None:
             _give_up(lease, park_seconds=countdown_seconds + options.lease_seconds)
         elif options.remember_failures:
-            _commit(claim, lease, encode_failure(app, exc, key=key), options)
+            data = encode_failure(app, exc, key=key)
+            _commit(task, lease, data, options, has_effects=claim.has_committed_effects)
         elif not _give_up(lease):
             _leave_to_same_task(task, lease, exc)
         raise
     except BaseException:
         _give_up(lease)
         raise
-    _commit(claim, lease, data, options)
+    _commit(task, lease, data, options, has_effects=claim.has_committed_effects)
     return value
 
 
@@ -194,7 +215,7 @@ def _retry_later(task: Any, holder: Running) -> None:
             vars(task).pop("override_max_retries", None)
 
 
-def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
+def _commit(task: Any, lease: Lease, data: bytes, options: Options, *, has_effects: bool) -> None:
     lease.is_settling = True
     give_up_at = time.monotonic() + COMMIT_PATIENCE_SECONDS
     pause_seconds = POLL_SECONDS_MIN
@@ -205,13 +226,17 @@ def _commit(claim: Claim, lease: Lease, data: bytes, options: Options) -> None:
         except StoreUnavailable as exc:
             if options.on_store_error == "fail" and time.monotonic() >= give_up_at:
                 raise
+            if options.on_store_error == "wait" and may_wait_in_lane(task.request):
+                raise WaitInLane(STORE, _bounded(str(exc)), run_id=lease.token, commit=(data, has_effects)) from None
             complaints.say("commit", "the commit of %s is tried again: %s", lease.key, exc)
         time.sleep(pause_seconds)
         pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
+    if task.request.get(ASKS_STORE):
+        tell(task, STORE_ANSWERS)
     if is_done:
         return
     lease.is_lost = True
-    if claim.has_committed_effects:
+    if has_effects:
         logger.warning("%s was taken over after its effects were committed; they stand", lease.key)
         return
     logger.error("%s was taken over while its task ran; its commit was refused", lease.key)

@@ -1,8 +1,9 @@
-"""How a run asks to wait in its lane, before its body has begun.
+"""How a run asks to wait in its lane: before its body has begun, or when all that is left to do is its commit.
 
 A sharded run whose claim store does not answer, or whose claim another run holds, gives its slot back and keeps its
 place: the wrapper raises `WaitInLane`, Celery's tracer lets that pass as it lets every `Ignore` (no state, no retry),
-and the worker tries again later (`worker.waits`). It counts neither as a retry nor as an attempt.
+and the worker tries again later (`worker.waits`). It counts neither as a retry nor as an attempt. What was to be
+committed goes along, so that the next try does only that.
 
 A run that is not sharded has no lane, and waits in its slot.
 """
@@ -22,24 +23,37 @@ RUN_ID = "shard_run_id"
 """Header of a run whose last try may have claimed, though the answer never came: it claims under the same token."""
 
 
+COMMIT = "shard_commit"
+"""Header of a run whose body has ended: (result, whether its effects are committed), to be committed under `RUN_ID`."""
+
+
 class WaitInLane(Ignore):
-    """Nothing of the task has run; it is to be tried again in its place.
+    """The message is to be tried again in its place.
 
     `what` is what it waits for, `STORE` or `CLAIM`; `at_most_seconds` the longest wait that makes sense, and `run_id`
-    the token under which it may have claimed, both None if that is not known.
+    the token under which it may have claimed, both None if that is not known; `commit` what is left to be committed,
+    None if nothing of the task has run.
     """
 
     def __init__(
-        self, what: str, reason: str, *, at_most_seconds: float | None = None, run_id: str | None = None
+        self,
+        what: str,
+        reason: str,
+        *,
+        at_most_seconds: float | None = None,
+        run_id: str | None = None,
+        commit: tuple[bytes, bool] | None = None,
     ) -> None:
         super().__init__(what, reason)
         self.what = what
         self.reason = reason
         self.at_most_seconds = at_most_seconds
         self.run_id = run_id
+        self.commit = commit
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), at_most_seconds=self.at_most_seconds, run_id=self.run_id), (self.what, self.reason)
+        make = partial(type(self), at_most_seconds=self.at_most_seconds, run_id=self.run_id, commit=self.commit)
+        return make, (self.what, self.reason)
 
 
 def may_wait_in_lane(request: Any) -> bool:

@@ -26,7 +26,7 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from celery_sharding.dedup.waiting import ASKS_STORE, RUN_ID, STORE, WaitInLane, hide_waits, waits_for_store
+from celery_sharding.dedup.waiting import ASKS_STORE, COMMIT, RUN_ID, STORE, WaitInLane, hide_waits, waits_for_store
 from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.worker.retry import InPlaceRetry, retry_in_place
@@ -82,14 +82,15 @@ class ShardRequestMixin:
         retries: int,
         body: tuple[Any, Any] | None = None,
         time_limits: tuple[float | None, float | None] | None = None,
-        run_id: str | None = None,
+        wait: WaitInLane | None = None,
     ) -> Any:
         """Return a fresh request for the same message, for its next run; None: as it was.
 
         Args:
-            run_id: Under which its next run is to claim; None: under one of its own.
+            wait: What its last run asked for, whose claim or commit the next one takes up.
         """
-        headers = {**self.request_dict, "retries": retries, RUN_ID: run_id, ASKS_STORE: False}  # type: ignore[attr-defined]
+        headers = {**self.request_dict, "retries": retries, ASKS_STORE: False}  # type: ignore[attr-defined]
+        headers |= {RUN_ID: None, COMMIT: None} if wait is None else {RUN_ID: wait.run_id, COMMIT: wait.commit}
         if time_limits is not None:
             headers["timelimit"] = list(time_limits)
         decoded = self.content_type is None  # type: ignore[attr-defined]

@@ -165,6 +165,7 @@ class Runs:
             return
         if not self._hold(delivery, again):
             return
+        self._forget_waits(delivery)
         delivery.attempts = 0  # the run has come to an end
         due_at = time.monotonic() + wait_seconds
         delivery.shard.count("retried")
@@ -179,11 +180,14 @@ class Runs:
         self._note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
     def wait(self, request: Any, wait: WaitInLane) -> None:
-        """Try the message again in its place, when what it waits for may have come: nothing of it has begun."""
+        """Try the message again in its place, when what it waits for may have come.
+
+        While only its commit is left, its shard is busy: its next owner would run it again.
+        """
         delivery: Delivery = request.delivery
-        again = request.rebuild(retries=request.request_dict.get("retries", 0), run_id=wait.run_id)
+        again = request.rebuild(retries=request.request_dict.get("retries", 0), wait=wait)
         entry = delivery.entry
-        if entry is None or not self._hold(delivery, again, is_resting=True):
+        if entry is None or not self._hold(delivery, again, is_resting=wait.commit is None):
             return
         self.announcements.take_back(delivery)
         self.waits.wait(entry, wait)
@@ -202,6 +206,7 @@ class Runs:
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
         logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
         if self._hold(delivery, again):
+            self._forget_waits(delivery)
             due = partial(self._when_gone, request.killed_pid, partial(self._due, delivery))
             self.announcements.record(delivery, delivery.attempts, due)
             self._note_end(delivery.shard)
@@ -350,11 +355,13 @@ class Runs:
         entry = delivery.entry
         if entry is None or not self.lanes.hold(entry, is_resting=is_resting):
             return False
-        if not is_resting:
-            self.waits.forget(entry)
         entry.item = again
         task_reserved(again)
         return True
+
+    def _forget_waits(self, delivery: Delivery) -> None:
+        if delivery.entry is not None:
+            self.waits.forget(delivery.entry)
 
     def _due(self, delivery: Delivery) -> None:
         if delivery.entry is not None:

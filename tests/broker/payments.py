@@ -32,6 +32,32 @@ def once_again(self, key, number, event):
     return self.request.retries
 
 
+@app.task(bind=True, **sharded, max_retries=3)
+@deduplicate(key="event", lease_seconds=300)
+def twice(self, key, number, event):
+    """Holds its claim for minutes, should nobody end it: its first run leaves it parked for a retry."""
+    trace.mark("begin", key, number)
+    if not self.request.retries:
+        raise self.retry(countdown=1)
+    with trace.run(key, number):
+        pass
+    return f"{event} by {number}"
+
+
+@app.task(**sharded)
+@deduplicate(key="event", on_store_error="fail")
+def strict(key, number, event):
+    with trace.run(key, number):
+        pass
+
+
+@app.task(**sharded, ignore_result=True)
+@deduplicate(key="event", on_store_error="fail")
+def strict_ignored(key, number, event):
+    with trace.run(key, number):
+        pass
+
+
 @app.task(**sharded)
 @deduplicate(key="event", lease_seconds=10, on_running="skip")
 def skipping(key, number, event, seconds=0.005):

@@ -35,7 +35,8 @@ def store() -> Iterator[RedisNode]:
 @pytest.fixture
 def shop(group_name: str, broker_url: str, store: RedisNode, tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(group_name, broker_url, tmp_path, app="payments", backend=store.url)
-    shop.app.conf.task_ignore_result = True
+    # Results would be stored in the same place, for which Celery keeps a slot up to two minutes.
+    shop.env["SHOP_SETTINGS"] = '{"task_ignore_result": true}'
     yield shop
     shop.kill_workers()
 

@@ -58,6 +58,26 @@ def test_a_duplicate_in_another_shard_waits_for_the_run(shop: Shop) -> None:
     assert shop.trace.count() == 1
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [("-c", "1"), ("-c", "1", "-P", "threads"), ("-P", "solo"), ("-c", "1", "-P", "gevent")],
+    ids=["prefork", "threads", "solo", "gevent"],
+)
+def test_duplicates_that_wait_for_a_claim_leave_the_only_slot_to_others(shop: Shop, pool: tuple[str, ...]) -> None:
+    # Given a worker with one slot, and an event whose run is parked for its retry
+    shop.worker(*pool)
+    event = f"{shop.group}-1"
+    first = shop.send("twice", "a", 0, event=event)
+    assert shop.trace.wait_for(1, kind="begin")
+    # When duplicates of it come on its own key and on others, and an innocent message
+    copies = [shop.send("twice", key, 1, event=event) for key in ("a", *(f"k{number}" for number in range(20)))]
+    innocent = shop.send("once", "z", 2, event=f"{shop.group}-2")
+    # Then the innocent runs, the retry ends the claim, and all have its result
+    assert innocent.get(timeout=60) == f"{shop.group}-2 by 2"
+    assert {result.get(timeout=60) for result in [first, *copies]} == {f"{event} by 0"}
+    assert Counter(mark.kind for mark in shop.trace.read() if mark.key == "a") == {"begin": 2, "start": 1, "end": 1}
+
+
 def test_retries_in_place_keep_the_claim(shop: Shop) -> None:
     # Given a deduplicated task that retries twice
     shop.worker()
