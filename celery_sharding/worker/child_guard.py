@@ -24,7 +24,7 @@ from typing import Any
 
 from celery import signals
 
-from celery_sharding.worker.retry import SHARD_ATTRIBUTE
+from celery_sharding.headers import SHARD_ATTRIBUTE
 
 _SILENT_HEARTBEATS = 1.75
 _LOOKS = 16
