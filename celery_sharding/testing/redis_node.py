@@ -3,9 +3,8 @@
 It listens on a free port of 127.0.0.1 only, and never starts or stops a service of the system. It runs as whoever
 starts it; only the process that did so can drive it.
 
-    new ─start─▶ running ─stop | kill─▶ stopped ─start─▶ running, empty … ─remove─▶ gone
-
-A durable node has after a restart what it was told before.
+    new ─start─▶ running ─stop | kill─▶ stopped ─start─▶ running, empty unless it keeps its data … ─remove─▶ gone
+                 running ─pause─▶ connected, and silent ─resume─▶ running
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from celery_sharding.testing.processes import (
 
 
 class RedisNode(Node):
-    """A private Redis (or Valkey) node.
+    """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
 
     As a context manager it is started on entry and removed on exit.
 
     Args:
-        is_durable: It writes down what it is told, and has it when it is started again; else it is empty then.
+        keeps_data: Write everything to disk before it is answered, and have it again after a restart.
     """
 
-    def __init__(self, *, is_durable: bool = False) -> None:
-        self._is_durable = is_durable
+    def __init__(self, *, keeps_data: bool = False) -> None:
+        self._keeps_data = keeps_data
         self.folder = Path(tempfile.mkdtemp(prefix="sharding-redis-"))
         self._port = find_free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,7 +56,7 @@ class RedisNode(Node):
             [
                 find_program("redis-server", "valkey-server"), "--bind", "127.0.0.1", "--port", str(self._port),
                 "--dir", str(self.folder), "--logfile", str(log), "--save", "",
-                "--appendonly", "yes" if self._is_durable else "no", "--daemonize", "no",
+                "--appendonly", "yes" if self._keeps_data else "no", "--appendfsync", "always", "--daemonize", "no",
             ],
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
@@ -79,12 +78,14 @@ class RedisNode(Node):
             self._process = None
 
     def pause(self) -> None:
-        """Halt the node (SIGSTOP): its connections stay open, and nothing answers, as on a machine that hangs."""
-        self._signal(signal.SIGSTOP)
+        """Let the node stand still, with its connections open (SIGSTOP)."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused node go on (SIGCONT)."""
-        self._signal(signal.SIGCONT)
+        """Let a paused node go on."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop the node, start it on the same port, and return when it answers."""
@@ -99,11 +100,6 @@ class RedisNode(Node):
     def answers(self) -> bool:
         """Say whether the node takes commands."""
         return exchange_bytes(self._port, b"PING\r\n").startswith(b"+PONG")
-
-    def _signal(self, number: int) -> None:
-        if self._process is None:
-            raise ServerNotReady(f"the Redis node on {self.url} does not run")
-        self._process.send_signal(number)
 
     @property
     def output(self) -> str:

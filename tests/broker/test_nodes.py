@@ -77,9 +77,9 @@ def test_a_removed_node_leaves_no_process_and_no_file():
     assert not node.folder.exists()
 
 
-@pytest.mark.parametrize(("is_durable", "left"), [(True, b"$4\r\nkept\r\n"), (False, b"$-1\r\n")])
-def test_a_redis_that_is_durable_has_after_a_restart_what_it_was_told(is_durable: bool, left: bytes):
-    with RedisNode(is_durable=is_durable) as redis:
+@pytest.mark.parametrize(("keeps_data", "left"), [(True, b"$4\r\nkept\r\n"), (False, b"$-1\r\n")])
+def test_a_redis_that_keeps_data_has_after_a_restart_what_it_was_told(keeps_data: bool, left: bytes):
+    with RedisNode(keeps_data=keeps_data) as redis:
         assert _ask(redis, b"SET it kept\r\n") == b"+OK\r\n"
         # When it is stopped, or killed, and started again
         for end in (redis.stop, redis.kill):

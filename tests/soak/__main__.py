@@ -51,7 +51,7 @@ def main(
     clean = False
     try:
         with ExitStack() as started:
-            redis = started.enter_context(RedisNode(is_durable=True))
+            redis = started.enter_context(RedisNode(keeps_data=True))
             if broker == _CLUSTER:
                 say("starting a cluster of three nodes")
                 cluster = started.enter_context(RabbitCluster(net_tick_seconds=NET_TICK_SECONDS))

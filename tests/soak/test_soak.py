@@ -36,7 +36,7 @@ STORE_FAULTS = (
 @pytest.fixture
 def redis() -> Iterator[RedisNode]:
     """A Redis of the soak's own, to be stopped and started."""
-    with RedisNode(is_durable=True) as node:
+    with RedisNode(keeps_data=True) as node:
         yield node
 
 
