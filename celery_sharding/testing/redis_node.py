@@ -27,7 +27,7 @@ from celery_sharding.testing.processes import (
 
 
 class RedisNode(Node):
-    """A private Redis (or Valkey) node.
+    """A private Redis (or Valkey) node that keeps nothing on disk; restarted, it is empty.
 
     As a context manager it is started on entry and removed on exit.
 
@@ -98,11 +98,6 @@ class RedisNode(Node):
     def answers(self) -> bool:
         """Say whether the node takes commands."""
         return exchange_bytes(self._port, b"PING\r\n").startswith(b"+PONG")
-
-    def _signal(self, number: int) -> None:
-        if self._process is None:
-            raise ServerNotReady(f"the Redis node on {self.url} does not run")
-        self._process.send_signal(number)
 
     @property
     def output(self) -> str:
