@@ -95,6 +95,7 @@ class Layout:
         cut_off: The exchanges were declared anew, so the live ring, if it exists, gets nothing any more.
         paused: Shards that are paused; None in it stands for the whole group.
         protocol: What who acts on the group must know (`protocol`).
+        through: Offset of the last record of the manifest that was read for it, of whatever kind; -1: none was.
     """
 
     offset: int = -1
@@ -106,6 +107,7 @@ class Layout:
     cut_off: bool = False
     paused: frozenset[int | None] = field(default_factory=frozenset)
     protocol: int = 1
+    through: int = field(default=-1, compare=False)
 
     @property
     def open_segments(self) -> tuple[Segment, ...]:

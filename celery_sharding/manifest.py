@@ -10,6 +10,7 @@ Nothing else says how many shards are live, which limbo takes what cannot be rou
                     written by the owner of a queue, without the lock, and any number of times.
     notes           operated
                     what an operator did that changes no layout (dead letters replayed, a purge): for the history only.
+    snapshot        {through, state}: stands for all records up to `through`, which may go (`retention`).
     requires        {"protocol": n}: from now on only versions that know it may act on the group. Without the lock.
 
 Each may say which protocol its reader must know (`protocol`).
@@ -22,23 +23,28 @@ A switch is recorded before it is done (`switch`), so is each of its steps (`ste
 enter the chain with `switch`; consumers get to a segment only when all before it are passed, and a segment is not
 ended before the switch away from it is over, so the order is right at any moment in between.
 
-`load`, `load_to_write` and `write` are the only functions here that talk to a broker. Whoever is about to change a
+`read`, `load`, `load_to_write` and `write` talk to a broker, nothing else here does. Whoever is about to change a
 group begins with `load_to_write`.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
 import time
 import uuid
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from celery_sharding.errors import LogError, ManifestConflict
-from celery_sharding.folding import fold
+from celery_sharding.errors import LogError, ManifestConflict, OutOfReach
 from celery_sharding.layout import Layout
 from celery_sharding.protocol import check_protocol
-from celery_sharding.streams import Event, append, read_to_end
+from celery_sharding.retention import SNAPSHOT, Reading
+from celery_sharding.streams import NONCE, Event, append, read_records
 from celery_sharding.topology import Names, Opener, brief_channel
+
+logger = logging.getLogger(__name__)
 
 
 def drained_event(segment: str, queue: str, *, by: str, reason: str = "") -> Event:
@@ -62,28 +68,64 @@ def operated_event(verb: str, *, by: str, result: str, **facts: Any) -> Event:
     return {"event": "operated", "verb": verb, "by": by, "at": time.time(), "result": result, **facts}
 
 
-def load(connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0) -> Layout:
-    """Read the manifest to its end; without a manifest, return the empty layout.
+def read(
+    connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0
+) -> tuple[Reading, list[tuple[int, Event]]]:
+    """Read the manifest to its end; return what it folds into, and the events after the start of that.
 
-    Each call appends a nonce, so a process that looks often should tail the stream instead.
+    Each call appends a nonce, so a process that looks often should tail the stream instead. If a snapshot is due, it is
+    appended.
 
     Args:
         since: What is known already; must come from this manifest.
 
     Raises:
+        LogError: The manifest was not read, is `missing`, or what is left of it does not say what the layout is.
+    """
+    start: Literal["first"] | int = "first" if since is None else since.through + 1
+    records = read_records(connection, names.manifest, offset=start, timeout_seconds=timeout_seconds)
+    reading = Reading(since)
+    for offset, event in records:
+        reading.note(offset, event)
+    if reading.misses is not None:
+        raise LogError(
+            f"the manifest of group {names.group!r} begins at record {reading.misses}, and no snapshot in it stands "
+            "for those before: its layout is not known. Its own retention never leaves it so; restore "
+            f"{names.manifest!r}, and do not delete it, for the group would be made anew over queues with messages",
+            stream=names.manifest,
+            misses=reading.misses,
+        )
+    append_snapshot(connection, names, reading, timeout_seconds=timeout_seconds)
+    since_start = reading.start.through
+    kept = [(offset, event) for offset, event in records if event is not None and offset > since_start]
+    return reading, [(offset, event) for offset, event in kept if event["event"] not in (NONCE, SNAPSHOT)]
+
+
+def append_snapshot(connection: Opener, names: Names, reading: Reading, *, timeout_seconds: float = 30.0) -> None:
+    """Append a snapshot if one is due; whoever reads next does it if this fails."""
+    if not reading.is_snapshot_due:
+        return
+    event = reading.make_snapshot(by=f"{os.getpid()}@{socket.gethostname()}")
+    try:
+        with brief_channel(connection) as channel:
+            append(channel, names.manifest, event, timeout_seconds=timeout_seconds)
+    except (LogError, OutOfReach) as exc:
+        logger.warning("group %s: a snapshot of its layout was not stored: %s", names.group, exc)
+
+
+def load(connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0) -> Layout:
+    """Read the manifest to its end, as `read` does; without a manifest, return the empty layout.
+
+    Raises:
         LogError: The manifest was not read.
     """
-    layout = since or Layout()
-    start: Literal["first"] | int = "first" if since is None else layout.offset + 1
     try:
-        events = read_to_end(connection, names.manifest, offset=start, timeout_seconds=timeout_seconds)
+        reading, _ = read(connection, names, since=since, timeout_seconds=timeout_seconds)
     except LogError as exc:
         if exc.facts.get("missing"):
             return Layout()
         raise
-    for offset, event in events:
-        layout = fold(layout, offset, event)
-    return layout
+    return reading.layout
 
 
 def load_to_write(connection: Opener, names: Names) -> Layout:
@@ -115,12 +157,9 @@ def write(
     body = {**event, "base": layout.offset, "by": by, "at": time.time(), "id": nonce}
     with brief_channel(connection) as channel:
         append(channel, names.manifest, body, timeout_seconds=timeout_seconds)
-    events = read_to_end(connection, names.manifest, offset=layout.offset + 1, timeout_seconds=timeout_seconds)
-    written = None
-    for offset, found in events:
-        layout = fold(layout, offset, found)
-        if found.get("id") == nonce:
-            written = offset
+    reading, events = read(connection, names, since=layout, timeout_seconds=timeout_seconds)
+    layout = reading.layout
+    written = next((offset for offset, found in events if found.get("id") == nonce), None)
     if written is None or layout.offset != written:
         raise ManifestConflict(
             f"the manifest of group {names.group!r} moved on while {event['event']!r} was written; nothing was changed",

@@ -119,6 +119,19 @@ def read_to_end(
     Raises:
         LogError: The end was not reached in time, or there is no such stream (`missing`).
     """
+    found = read_records(connection, stream, offset=offset, timeout_seconds=timeout_seconds)
+    least = offset if isinstance(offset, int) else 0
+    return [(number, event) for number, event in _without_nonces(found) if number >= least]
+
+
+def read_records(
+    connection: Opener, stream: str, *, offset: Literal["first"] | int | datetime, timeout_seconds: float = 30.0
+) -> list[tuple[int, Event | None]]:
+    """Return all there is in `stream`, up to the moment of the call: nonces, too, and None for what is no event.
+
+    If the stream does not keep `offset` any more, it begins with the first record there is. Arguments and errors as for
+    `read_to_end`.
+    """
     deadline = time.monotonic() + timeout_seconds
     nonce = uuid.uuid4().hex
     with brief_channel(connection) as channel:
@@ -127,9 +140,7 @@ def read_to_end(
         def is_end(_: int, event: Event | None) -> bool:
             return event is not None and event.get("event") == NONCE and event.get("nonce") == nonce
 
-        found = _consume_until(channel, stream, is_end, offset=offset, prefetch=_PREFETCH, deadline=deadline)
-    least = offset if isinstance(offset, int) else 0
-    return [(number, event) for number, event in _without_nonces(found) if number >= least]
+        return _consume_until(channel, stream, is_end, offset=offset, prefetch=_PREFETCH, deadline=deadline)
 
 
 def read_backwards(

@@ -29,8 +29,13 @@ RING_TYPE = "x-consistent-hash"
 RING_WEIGHT = "1"
 # 4.x drops a message after 20 deliveries unless told otherwise; attempts are counted by the worker, not by the broker.
 DELIVERY_LIMIT = 1_000_000
-# A stream forgets whole segments only, so segments must be small for an age to mean anything.
-_LOG_SEGMENT_BYTES = 8_000_000
+# A stream forgets whole segments only, when a record begins the next one, and never the one that is written to. So
+# segments are small against what is kept (measured on 3.10 and 4.3: between that and one segment more stays).
+_SEGMENT_BYTES = 1_000_000
+# The journal's vitals fill a megabyte in minutes.
+_JOURNAL_SEGMENT_BYTES = 8_000_000
+# Many times what comes between two snapshots of the layout (`retention`), which must never go.
+_MANIFEST_BYTES = 32_000_000
 
 
 class Opener(Protocol):
@@ -136,14 +141,16 @@ def queue_arguments(group: ShardGroup) -> dict[str, Any]:
 def declare_logs(channel: Any, group: str) -> None:
     """Declare the manifest, the journal, the stream of attempts, and the queue of dead letters.
 
+    These arguments are for good: a broker refuses another declaration of what exists.
+
     The attempts have a stream of their own because a worker that starts reads all of them before it judges a
     redelivered message; among the journal's vitals, one a second and shard, that would take long.
     """
     names = Names(group)
     for stream, retention in (
-        (names.manifest, {}),
-        (names.journal, {"x-max-age": "1D", "x-stream-max-segment-size-bytes": _LOG_SEGMENT_BYTES}),
-        (names.attempts, {"x-max-age": "7D", "x-stream-max-segment-size-bytes": _LOG_SEGMENT_BYTES}),
+        (names.manifest, {"x-max-length-bytes": _MANIFEST_BYTES, "x-stream-max-segment-size-bytes": _SEGMENT_BYTES}),
+        (names.journal, {"x-max-age": "1D", "x-stream-max-segment-size-bytes": _JOURNAL_SEGMENT_BYTES}),
+        (names.attempts, {"x-max-age": "7D", "x-stream-max-segment-size-bytes": _SEGMENT_BYTES}),
     ):
         _declare_queue(channel, group, stream, {"x-queue-type": "stream", **retention})
     _declare_queue(channel, group, names.dead, {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT})

@@ -25,7 +25,8 @@ from celery_sharding.admin.steps import RESHARD, STEPS
 from celery_sharding.errors import LogError
 from celery_sharding.folding import fold
 from celery_sharding.layout import Layout
-from celery_sharding.streams import Event, read_to_end
+from celery_sharding.manifest import read
+from celery_sharding.streams import Event
 from celery_sharding.topology import Names, Opener
 
 DONE, VOID = "done", "void: the group had changed meanwhile"
@@ -54,7 +55,7 @@ class Entry:
 
 
 def read_history(connection: Opener, group: str, limit: int | None = None) -> list[Entry]:
-    """Return what was done to a group, the oldest first; empty if it was never declared.
+    """Return what was done to a group, the oldest first, as far back as the manifest reaches; empty: never declared.
 
     Args:
         connection: Connected, and not read by an event loop.
@@ -64,18 +65,18 @@ def read_history(connection: Opener, group: str, limit: int | None = None) -> li
         LogError: The manifest could not be read.
     """
     try:
-        events = read_to_end(connection, Names(group).manifest)
+        reading, events = read(connection, Names(group))
     except LogError as exc:
         if not exc.facts.get("missing"):
             raise
-        events = []
-    found = describe_history(group, events)
+        return []
+    found = describe_history(group, events, since=reading.start)
     return found if limit is None else found[max(0, len(found) - limit) :]
 
 
-def describe_history(group: str, events: Iterable[tuple[int, Event]]) -> list[Entry]:
-    """Return the entries that the events of a manifest make, from its first one on."""
-    layout = Layout()
+def describe_history(group: str, events: Iterable[tuple[int, Event]], *, since: Layout | None = None) -> list[Entry]:
+    """Return the entries that the events of a manifest make, from its first one on, or from those behind `since`."""
+    layout = since or Layout()
     found: list[Entry] = []
     open_switch: int | None = None  # its place in `found`
     operations: dict[str, int] = {}  # theirs
@@ -168,6 +169,10 @@ def _describe_operated(group: str, event: Event, before: Layout) -> str:
     return str(event.get("verb"))
 
 
+def _describe_requires(group: str, event: Event, before: Layout) -> str:
+    return f"only who knows protocol {event.get('protocol')} acts on it from now on"
+
+
 _WORDS = {
     "created": _describe_created,
     "switch": _describe_switch,
@@ -178,6 +183,7 @@ _WORDS = {
     "pause": _describe_pause,
     "resume": _describe_resume,
     "operated": _describe_operated,
+    "requires": _describe_requires,
 }
 
 

@@ -33,9 +33,9 @@ from celery_sharding.admin.status import GroupStatus, Snapshot
 from celery_sharding.admin.totals import Totals, TotalsLog
 from celery_sharding.admin.vitals import FRESH_SECONDS, WINDOW_SECONDS, VitalsLog, read_recent
 from celery_sharding.connecting import Connect, close_connection, open_connection
-from celery_sharding.errors import ShardingError
-from celery_sharding.folding import fold
+from celery_sharding.errors import LogError, ShardingError
 from celery_sharding.manifest import load
+from celery_sharding.retention import Reading
 from celery_sharding.streams import NONCE, decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
@@ -245,11 +245,12 @@ class _Followed:
         """Read what there is, then tail it."""
         self._looked_at = time.monotonic()
         self._layout = load(self._connection, self._names)
+        self._reading = Reading(self._layout)
         if not self._layout.limbo:
             return
         start = self._read_journal()
         self._tails = [
-            Tail(self._connection, self._names.manifest, self._layout.offset + 1, self._on_manifest),
+            Tail(self._connection, self._names.manifest, self._layout.through + 1, self._on_manifest),
             Tail(self._connection, self._names.journal, start, self._on_journal),
         ]
 
@@ -269,9 +270,12 @@ class _Followed:
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self._names.manifest, offset=offset)
-        if event is not None:
-            self._layout = fold(self._layout, offset, event)
-            self._vitals.keep(counted_queues(self._names, self._layout))
+        self._reading.note(offset, event)
+        if self._reading.misses is not None:
+            # What was to be read next is gone; all is read anew.
+            raise LogError(f"{self._names.manifest}: what comes before record {offset} is gone", passes=True)
+        self._layout = self._reading.layout
+        self._vitals.keep(counted_queues(self._names, self._layout))
 
     def _on_journal(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self._names.journal, offset=offset)

@@ -23,9 +23,9 @@ from typing import Any
 from amqp.exceptions import NotFound
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.folding import fold
 from celery_sharding.layout import Layout
 from celery_sharding.protocol import describe_need, is_known
+from celery_sharding.retention import Reading
 from celery_sharding.streams import decode
 from celery_sharding.tail import Tail
 from celery_sharding.topology import Names
@@ -65,6 +65,7 @@ class GroupConsumer:
         self.group = group
         self.names = Names(group.name)
         self.layout = Layout()
+        self._reading = Reading()
         self.shards: dict[str, Shard] = {}
         self._selection = selection
         self._runs = runs
@@ -111,6 +112,11 @@ class GroupConsumer:
         return self._connection is not None
 
     @property
+    def is_behind(self) -> bool:
+        """Whether its layout may be an old one, because records of the manifest are gone that it has not read."""
+        return self._reading.misses is not None
+
+    @property
     def is_bystander(self) -> bool:
         """Whether a newer version acts on the group, and this worker leaves it alone; see `needed_protocol`."""
         return self.needed_protocol is not None
@@ -151,13 +157,29 @@ class GroupConsumer:
         self._stopping = False
         self.layout = layout
         if self._has_logs:
-            start: int | str = layout.offset + 1 if layout.offset >= 0 else "first"
             self._tails = [
-                Tail(connection, self.names.manifest, start, self._on_manifest),
+                self._tail_manifest(),
                 Tail(connection, self.names.attempts, "first", self._attempts.on_message),
                 Tail(connection, self.names.journal, "next", self._balancing.on_message),
             ]
         self._apply_layout()
+
+    def relearn(self, layout: Layout) -> None:
+        """Go on from a layout that was just read, since records that were to be tailed are gone."""
+        if self._connection is None or self._is_leaving or not self.is_behind or not self._tails:
+            return
+        self._tails[0].close()
+        self.layout = layout
+        self._tails[0] = self._tail_manifest()
+        self._apply_layout()
+
+    def _append_snapshot(self) -> None:
+        if self._reading.is_snapshot_due and not self._is_leaving:
+            self._log.append(self.names.manifest, self._reading.make_snapshot(by=self._node), optional=True)
+
+    def _tail_manifest(self) -> Tail:
+        self._reading = Reading(self.layout)
+        return Tail(self._connection, self.names.manifest, self.layout.through + 1, self._on_manifest)
 
     def stand_by(self, protocol: int) -> None:
         """Become a bystander: give all shards up in order, and write nothing more of the group.
@@ -248,10 +270,16 @@ class GroupConsumer:
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self.names.manifest, offset=offset)
-        if event is None:
+        was_behind, before = self.is_behind, self.layout
+        self._reading.note(offset, event)
+        if self.is_behind:
+            if not was_behind:
+                logger.warning("group %s: records of its manifest are gone before they were read", self.group.name)
+                self._look()  # it reads what there is, and `relearn`s
             return
-        before = self.layout
-        self.layout = fold(before, offset, event)
+        self.layout = self._reading.layout
+        if self._reading.is_snapshot_due:
+            self._calls.call_soon(self._append_snapshot)
         if not is_known(self.layout.protocol):
             self.stand_by(self.layout.protocol)
         elif self.layout != before:

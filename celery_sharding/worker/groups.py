@@ -239,7 +239,7 @@ class Groups:
                     return
                 if group.is_bystander:
                     continue
-                known = group.layout if group.is_open else None
+                known = group.layout if group.is_open and not group.is_behind else None
                 try:
                     layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
                 except ProtocolTooOld as exc:
@@ -254,6 +254,7 @@ class Groups:
     def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
         """Open a group that was added while the worker runs; after a loss of the connection `open` does."""
         c = self._consumer
+        group.relearn(layout)
         if not group.is_open and not group.is_bystander and not self._is_stopping() and c.connection is not None:
             group.open(self._backing.consumer_connection(c, group.group), layout)
 

@@ -279,6 +279,7 @@ def test_the_json_keeps_its_schema():
         "limbo_ready": 0,
         "dead_letters": 0,
         "paused": False,
+        "protocol": 1,
         "skew": 2.0,
         "switch": None,
         "earlier": [],

@@ -1,0 +1,164 @@
+"""The layout is the same whatever old records of a manifest are gone, as long as a snapshot stands for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_sharding.folding import fold
+from celery_sharding.layout import Layout
+from celery_sharding.manifest import drained_event, finished_event, operated_event, reached_event
+from celery_sharding.retention import EVERY_MAX, EVERY_MIN, Reading, snapshot_event
+from celery_sharding.topology import Names
+
+NAMES = Names("orders")
+Record = dict[str, Any] | None
+
+_small = st.integers(1, 3)
+_digest = st.sampled_from(["d1", "d2"])
+_queue = st.builds(
+    lambda ring, n, i: NAMES.shard(n, i) if ring else NAMES.limbo(n), st.booleans(), _small, st.integers(0, 2)
+)
+_segment = st.builds(lambda ring, n: f"g{n:03d}" if ring else f"limbo{n:03d}", st.booleans(), _small)
+_shard = st.none() | st.integers(0, 2)
+_facts = st.one_of(
+    st.builds(lambda s, q: drained_event(s, q, by="w"), _segment, _queue),
+    st.builds(lambda s, q, d: reached_event(s, q, digests=d, by="w"), _segment, _queue, st.sets(_digest)),
+    st.builds(lambda s, q, d: finished_event(s, q, digest=d, by="w"), _segment, _queue, _digest),
+)
+_layout_events = st.one_of(
+    st.builds(lambda n: {"event": "created", "limbo": n}, _small),
+    st.builds(
+        lambda kind, n, shards, limbo, step: {
+            "event": "switch", "kind": kind, "generation": n, "shards": shards, "step": step,
+            "limbo": limbo, "next_limbo": None if limbo is None else limbo + 1, "queue_type": "quorum",
+        },
+        st.sampled_from(["recover", "reshard"]), _small, _small, st.none() | _small, st.integers(0, 5),
+    ),
+    st.builds(lambda n, step: {"event": "step", "generation": n, "step": step, "at": 1.5}, _small, st.integers(1, 7)),
+    st.builds(lambda n: {"event": "switched", "generation": n}, _small),
+    st.builds(lambda name, s: {"event": name, "segment": s}, st.sampled_from(["ended", "removed"]), _segment),
+    st.builds(lambda verb, shard: {"event": verb, "shard": shard}, st.sampled_from(["pause", "resume"]), _shard),
+    st.just({"event": "unheard"}),
+    st.just({"event": "switch", "generation": "damaged"}),
+)  # fmt: skip
+_others = st.one_of(
+    st.none(),
+    st.just({"event": "nonce", "nonce": "n"}),
+    st.just({"event": "requires", "protocol": 1}),
+    st.just({"event": "snapshot", "through": "damaged"}),
+    st.builds(lambda: operated_event("purge", by="op", result="done")),
+)
+_steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("layout"), _layout_events),
+        st.tuples(st.just("void"), _layout_events),
+        st.tuples(st.just("fact"), _facts),
+        st.tuples(st.just("other"), _others),
+        # A snapshot of what was read so many records ago: others wrote, too, before it was stored.
+        st.tuples(st.just("snapshot"), st.integers(0, 5)),
+    ),
+    max_size=40,
+)
+
+
+def write_history(steps: list[tuple[str, Any]]) -> list[Record]:
+    """Return the records of a manifest that is written so: layout events build on the last, but for void ones."""
+    records: list[Record] = []
+    layouts = [Layout()]  # before each record
+    for kind, what in steps:
+        layout = layouts[-1]
+        record = what
+        if kind in ("layout", "void"):
+            record = {**what, "base": layout.offset if kind == "layout" else layout.offset - 1}
+        elif kind == "snapshot":
+            through = max(-1, len(records) - 1 - what)
+            record = snapshot_event(dataclasses.replace(layouts[through + 1], through=through), by="w")
+        record = None if record is None else json.loads(json.dumps(record))
+        layouts.append(layout if record is None else fold(layout, len(records), record))
+        records.append(record)
+    return records
+
+
+def read(records: list[Record], *, first: int = 0, since: Layout | None = None) -> Reading:
+    reading = Reading(since)
+    for offset, record in list(enumerate(records))[first:]:
+        reading.note(offset, record)
+    return reading
+
+
+def exact(layout: Layout) -> tuple[Layout, int]:
+    return layout, layout.through
+
+
+@given(_steps, st.data())
+def test_what_is_kept_folds_into_the_layout_of_all_there_was(steps: list[tuple[str, Any]], data: st.DataObject) -> None:
+    # Given any history, of which any number of the first records is gone
+    records = write_history(steps)
+    gone = data.draw(st.integers(0, len(records)))
+    whole, kept = read(records), read(records, first=gone)
+    # Then the layout is known if, and only if, a snapshot that is kept stands for them, and then it is the same
+    stand_ins = [r for r in records[gone:] if r and r["event"] == "snapshot" and r["through"] != "damaged"]
+    is_known = gone in (0, len(records)) or any(r["through"] >= gone - 1 for r in stand_ins)
+    assert (kept.misses is None) is is_known
+    if is_known and gone < len(records):
+        assert exact(kept.layout) == exact(whole.layout)
+    # and a reader who knew the layout before that goes on from there, whatever it has read twice
+    seen = data.draw(st.integers(0, len(records)))
+    if gone <= seen:
+        again = data.draw(st.integers(gone, seen))
+        later = read(records, first=again, since=read(records[:seen]).layout)
+        assert later.misses is None
+        assert exact(later.layout) == exact(whole.layout)
+
+
+@given(_steps)
+def test_a_snapshot_changes_nothing_for_who_has_read_all(steps: list[tuple[str, Any]]) -> None:
+    records = write_history(steps)
+    without = [None if record and record["event"] == "snapshot" else record for record in records]
+    assert exact(read(records).layout) == exact(read(without).layout)
+
+
+def test_a_second_gap_is_not_filled_by_what_filled_the_first() -> None:
+    # Given a reader that waits for a snapshot, when more is gone
+    reading = Reading()
+    reading.note(5, {"event": "nonce"})
+    reading.note(9, {"event": "nonce"})
+    reading.note(10, snapshot_event(Layout(limbo=1, through=5), by="w"))
+    assert reading.misses == 9
+    # Then only a snapshot of what is gone now helps
+    reading.note(11, snapshot_event(Layout(limbo=1, offset=3, through=8), by="w"))
+    assert reading.misses is None
+    assert exact(reading.layout) == (Layout(limbo=1, offset=3), 11)
+
+
+def test_snapshots_are_due_by_what_was_written_since_the_last_and_never_of_a_newer_protocol() -> None:
+    reading = Reading()
+    for offset in range(EVERY_MAX):
+        reading.note(offset, {"event": "nonce", "nonce": "n"})
+        assert offset < EVERY_MAX - 1 or reading.is_snapshot_due
+        assert offset >= EVERY_MIN - 1 or not reading.is_snapshot_due
+    # When one is there, or written, then it is not
+    reading.note(EVERY_MAX, snapshot_event(Layout(), by="w"))
+    assert not reading.is_snapshot_due
+    for offset in range(EVERY_MAX + 1, 3 * EVERY_MAX):
+        reading.note(offset, None)
+    assert reading.make_snapshot(by="w")["through"] == 3 * EVERY_MAX - 1
+    assert not reading.is_snapshot_due
+    # and nobody says what the state of a newer protocol is
+    for offset in range(3 * EVERY_MAX, 5 * EVERY_MAX):
+        reading.note(offset, {"event": "requires", "protocol": 2})
+    assert not reading.is_snapshot_due
+
+
+@pytest.mark.parametrize("state", [{}, {"offset": 3, "segments": "of another kind"}])
+def test_of_a_newer_snapshot_it_is_known_at_least_that_it_is_newer(state: dict[str, Any]) -> None:
+    reading = Reading()
+    reading.note(7, {"event": "snapshot", "through": 6, "state": state, "protocol": 2})
+    assert reading.misses is None
+    assert (reading.layout.protocol, reading.layout.through) == (2, 7)
