@@ -133,9 +133,11 @@ def remove_queue(connection: Any, names: Names, queue: str) -> int:
     moved = 0
     with brief_channel(connection) as target:
         for source, message in waiting_tasks(connection, queue):
-            key = (message.headers or {}).get(KEY_HEADER) or message.delivery_info["routing_key"]
+            info = message.delivery_info
+            named = None if info["exchange"] == names.publish else (message.headers or {}).get(KEY_HEADER)
+            key = named if named and isinstance(named, str) else info["routing_key"]
             again = amqp.Message(message.body, **message.properties)
-            publish_confirmed(target, again, str(key), exchange=names.publish, timeout_seconds=_STEP_SECONDS)
+            publish_confirmed(target, again, key, exchange=names.publish, timeout_seconds=_STEP_SECONDS)
             source.basic_ack(message.delivery_tag)
             moved += 1
     with brief_channel(connection) as channel, explained(names.group, queue):

@@ -270,7 +270,7 @@ class LogWriter:
             Whether the broker has refused something, and so is there.
         """
         unconfirmed = self._unconfirmed
-        is_for_good = not isinstance(exc, _LOST) or getattr(exc, "code", None) in _REPLIES_FOR_GOOD
+        is_for_good = isinstance(exc, AMQPError) and exc.code in _REPLIES_FOR_GOOD
         if is_for_good and len(unconfirmed) == 1:
             (item,) = unconfirmed.values()
             unconfirmed.clear()
