@@ -7,3 +7,6 @@ what is printed is the median of the rounds. Ratios are what to read: the rates 
 
 BRIEF_SECONDS = 0.01
 """What a task that is not empty sleeps."""
+# Of the tasks that wait for their moment: a second, and the countdown of a retry.
+RATE_LIMIT = 5
+COUNTDOWN_SECONDS = 0.2

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import click
 
-from benchmarks import claims, dedup, gaps, import_time, memory, one_key, peers, publish, skew, spread, throughput
+from benchmarks import (
+    claims,
+    dedup,
+    gaps,
+    import_time,
+    memory,
+    one_key,
+    peers,
+    publish,
+    skew,
+    spread,
+    throughput,
+    timers,
+)
 from benchmarks.results import Row, Setup, table
 from celery_sharding.testing import ServerMissing, ServerNotReady
 
@@ -25,6 +38,7 @@ BENCHMARKS = {
     "peers": peers.run,
     "gaps": gaps.run,
     "spread": spread.run,
+    "timers": timers.run,
     "memory": memory.run,
     "import": import_time.run,
 }

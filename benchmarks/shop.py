@@ -13,7 +13,7 @@ import time
 from celery import Celery
 from kombu import Queue
 
-from benchmarks import BRIEF_SECONDS
+from benchmarks import BRIEF_SECONDS, COUNTDOWN_SECONDS, RATE_LIMIT
 
 SIDE = os.environ["BENCH_SIDE"]
 NAME = os.environ["BENCH_NAME"]
@@ -40,11 +40,11 @@ if SIDE == "sharded":
 _ends: list[int] = []
 
 
-def note_end() -> None:
-    """Append the time to the file of ends."""
+def note_end(value: float | None = None) -> None:
+    """Append the time, or another value, to the file of ends."""
     if not _ends:
         _ends.append(os.open(ENDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
-    os.write(_ends[0], struct.pack("d", time.monotonic()))
+    os.write(_ends[0], struct.pack("d", time.monotonic() if value is None else value))
 
 
 @app.task(**options)
@@ -56,6 +56,20 @@ def empty(key, number):
 def brief(key, number):
     time.sleep(BRIEF_SECONDS)
     note_end()
+
+
+@app.task(**options, rate_limit=f"{RATE_LIMIT}/s")
+def limited(key, number):
+    note_end()
+
+
+@app.task(bind=True, **options)
+def late(self, key, number, due_at=None):
+    """Note how much later than it asked for its retry begins, in seconds."""
+    if due_at is None:
+        due_at = time.monotonic() + COUNTDOWN_SECONDS
+        raise self.retry(kwargs={"due_at": due_at}, countdown=COUNTDOWN_SECONDS)
+    note_end(time.monotonic() - due_at)
 
 
 if SIDE == "sharded":

@@ -12,14 +12,13 @@ channels of the connection they are given.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.headers import KEY_HEADER
 from celery_sharding.pipelining import Look, exist_at_once, look_for_exchange, look_for_queue
 from celery_sharding.refusals import explained, is_out_of_reach
 
@@ -99,17 +98,6 @@ class Names:
 
     def limbo(self, number: int) -> str:
         return f"{self.publish}.limbo{number:03d}"
-
-
-def key_of(headers: Mapping[str, Any], delivery_info: Mapping[str, Any], names: Names) -> str:
-    """Return the key of a message in a queue of the group: that which it was routed by.
-
-    One that was put into the queue past the group's exchange may name it in a header.
-    """
-    routed = delivery_info.get("routing_key")
-    if routed and delivery_info.get("exchange") == names.publish:
-        return str(routed)
-    return str(headers.get(KEY_HEADER) or routed or "")
 
 
 def fanouts(names: Names) -> tuple[tuple[str, str | None], ...]:

@@ -18,6 +18,7 @@ import amqp
 
 from celery_sharding import topology
 from celery_sharding.errors import LogError
+from celery_sharding.foreign import read_foreign
 from celery_sharding.headers import CONTROL_HEADER
 from celery_sharding.layout import Layout
 from celery_sharding.streams import publish_confirmed
@@ -70,6 +71,7 @@ def waiting_tasks(connection: Any, queue: str) -> Generator[tuple[Any, amqp.Mess
         with brief_channel(connection) as target:
             marker = amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "probe", "nonce": nonce})
             publish_confirmed(target, marker, queue, timeout_seconds=_STEP_SECONDS)
+        read_foreign(source)
         source.basic_qos(0, _PREFETCH, False)
         source.basic_consume(queue, callback=arrived.append)
         deadline = time.monotonic() + _STEP_SECONDS
@@ -78,7 +80,7 @@ def waiting_tasks(connection: Any, queue: str) -> Generator[tuple[Any, amqp.Mess
                 message = arrived.popleft()
                 headers = message.headers or {}
                 control = headers.get(CONTROL_HEADER)
-                if control is None:
+                if not isinstance(control, str) or "task" in headers:
                     yield source, message
                     deadline = time.monotonic() + _STEP_SECONDS
                 elif control == "probe":

@@ -25,6 +25,7 @@ from celery_sharding import topology
 from celery_sharding.admin.contents import BEYOND, waiting_tasks
 from celery_sharding.connecting import Connect
 from celery_sharding.errors import LockHeld, TopologyError
+from celery_sharding.headers import KEY_HEADER
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.lock import GroupLock
 from celery_sharding.manifest import load, load_to_write, write
@@ -132,7 +133,9 @@ def remove_queue(connection: Any, names: Names, queue: str) -> int:
     moved = 0
     with brief_channel(connection) as target:
         for source, message in waiting_tasks(connection, queue):
-            key = topology.key_of(message.headers or {}, message.delivery_info, names)
+            info = message.delivery_info
+            named = None if info["exchange"] == names.publish else (message.headers or {}).get(KEY_HEADER)
+            key = named if named and isinstance(named, str) else info["routing_key"]
             again = amqp.Message(message.body, **message.properties)
             publish_confirmed(target, again, key, exchange=names.publish, timeout_seconds=_STEP_SECONDS)
             source.basic_ack(message.delivery_tag)

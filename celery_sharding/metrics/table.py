@@ -136,6 +136,7 @@ COUNTERS = (
     ShardCounter(f"{PREFIX}_lost_total", "Runs whose process died", "lost"),
     ShardCounter(f"{PREFIX}_killed_total", "Runs killed on purpose: revoked, or over their time limit", "killed"),
     ShardCounter(f"{PREFIX}_dead_total", "Messages that became dead letters", "dead"),
+    ShardCounter(f"{PREFIX}_unburied_total", "Dead letters that cannot be stored; their keys wait", "unburied"),
     ShardCounter(f"{PREFIX}_deduplicated_total", "Runs that found their work done by another", DEDUPLICATED),
     ShardCounter(
         f"{PREFIX}_commits_refused_total", "Runs whose claim had lapsed before they committed", COMMIT_REFUSED

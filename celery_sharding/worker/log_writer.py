@@ -52,6 +52,7 @@ _CONFIRM_FIRST_SECONDS, _CONFIRM_SECONDS = 2.0, 10.0
 _OPTIONAL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 _BATCH = 500
+_LARGE_BYTES = 64 * 1_024
 _OPTIONAL_WAIT_SECONDS = 0.2
 _LOST = (OSError, AMQPError, OperationalError, LogError)
 # Replies of the broker that will be the same next time: content too large, precondition failed (the message is above
@@ -215,10 +216,10 @@ class LogWriter:
 
     def _write_batch(self) -> None:
         self._written_at = time.monotonic()
-        most = 1 if self._alone else _BATCH
-        batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        batch = self._take_batch()
         left = deque(batch)
         self._unconfirmed, self._refused, self._was_nacked = {}, [], False
+        is_answered = False
         try:
             self._ensure_connected()
             while left:
@@ -227,7 +228,7 @@ class LogWriter:
             self._alone = max(0, self._alone - len(batch))
         except Exception as exc:
             self._disconnect()
-            self._look_into(exc, batch)
+            is_answered = self._look_into(exc, batch)
         if self._was_nacked:
             # RabbitMQ 3.10 may go on refusing on a channel whose first publish fell into a leader's failover.
             self._disconnect()
@@ -235,8 +236,20 @@ class LogWriter:
         self._unconfirmed = {}
         if again:
             self._waiting.extendleft(reversed(again))
-            if not self._alone:
+            if not is_answered:
                 time.sleep(_PAUSE_SECONDS)
+
+    def _take_batch(self) -> list[_Write]:
+        """Take what is to be confirmed together; what is large goes alone, since it is what a broker may refuse."""
+        most = 1 if self._alone else _BATCH
+        batch: list[_Write] = []
+        while self._waiting and len(batch) < most:
+            if len(self._waiting[0].body) > _LARGE_BYTES and batch:
+                break
+            batch.append(self._waiting.popleft())
+            if len(batch[0].body) > _LARGE_BYTES:
+                break
+        return batch
 
     def _send(self, item: _Write) -> None:
         """Publish one write, or set it aside if it can be seen that the broker would refuse it."""
@@ -250,20 +263,24 @@ class LogWriter:
         self._unconfirmed[self._tag] = item
         self._channel.basic_publish(message, exchange="", routing_key=item.queue, mandatory=True)
 
-    def _look_into(self, exc: Exception, batch: list[_Write]) -> None:
-        """Decide what a failed batch means: the connection was lost, or one of it is refused for good."""
+    def _look_into(self, exc: Exception, batch: list[_Write]) -> bool:
+        """Decide what a failed batch means: the connection was lost, or one of it is refused for good.
+
+        Returns:
+            Whether the broker has refused something, and so is there.
+        """
         unconfirmed = self._unconfirmed
-        is_for_good = not isinstance(exc, _LOST) or getattr(exc, "code", None) in _REPLIES_FOR_GOOD
+        is_for_good = isinstance(exc, AMQPError) and exc.code in _REPLIES_FOR_GOOD
         if is_for_good and len(unconfirmed) == 1:
             (item,) = unconfirmed.values()
             unconfirmed.clear()
             self._alone = max(0, self._alone - 1)
             self._set_aside(item, Refusal(str(exc) or repr(exc)))
-            return
+            return True
         if is_for_good and unconfirmed:
             logger.warning("the broker refused one of %d writes; sending them one by one: %s", len(unconfirmed), exc)
             self._alone = len(batch)
-            return
+            return True
         queues = ", ".join(sorted({item.queue for item in unconfirmed.values()}))
         logger.warning(
             "writing to the shards' logs failed, trying again: %r; not confirmed: %s",
@@ -272,6 +289,7 @@ class LogWriter:
             exc_info=None if isinstance(exc, _LOST) else exc,
         )
         self._first_node += 1
+        return False
 
     def _set_aside(self, item: _Write, refusal: Refusal) -> None:
         """Tell who gave a write that it can never be stored as it is."""

@@ -35,10 +35,13 @@ class Alarm:
         self._call = None
 
     def ring(self) -> None:
-        """Call, once, unless it was cancelled."""
+        """Call, once, unless it was cancelled; an error stops neither the timer nor the event loop."""
         call, self._call = self._call, None
         if call is not None:
-            call()
+            try:
+                call()
+            except Exception:
+                logger.exception("a call of a timer failed")
 
 
 class Alarms:
@@ -110,8 +113,4 @@ class Timer:
                 if self._stopped:
                     return
             for alarm in due:
-                try:
-                    self._post(alarm.ring)
-                except Exception:
-                    # Without an event loop the call itself is made here; the others must be made, too.
-                    logger.exception("a call of a timer failed")
+                self._post(alarm.ring)

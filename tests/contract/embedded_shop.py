@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 
 from celery import Celery
+from celery.exceptions import Reject
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.testing import Trace
@@ -15,6 +17,7 @@ GROUP = "orders"
 app = Celery("embedded_shop", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_BACKEND"])
 Sharding(app, groups=[ShardGroup(GROUP, shards=int(os.environ.get("SHOP_SHARDS", "4")), max_attempts=3)])
 app.conf.worker_lost_wait = 1.0
+app.conf.update(json.loads(os.environ.get("SHOP_SETTINGS", "{}")))
 trace = Trace(os.environ["SHOP_TRACE"])
 sharded = {"shard_group": GROUP, "shard_key": "key"}
 
@@ -32,6 +35,18 @@ def again(self, key, number):
     with trace.run(key, number):
         pass
     return self.request.retries
+
+
+@app.task(**sharded)
+def reject(key, number):
+    raise Reject("not wanted", requeue=False)
+
+
+@app.task(bind=True, **sharded, max_retries=1)
+def changed(self, key, number, text="first"):
+    if text == "first":
+        raise self.retry(kwargs={"text": "second"}, countdown=0)
+    return text
 
 
 @app.task(**sharded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import sqlite3
@@ -14,6 +16,8 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from celery.result import AsyncResult
+from kombu.compression import encoders
+from kombu.serialization import loads
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import LockHeld, TopologyMismatch
@@ -247,3 +251,35 @@ def test_another_number_of_shards_is_refused_while_messages_wait(shop: Shop) -> 
     other.send_task("embedded_shop.step", kwargs={"key": "a", "number": 2})
     shop.worker(SHOP_SHARDS="8")
     assert shop.trace.wait_for(2)
+
+
+def test_every_serializer_and_compression_runs_retries_changed_and_dies_as_it_was(shop: Shop) -> None:
+    # Given a worker that accepts all serializers
+    serializers = ("json", "pickle", "yaml", "msgpack")
+    shop.worker("-c", "2", SHOP_SETTINGS=json.dumps({"accept_content": serializers}), C_FORCE_ROOT="1")
+    # When tasks of all serializers and compressions come, some that change their arguments, some that are rejected
+    results, rejected = [], {}
+    for number, (serializer, compression) in enumerate(itertools.product(serializers, (None, *encoders()))):
+        options = {"serializer": serializer, "compression": compression}
+        for task in ("step", "changed", "reject"):
+            kwargs = {"key": f"k{number}", "number": number}
+            sent = shop.app.send_task(f"embedded_shop.{task}", kwargs=kwargs, **options)
+            if task == "reject":
+                rejected[sent.id] = number
+            else:
+                results.append((sent, None if task == "step" else "second"))
+    # Then they run
+    for sent, expected in results:
+        assert sent.get(timeout=60) == expected
+    # and what was rejected is a dead letter that can be read as it was published
+    letters: dict[str, int] = {}
+
+    def take() -> bool:
+        with shop.app.connection_for_read() as connection:
+            while (letter := connection.default_channel.basic_get(NAMES.dead, no_ack=True)) is not None:
+                _, kwargs, _ = loads(letter.body, letter.content_type, letter.content_encoding, force=True)
+                letters[letter.headers["id"]] = kwargs["number"]
+        return len(letters) >= len(rejected)
+
+    assert wait_until(take, timeout_seconds=60), letters
+    assert letters == rejected

@@ -141,4 +141,5 @@ def test_a_lower_frame_max_is_found_out_by_the_connection(shop: Shop) -> None:
     # Then its letter is reduced to what fits
     (letter,) = shop.dead_letters(1)
     assert letter.headers["shard_dead_reason"] == "failed: ValueError"
+    assert "shard_dead_dropped" in letter.headers
     assert shop.send("step", "a", 2).get(timeout=60) == 2

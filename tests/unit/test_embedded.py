@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery, _state
 from celery.contrib.testing.worker import TestWorkController, start_worker
+from celery.exceptions import Reject
 from celery.worker import state as worker_state
 from kombu import Connection
+from kombu.compression import encoders
+from kombu.serialization import loads
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.embedded.ring import shard_of
@@ -303,3 +307,35 @@ def test_a_key_goes_to_the_same_shard_in_every_version() -> None:
 
 
 SHARDS_OF_8 = [2, 7, 2, 2, 2, 5, 6, 4]
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_every_serializer_and_compression_runs_or_dies_as_it_was(group, pool):
+    # Given a worker that accepts all serializers
+    shop = Shop(group)
+    serializers = ("json", "pickle", "yaml", "msgpack")
+    shop.app.conf.accept_content = serializers
+
+    def refuse(key: str, number: int) -> None:
+        raise Reject("not wanted", requeue=False)
+
+    refused = shop.task(refuse, name="refuse")
+    with shop.worker(pool):
+        # When tasks of all serializers and compressions come
+        combinations = list(itertools.product(serializers, (None, *encoders())))
+        for number, (serializer, compression) in enumerate(combinations):
+            for task in (shop.step, refused):
+                task.apply_async((f"k{number}", number), serializer=serializer, compression=compression)
+        # Then they run
+        assert sorted(number for _, number in shop.wait_for(len(combinations))) == list(range(len(combinations)))
+        # and what is rejected is a dead letter that can be read as it was published
+        letters: list[int] = []
+
+        def take() -> bool:
+            while (letter := shop.dead_letter()) is not None:
+                (_, number), _, _ = loads(letter.body, letter.content_type, letter.content_encoding, force=True)
+                letters.append(number)
+            return len(letters) >= len(combinations)
+
+        assert wait_until(take, timeout_seconds=20), letters
+    assert sorted(letters) == list(range(len(combinations)))

@@ -386,3 +386,38 @@ class LanesMachine(RuleBasedStateMachine):
 
 LanesMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestLanesMachine = LanesMachine.TestCase
+
+
+@pytest.mark.parametrize("fails", ["start", "may_start"])
+def test_an_entry_that_cannot_be_started_is_handed_back_and_stops_no_other(fails):
+    # Given lanes in which one entry raises when it is to start
+    started, failed = [], []
+
+    def check(entry):
+        if entry.lane == "bad":
+            raise ValueError("odd")
+        return True
+
+    def start(entry):
+        if fails == "start":
+            check(entry)
+        started.append(entry)
+
+    lanes = Lanes(
+        start,
+        lambda: 1,
+        may_start=check if fails == "may_start" else None,
+        failed=lambda entry, exc: failed.append((entry, str(exc))),
+    )
+    # When it comes before others, the next of its lane among them
+    bad = lanes.admit("bad", "shard", 1)
+    good = lanes.admit("good", "shard", 2)
+    behind = lanes.admit("bad", "shard", 3)
+    # Then it is held in its place, and handed back; the other lane goes on
+    assert failed == [(bad, "odd")]
+    assert (bad.state, good.state, behind.state) == (State.HELD, State.RUNNING, State.WAITING)
+    # and when it is settled, its lane does
+    lanes.settle(good)
+    lanes.settle(bad)
+    assert failed[1:] == [(behind, "odd")]
+    assert not lanes.in_pool()
