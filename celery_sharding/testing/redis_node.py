@@ -79,11 +79,13 @@ class RedisNode(Node):
 
     def pause(self) -> None:
         """Let the node stand still, with its connections open (SIGSTOP)."""
-        self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let a paused node go on."""
-        self._signal(signal.SIGCONT)
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop the node, start it on the same port, and return when it answers."""

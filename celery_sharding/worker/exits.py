@@ -155,8 +155,7 @@ class Exit:
                 request.leave_by(runs.finish)
             else:
                 text = "nothing was reported" if error is None else describe(error)
-                request.leave_by(runs.bury, _UNKNOWN, text)
-                request.store_failure(f"{_UNKNOWN}: {text}")
+                runs.give_up(request, _UNKNOWN, text)
         except Exception:
             logger.exception("%s: it cannot be ended, and stays unacknowledged", self._name)
             runs.abandon(request)

@@ -56,12 +56,14 @@ class ShardRequestMixin:
         delivery: The message as its shard delivered it; None: it came from an ordinary queue.
         acknowledged: Celery's name: the message is settled, or was handed on to be.
         is_cut_off: Its process was killed since the worker's main thread was blocked (`watchdog`).
+        failed_starts: How often it could not be handed to the pool.
         has_left: This run was reported to `Runs`, or is an orphan that has ended: nothing of it is left to settle.
     """
 
     acknowledged: bool
     has_left = False
     is_cut_off = False
+    failed_starts = 0
     _killed = False
     _timed_out = False
     _is_elsewhere = False  # the broker has delivered it again

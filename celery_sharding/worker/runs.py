@@ -94,7 +94,13 @@ class Runs:
         self._starts_at_once = None if read is None else 1
         self.announcements = Announcements(log, self.lanes)
         self._submitter = Submitter(
-            submit, self.lanes, self.announcements, call_after=call_after, bucket_for=bucket_for, is_alive=is_alive
+            submit,
+            self.lanes,
+            self.announcements,
+            call_after=call_after,
+            bucket_for=bucket_for,
+            is_alive=is_alive,
+            give_up=self.give_up,
         )
         self.waits = Waits(self.lanes, call_after=call_after)
         self._judge = Judge(self, begin=self._submitter.begin, hold_for=self._submitter.hold_for)
@@ -199,9 +205,7 @@ class Runs:
         delivery.attempts = delivery.attempts or 1
         delivery.shard.count("lost")
         if delivery.attempts >= delivery.shard.group.max_attempts:
-            reason = f"lost {delivery.attempts} times"
-            self.bury(request, reason, error)
-            request.store_failure(f"{reason}: {error}")
+            self.give_up(request, f"lost {delivery.attempts} times", error)
             return
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
         logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
@@ -230,6 +234,11 @@ class Runs:
         entry = request.delivery.entry
         if entry is not None:
             self.lanes.hold(entry)
+
+    def give_up(self, request: Any, reason: str, error: str) -> None:
+        """Make a dead letter of a message of which nobody else will say what became of it."""
+        request.leave_by(self.bury, reason, error)
+        request.store_failure(f"{reason}: {error}")
 
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:
         """Store the message as a dead letter, then finish it; whoever asks has its state stored."""

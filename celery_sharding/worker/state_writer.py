@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -45,13 +45,17 @@ class StateWriter:
     Args:
         backend: Returns the result backend of the thread that asks.
         post: Runs a call where lanes may be moved.
+        is_green: The pool runs greenlets.
     """
 
-    def __init__(self, backend: Callable[[], Any], *, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, backend: Callable[[], Any], *, post: Callable[[Callable[[], None]], None], is_green: bool = False
+    ) -> None:
         self.backend = backend
         self._post = post
-        # Its `put` may be interrupted by a signal's handler that calls it, too: a cold shutdown does.
-        self._queue: SimpleQueue[_Telling | None] = SimpleQueue()
+        # Its `put` may be interrupted by a signal's handler that calls it, too: a cold shutdown does. Greenlets need
+        # the other: eventlet leaves this one as it is, which would block all of them.
+        self._queue: SimpleQueue[_Telling | None] | Queue[_Telling | None] = Queue() if is_green else SimpleQueue()
         self._current: _Telling | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None

@@ -87,7 +87,7 @@ class ShardsStep(bootsteps.StartStopStep):
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
         self._log = self._backing.open_log(post=calls.post, inline=pulse)
-        self._states = StateWriter(lambda: c.app.backend, post=calls.post)
+        self._states = StateWriter(lambda: c.app.backend, post=calls.post, is_green=getattr(c.pool, "is_green", False))
         guard_exits(c.pool, has_children=has_children)
         self._runs = Runs(
             submit=c.on_task_request,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -28,6 +30,11 @@ def step(key, number):
     with trace.run(key, number):
         pass
     return number
+
+
+@app.task(**sharded)
+def dies(key, number):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task(name="plain.ticking")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,41 @@ def test_a_time_limit_takes_effect_while_the_result_backend_does_not_answer(bloc
     redis.heal()
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=60)
+
+
+def test_what_the_main_process_tells_holds_nothing_up_while_the_result_backend_does_not_answer(
+    blocked: Shop, redis: FaultProxy
+) -> None:
+    # Given a worker whose result backend is out of reach behind a link, with runs of some keys
+    settings = json.dumps({"worker_lost_wait": 1})
+    worker = blocked.worker(
+        "-c", "8", SHOP_BACKEND=redis.url, SHOP_HEARTBEAT=HEARTBEAT, SHOP_MAX_ATTEMPTS="1", SHOP_SETTINGS=settings
+    )
+    terminated = blocked.send("ticking", "terminated", 1)
+    revoked = blocked.send("step", "terminated", 2)
+    assert blocked.trace.wait_for(1, kind="tick")
+    # When the backend answers no more, and runs are terminated, revoked and lost, and a message is nobody's
+    redis.blackhole()
+    control = blocked.app.control
+    assert control.revoke(revoked.id, reply=True, timeout=10)
+    assert control.revoke(terminated.id, terminate=True, signal="SIGKILL", reply=True, timeout=10)
+    lost = blocked.send("dies", "lost", 1)
+    unknown = blocked.send("nobody", "unknown", 1)
+    keys = ["terminated", "lost", "unknown"]
+    for key in keys:
+        blocked.send("step", key, 3)
+    # Then the next of each key runs, and the connection is kept
+    assert blocked.trace.wait_for(len(keys), timeout_seconds=60), blocked.trace.read()[-1]
+    assert "onnection to broker lost" not in worker.output
+    # And each is a dead letter but what had begun and was to be ended
+    letters = {letter.headers["id"] for letter in blocked.dead_letters(3)}
+    assert letters == {revoked.id, lost.id, unknown.id}
+    # And its state is stored when the backend answers again
+    redis.heal()
+    assert wait_until(
+        lambda: [result.state for result in (terminated, lost, unknown)] == ["REVOKED", "FAILURE", "FAILURE"],
+        timeout_seconds=60,
+    ), [result.state for result in (terminated, lost, unknown)]
 
 
 @pytest.mark.parametrize("how", ["blocked", "stopped"])
