@@ -127,10 +127,11 @@ def _call_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 
 def _check_carrier(task: Task, function: Callable[..., Any], options: Options) -> None:
     if getattr(task.run, "__deduplicate__", None) is not options:
+        name = getattr(function, "__qualname__", str(function))
         raise DeduplicationError(
-            f"{getattr(function, '__qualname__', function)} carries @deduplicate but is called inside the task {task.name} without being a "
-            f"task itself; its claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
-            f"{_right_order(getattr(function, '__name__', 'apply_event'))}",
+            f"{name} carries @deduplicate but is called inside the task {task.name} without being a task itself; its "
+            f"claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
+            f"{_right_order(name.rpartition('.')[2])}",
             task=task.name,
         )
 

@@ -178,6 +178,7 @@ class Runs:
         delivery: Delivery = request.delivery
         again = request.rebuild(retries=request.request_dict.get("retries", 0), wait=wait)
         entry = delivery.entry
+        self.waits.learn(wait)
         if entry is None or not self._hold(delivery, again, is_resting=wait.commit is None):
             return
         self.announcements.take_back(delivery)
