@@ -170,6 +170,10 @@ class StoreUnavailable(DeduplicationError):
     """The claim store did not answer; the task did not run unclaimed. `key`."""
 
 
+class StoreRefused(StoreUnavailable):
+    """The claim store answered, and refused: its user lacks a right, or it takes no writes. `key`."""
+
+
 class ClaimLost(DeduplicationError):
     """The claim lapsed and was taken over; this run's commit was refused. `key`."""
 

@@ -115,7 +115,8 @@ def _check_claims(app: Any) -> Iterator[Finding]:
         store = store_for(app, eager=bool(app.conf.task_always_eager))
         store.show(_PROBE)
     except NoUsableStore as exc:
-        yield Finding("error", "claims", exc.message, "set result_backend to one of these; workers will not start")
+        fix = "give it that right" if exc.facts.get("refused") else "set result_backend to one of these"
+        yield Finding("error", "claims", exc.message, f"{fix}; workers will not start")
         return
     except StoreUnavailable as exc:
         yield Finding("error", "claims", exc.message, "see that it is up; deduplicated tasks wait for it or fail")
@@ -127,7 +128,7 @@ def _check_claims(app: Any) -> Iterator[Finding]:
         yield Finding(
             "warning", "claims", f"claims are kept as well as it goes: {store.caveat}", "use another result backend"
         )
-    yield Finding("ok", "claims", f"{kind} keeps the claims of {len(tasks)} tasks, and answers")
+    yield Finding("ok", "claims", f"{kind} keeps the claims of {len(tasks)} tasks, and takes them")
     if kind == "Redis":
         yield from _check_redis(app)
 

@@ -53,7 +53,8 @@ def status(
     for how long the owner has it, or, without one, has not been heard. Exits with 1 if a group was never declared.
 
     With --check it exits with 1, too, if a shard is unowned and has work, or no worker is there at all, if a shard is
-    stuck or missing, if its lag is above --max-lag, or if a switch stands still. A paused shard is never wrong.
+    stuck or missing, if messages wait for a claim store that does not answer, if its lag is above --max-lag, or if a
+    switch stands still. A paused shard is never wrong.
 
     \b
     Examples:

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.owners import Owner, new_owner
 
 Clock = Callable[[], float]
 
@@ -108,8 +108,9 @@ class Shown:
 class Store(Protocol):
     """Where claims are kept. All methods are atomic, and safe from any thread and process.
 
-    All of them raise `StoreUnavailable` if the store did not answer (whether it acted is unknown then), and
-    `DamagedRecord` if the record cannot be read, or was written by a newer version of this library.
+    All of them raise `StoreUnavailable` if the store did not answer (whether it acted is unknown then), `StoreRefused`
+    if it said that it will not, and `DamagedRecord` if the record cannot be read, or was written by a newer version of
+    this library.
 
     Attributes:
         caveat: Why claims hold only as well as they can here, for whoever starts a worker; None if they hold.
@@ -157,6 +158,18 @@ class Store(Protocol):
         Returns:
             False: It is held, running or parked, and nothing changed. True also if there was no record.
         """
+
+    def check(self) -> None:
+        """Take every step of a claim with one that nobody wants, and leave nothing of it.
+
+        Raises:
+            StoreRefused: Claims cannot be written; the message names what is missing.
+        """
+        owner = new_owner("check")
+        key = f"celery-sharding:check:{owner.run_id}"
+        self.claim(key, owner=owner, lease_seconds=1.0, ttl_seconds=1.0)
+        self.renew(key, owner.run_id, lease_seconds=1.0)
+        self.commit(key, owner.run_id, result=b"", ttl_seconds=0.001)
 
     def purge(self) -> int:
         """Delete the records whose time to live is over, and return how many they were; 0 if they go by themselves."""

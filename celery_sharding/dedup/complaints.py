@@ -18,6 +18,12 @@ class Complaints:
         self._last: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
 
+    def forget(self) -> None:
+        """Say the next of each kind."""
+        with self._lock:
+            self._last.clear()
+            self._unsaid.clear()
+
     def say(self, kind: str, text: str, *args: object) -> None:
         """Log `text` as a warning, unless one of its kind was logged within a minute."""
         now = time.monotonic()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, overload
 
 from celery import current_task
 from celery.app.task import Task
@@ -26,19 +26,39 @@ from celery_sharding.errors import ConfigurationError, DeduplicationError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@overload
+def deduplicate(function: F, /) -> F: ...
+
+
+@overload
 def deduplicate(
-    key: KeyRule | None = None,
     *,
+    key: KeyRule | None = None,
     ttl_seconds: float = 86_400,
     lease_seconds: float = 60,
     on_running: Literal["wait", "retry", "skip"] = "wait",
     on_store_error: Literal["wait", "fail"] = "wait",
     remember_failures: bool = False,
     scope: str | None = None,
-) -> Callable[[F], F]:
-    """Let one run per key commit; give the others its result.
+) -> Callable[[F], F]: ...
+
+
+def deduplicate(
+    function: Any = None,
+    /,
+    *,
+    key: KeyRule | None = None,
+    ttl_seconds: float = 86_400,
+    lease_seconds: float = 60,
+    on_running: Literal["wait", "retry", "skip"] = "wait",
+    on_store_error: Literal["wait", "fail"] = "wait",
+    remember_failures: bool = False,
+    scope: str | None = None,
+) -> Any:
+    """Let one run per key commit; give the others its result. Without parentheses, with all options as they are.
 
     Args:
+        function: The body of the task, where the decorator stands without parentheses.
         key: The name of an argument, or a callable on the mapping of all arguments by name. None: the task id, which
             catches redelivered and re-sent messages of one call.
         ttl_seconds: How long the result is kept, and so for how long duplicates are found.
@@ -55,17 +75,16 @@ def deduplicate(
         ConfigurationError: An option is wrong, or the decorator stands above `@app.task`.
     """
     if inspect.isfunction(key) and not _takes_one_argument(key):
-        raise ConfigurationError(
-            f"@deduplicate: key={key.__qualname__} does not take the one mapping of arguments; if it is the task, "
-            "write @deduplicate() with parentheses"
-        )
+        raise ConfigurationError(f"@deduplicate: key={key.__qualname__} does not take the one mapping of arguments")
+    if isinstance(function, str) or getattr(function, "__name__", None) == "<lambda>":
+        raise ConfigurationError("@deduplicate: the key is given by its name: key=…")
     options = Options(key, ttl_seconds, lease_seconds, on_running, on_store_error, remember_failures, scope)
 
     def decorate(function: F) -> F:
         _check_order(function)
         return cast(F, _wrap(function, options))
 
-    return decorate
+    return decorate if function is None else decorate(function)
 
 
 def _wrap(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
@@ -108,10 +127,11 @@ def _call_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 
 def _check_carrier(task: Task, function: Callable[..., Any], options: Options) -> None:
     if getattr(task.run, "__deduplicate__", None) is not options:
+        name = getattr(function, "__qualname__", str(function))
         raise DeduplicationError(
-            f"{function.__qualname__} carries @deduplicate but is called inside the task {task.name} without being a "
-            f"task itself; its claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
-            f"{_right_order(function.__name__)}",
+            f"{name} carries @deduplicate but is called inside the task {task.name} without being a task itself; its "
+            f"claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
+            f"{_right_order(name.rpartition('.')[2])}",
             task=task.name,
         )
 

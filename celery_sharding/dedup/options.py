@@ -59,7 +59,7 @@ def check_key(options: Options, function: Callable[..., Any], signature: inspect
         ConfigurationError: It names no argument, or the callable does not take the mapping of arguments.
     """
     parameters = signature.parameters
-    where = f"@deduplicate on {function.__qualname__}"
+    where = f"@deduplicate on {getattr(function, '__qualname__', function)}"
     if isinstance(options.key, str):
         if options.key not in parameters:
             raise ConfigurationError(

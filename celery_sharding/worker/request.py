@@ -312,8 +312,9 @@ class ShardRequestMixin:
         """
         assert self.delivery is not None
         delivery, text = self.delivery, describe(exc)
-        is_wanted = not self._killed and not self._already_revoked
-        if is_wanted and waits_for_store(self.task) and is_of_backend(exc_info.tb):  # type: ignore[attr-defined]
+        task = self.task  # type: ignore[attr-defined]
+        is_wanted = not (self._killed or self._already_revoked)
+        if is_wanted and waits_for_store(task) and is_of_backend(exc_info.tb):
             delivery.untold_runs += 1
             if delivery.untold_runs < UNTOLD_RUNS_MAX:
                 self.acknowledged = True

@@ -70,6 +70,8 @@ class Runs:
         node: The worker's name.
         states: Tells what became of runs, where nothing waits for the result backend.
         read: Of a solo pool: reads what has come, and says whether that was anything; None for others.
+        apart: Of a pool of greenlets: calls a function in another one. The one that has just ended its run has its slot
+            until it is done, and would wait for it for ever if it started the next.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class Runs:
         node: str,
         states: StateWriter,
         read: Callable[[], bool] | None = None,
+        apart: Callable[..., Any] | None = None,
     ) -> None:
+        start = self._start if apart is None else partial(apart, self._start)
         self.lanes = Lanes(
-            self._start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start, self._bury_unstarted
+            start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start, self._bury_unstarted
         )
         self.turn = Turn(call_soon, self._pump, read)
         self._acks = None if call_soon is None or read is not None else Acks(call_after)
@@ -193,6 +197,7 @@ class Runs:
         delivery: Delivery = request.delivery
         again = request.rebuild(retries=request.request_dict.get("retries", 0), wait=wait)
         entry = delivery.entry
+        self.waits.learn(wait)
         if entry is None or not self._hold(delivery, again, is_resting=wait.commit is None):
             return
         self.announcements.take_back(delivery)

@@ -94,6 +94,7 @@ class ShardsStep(bootsteps.StartStopStep):
             call_after=calls.call_after,
             call_soon=c.hub.call_soon if c.hub and has_children else calls.call_next if has_turns else None,
             read=self._read if has_turns else None,
+            apart=c.pool.spawn_n if getattr(c.pool, "is_green", False) else None,
             bucket_for=self._bucket_for,
             is_alive=self._is_alive,
             slots=self._slots,

@@ -91,6 +91,12 @@ class Waits:
             self._keep(entry)
         return False
 
+    def learn(self, wait: WaitInLane) -> None:
+        """Take note of why a run will wait, before it gives its slot to another that would ask in vain, too."""
+        if wait.what == STORE:
+            with self._lock:
+                self._begin_outage(time.monotonic())
+
     def wait(self, entry: Entry, wait: WaitInLane) -> None:
         """Try a held entry again, when what it waits for may have come."""
         if wait.what == STORE:
@@ -154,11 +160,8 @@ class Waits:
     def _wait_for_store(self, entry: Entry, reason: str) -> None:
         with self._lock:
             now = time.monotonic()
-            if self._away_since is None:
-                self._away_since, self._away_from, self._tries = time.time(), now, 0
-                self._next_try = now + STORE_SECONDS_MIN
-                self._planned = 0.0
-            elif entry is self._asking:
+            self._begin_outage(now)
+            if entry is self._asking:
                 self._asking = None
                 self._next_try = now + min(STORE_SECONDS_MIN * 2 ** min(self._tries, 16), STORE_SECONDS_MAX)
                 self._planned = 0.0
@@ -166,6 +169,12 @@ class Waits:
             self._for_store[entry] = None
             self._plan(now)
             self._say(now)
+
+    def _begin_outage(self, now: float) -> None:
+        if self._away_since is None:
+            self._away_since, self._away_from, self._tries = time.time(), now, 0
+            self._next_try = now + STORE_SECONDS_MIN
+            self._planned = 0.0
 
     def _plan(self, now: float) -> None:
         # A timer is lost with the connection, so one whose time is over is planned anew.

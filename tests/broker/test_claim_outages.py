@@ -10,6 +10,8 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
+from celery_sharding.admin.dead_letters import list_dead
+from celery_sharding.admin.health import check_health
 from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.admin.status import GroupStatus, Snapshot
 from celery_sharding.testing.processes import wait_until
@@ -79,3 +81,75 @@ def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     # And the worker has said so in a few lines
     ours = [line for line in worker.output.splitlines() if "claim" in line or "lease" in line or "ignored" in line]
     assert 2 <= len(ours) <= 40, ours
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: RedisNode, pool: str) -> None:
+    # Given a store that is away, and tasks that rather fail than wait: one keeps results, the other does not
+    shop.env["SHOP_SETTINGS"] = "{}"
+    worker = shop.worker(*POOLS[pool])
+    assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
+    store.stop()
+    for number in range(3):
+        for task in ("strict", "strict_ignored"):
+            shop.send(task, f"{task}{number}", number, task_id=f"{shop.group}-{task}-{number}")
+    # When they have ended, in vain
+    assert wait_until(lambda: status(shop).dead_letters >= 3, timeout_seconds=120), worker.output[-3000:]
+    store.start()
+    # Then each is a dead letter, or has a state
+    told = {f"{shop.group}-{task}-{number}" for task in ("strict", "strict_ignored") for number in range(3)}
+
+    def accounted() -> set[str]:
+        dead = {str(letter.task_id) for letter in list_dead(shop.app.sharding.connect, shop.group, limit=100)}
+        states = {each for each in told if shop.app.AsyncResult(each).state == "FAILURE"}
+        return dead | states
+
+    assert wait_until(lambda: accounted() >= told, timeout_seconds=120), (accounted(), worker.output[-3000:])
+    assert wait_until(shop.has_nothing_left, timeout_seconds=60)
+    assert shop.trace.count() == 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_that_is_replaced_in_an_outage_hands_over_what_waits(shop: Shop, store: RedisNode, pool: str) -> None:
+    # Given a worker whose messages wait for the claim store, killed and restarted more often than a message may begin
+    worker = shop.worker(*POOLS[pool])
+    assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
+    store.stop()
+    for number in range(40):
+        shop.send("once", f"k{number % 8}", number, event=f"{shop.group}-{number}")
+    for _ in range(4):
+        assert wait_until(lambda: is_away_for(shop, 0.5), timeout_seconds=60), worker.output[-3000:]
+        worker.kill()
+        worker.start()
+    # And shut down warm, with ordinary work done beside the outage
+    assert wait_until(lambda: is_away_for(shop, 0.5), timeout_seconds=60)
+    assert worker.stop() == 0
+    worker.start()
+    # When the store is back
+    assert wait_until(lambda: is_away_for(shop, 0.5), timeout_seconds=60)
+    store.start()
+    # Then each ran once, in order, and none died of the waiting
+    assert shop.trace.wait_for(40, timeout_seconds=120), worker.output[-3000:]
+    assert wait_until(shop.has_nothing_left, timeout_seconds=60)
+    assert shop.verdict().is_clean, shop.verdict()
+    assert status(shop).dead_letters == 0
+
+
+def test_an_outage_is_shown_and_other_tasks_go_on(shop: Shop, store: RedisNode) -> None:
+    # Given a worker with one slot whose claim store is silent
+    shop.worker("-c", "1")
+    assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
+    store.pause()
+    for number in range(20):
+        shop.send("once", f"k{number}", number, event=f"{shop.group}-{number}")
+    assert wait_until(lambda: is_away_for(shop, 1), timeout_seconds=60)
+    # When a task without a claim comes, then it runs
+    shop.app.send_task("shop.step", kwargs={"key": "other", "number": 0}, shard_key="other")
+    assert wait_until(lambda: any(mark.key == "other" for mark in shop.trace.read()), timeout_seconds=60)
+    # And the outage is a problem, which says what waits
+    snapshot = look(shop)
+    assert any("claim store unreachable" in line for line in check_health(snapshot).problems)
+    assert sum(row.store_waiting for row in snapshot.groups[0].rows) > 0
+    store.resume()
+    assert shop.trace.wait_for(21, timeout_seconds=60)
+    assert wait_until(lambda: status(shop).store_away_since is None, timeout_seconds=60)

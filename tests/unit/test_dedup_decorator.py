@@ -15,6 +15,7 @@ from celery import Celery, Task, _state, chain, shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_sharding.dedup import current_claim, deduplicate
+from celery_sharding.dedup.attempt import complaints
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import check_tasks, is_deduplicated, store_for
@@ -32,6 +33,12 @@ from celery_sharding.errors import (
 
 class Temporary(Exception):
     """An error that a task raises to be retried."""
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_said() -> None:
+    """What is said once a minute is said in each test."""
+    complaints.forget()
 
 
 @pytest.fixture(autouse=True)
@@ -592,16 +599,64 @@ def test_the_wrong_order_of_decorators_is_refused_with_the_right_one(app: Celery
     assert not app.finalized
 
 
-def test_forgotten_parentheses_and_classes_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="parentheses"):
+@pytest.mark.parametrize("arguments", [(), (1,), (1, 2)], ids=["none", "one", "two"])
+@pytest.mark.parametrize("bind", [False, True], ids=["plain", "bound"])
+def test_without_parentheses_copies_of_one_call_run_once(app: Celery, bind: bool, arguments: tuple[int, ...]) -> None:
+    # Given a task with the bare decorator
+    runs = []
+
+    @deduplicate
+    def plain(*numbers: int) -> str:
+        runs.append(numbers)
+        return "ran"
+
+    @deduplicate
+    def bound(self: Any, *numbers: int) -> str:
+        runs.append(numbers)
+        return "ran"
+
+    task = app.task(bind=bind, shared=False)(bound if bind else plain)
+    # When one call comes twice
+    results = [task.apply_async(arguments, task_id="one").result for _ in range(2)]
+    # Then it ran once, under its own name
+    assert (results, runs) == (["ran", "ran"], [arguments])
+    assert task.name.endswith("bound" if bind else "plain")
+    assert is_deduplicated(task)
+
+
+def test_without_parentheses_a_method_and_an_object_that_is_called_serve(app: Celery) -> None:
+    runs: list[tuple[int, ...]] = []
+
+    class Sum(Task):  # type: ignore[type-arg]
+        name = "sum"
 
         @deduplicate
-        def task(first: int, second: int) -> None: ...
+        def run(self, first: int, second: int) -> int:
+            runs.append((first, second))
+            return first + second
 
-    with pytest.raises(ConfigurationError, match="def run"):
+    class Call:
+        def __call__(self, number: int) -> int:
+            runs.append((number,))
+            return number
 
-        @deduplicate()
-        class Broken: ...
+    task = app.register_task(Sum())
+    other = app.task(shared=False, name="call")(deduplicate(Call()))
+    assert [task.apply_async((1, 2), task_id="a").result for _ in range(2)] == [3, 3]
+    assert [other.apply_async((4,), task_id="b").result for _ in range(2)] == [4, 4]
+    assert runs == [(1, 2), (4,)]
+
+
+def test_what_stands_in_place_of_the_task_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="key=…"):
+        deduplicate(lambda arguments: arguments["event"])
+    with pytest.raises(ConfigurationError, match="key=…"):
+        deduplicate("event")  # type: ignore[type-var]
+    for decorate in (deduplicate, deduplicate()):
+        with pytest.raises(ConfigurationError, match="def run"):
+
+            @decorate
+            class Broken: ...
 
 
 def test_defining_a_task_does_not_look_for_the_backend() -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from celery_sharding.dedup.claims import Store
-from celery_sharding.dedup.stores.opening import SERVING, open_store
-from celery_sharding.errors import NoUsableStore, StoreUnavailable
+from celery_sharding.dedup.stores.opening import SERVING, open_store, without_password
+from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ def is_deduplicated(task: Any) -> bool:
 
 
 def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
-    """Refuse to start a worker whose deduplicated tasks would have no store.
+    """Refuse to start a worker whose deduplicated tasks would have no store, or one that takes no claims.
+
+    A store that does not answer is waited for by the tasks.
 
     Args:
         app: The Celery app, finalized.
@@ -64,6 +66,8 @@ def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
         store = store_for(app, eager=bool(app.conf.task_always_eager))
     except NoUsableStore as exc:
         raise _refusal(exc.message, tasks, exc.backend) from exc
+    except StoreRefused as exc:
+        raise _refused(exc, tasks, app) from exc
     except StoreUnavailable as exc:
         logger.warning("%s; deduplicated tasks will wait for it or fail, as they say", exc)
         return
@@ -72,11 +76,23 @@ def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
         raise _refusal(f"{name} is another memory in each child process. {SERVING}", tasks, name)
     if store.caveat is not None:
         logger.warning("@deduplicate of %s holds as well as it can: %s", ", ".join(tasks), store.caveat)
+    try:
+        store.check()
+    except StoreRefused as exc:
+        raise _refused(exc, tasks, app) from exc
+    except StoreUnavailable as exc:
+        logger.warning("%s; deduplicated tasks will wait for it or fail, as they say", exc)
 
 
-def _refusal(message: str, tasks: Iterable[str], backend: Any) -> NoUsableStore:
+def _refused(error: StoreRefused, tasks: Iterable[str], app: Any) -> NoUsableStore:
+    return _refusal(f"claims cannot be written: {error.message}", tasks, without_password(app), refused=True)
+
+
+def _refusal(message: str, tasks: Iterable[str], backend: Any, *, refused: bool = False) -> NoUsableStore:
     names = ", ".join(tasks)
-    return NoUsableStore(f"{message}. Deduplicated tasks of this worker: {names}", backend=backend, tasks=names)
+    return NoUsableStore(
+        f"{message}. Deduplicated tasks of this worker: {names}", backend=backend, tasks=names, refused=refused
+    )
 
 
 _ATTRIBUTE = "_celery_sharding_store"

@@ -36,7 +36,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown, Store
-from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.owners import Owner, new_owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
@@ -49,7 +49,7 @@ from celery_sharding.dedup.stores.schema import (
     records_table,
     statement_clock,
 )
-from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
+from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreRefused, StoreUnavailable
 
 __all__ = ["DatabaseStore", "claim_metadata", "claims_table", "open_engine"]
 
@@ -98,10 +98,17 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
 
 
 class DatabaseStore(Store):
-    """A `Store` in a database. Makes its table at the first use. Do not carry it across a fork."""
+    """A `Store` in a database. Makes its table at the first use. Do not carry it across a fork.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        schema: Where the table stands; None: where the database looks first.
+    """
+
+    def __init__(self, engine: Engine, *, schema: str | None = None) -> None:
+        if schema is not None:
+            engine = engine.execution_options(schema_translate_map={None: schema})
         self._engine = engine
+        self._schema = schema
         # PostgreSQL is asked twice as often for a transaction of one statement as for the statement alone.
         is_postgresql = engine.dialect.name == "postgresql"
         self._alone = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgresql else engine
@@ -189,6 +196,23 @@ class DatabaseStore(Store):
 
         return self._serve(key, step)
 
+    def check(self) -> None:
+        owner = new_owner("check")
+        key = f"celery-sharding:check:{owner.run_id}"
+
+        def step(connection: Connection) -> None:
+            first = claims.claimed(None, owner=owner, lease_seconds=1.0, ttl_seconds=1.0, now=read_clock(connection))
+            insert_if_absent(connection, _records, {"id": row_id(key), "key": row_key(key), **to_fields(first)})
+            connection.execute(_select(key).with_for_update())
+            _change(connection, key, owner.run_id, (claims.RUNNING,), {"state": claims.DONE})
+            connection.execute(delete(_records).where(_records.c.id == row_id(key)))
+
+        try:
+            self._serve(key, step)
+        finally:
+            # A worker checks before its pool forks, whose children have connections of their own.
+            self._engine.dispose()
+
     def purge(self) -> int:
         """Delete what has expired in batches, each a short transaction."""
 
@@ -231,6 +255,13 @@ class DatabaseStore(Store):
             with engine.begin() as connection:
                 return step(connection)
         except SQLAlchemyError as exc:
+            if is_refusal(exc):
+                raise StoreRefused(
+                    f"the database refused the claim {key!r}: {_first_line(exc)}. Let its user create the table "
+                    f"{self._table_name}, or create it and grant SELECT, INSERT, UPDATE and DELETE on it; "
+                    "database_table_schemas={'task': …} names another schema",
+                    key=key,
+                ) from exc
             raise StoreUnavailable(
                 f"the database did not serve the claim {key!r}: {type(exc).__name__}: {exc}", key=key
             ) from exc
@@ -245,9 +276,36 @@ class DatabaseStore(Store):
                     break
                 except SQLAlchemyError:
                     # Another process makes it in the same moment: look before, then create, is not one step.
-                    if attempt + 1 == _CREATE_ATTEMPTS and not inspect(self._engine).has_table(_records.name):
+                    if attempt + 1 == _CREATE_ATTEMPTS and not self._has_table():
                         raise
             self._is_made = True
+
+    def _has_table(self) -> bool:
+        return inspect(self._engine).has_table(_records.name, schema=self._schema)
+
+    @property
+    def _table_name(self) -> str:
+        return _records.name if self._schema is None else f"{self._schema}.{_records.name}"
+
+
+# What their drivers call a right that is missing, a login that is refused, and a database that takes no writes.
+_SQLSTATES = ("42501", "3F000", "25006", "28000", "28P01")
+_MYSQL_CODES = (1044, 1045, 1049, 1142, 1143, 1227, 1290, 1792, 1836)
+_REFUSALS = ("readonly database", "unable to open database file", "password authentication failed", "permission denied")
+
+
+def is_refusal(error: SQLAlchemyError) -> bool:
+    """Say whether the database answered, and will not let claims be written."""
+    found = getattr(error, "orig", None)
+    if found is None:
+        return False
+    state = getattr(found, "sqlstate", None) or getattr(found, "pgcode", None)
+    code = found.args[0] if found.args else None
+    return state in _SQLSTATES or code in _MYSQL_CODES or any(text in str(found) for text in _REFUSALS)
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _insert_at_once(connection: Connection, key: str, from_now: Record) -> int | None:

@@ -13,6 +13,7 @@ The clock is that of the machine. Not for network file systems, on which locks m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -24,7 +25,7 @@ from pathlib import Path
 from celery_sharding.dedup.claims import Clock
 from celery_sharding.dedup.stores.records import from_bytes, to_bytes
 from celery_sharding.dedup.stores.stepping import Step, SteppingStore, T
-from celery_sharding.errors import StoreUnavailable
+from celery_sharding.errors import StoreRefused, StoreUnavailable
 
 _LOCK, _NEW = "lock", "new"
 
@@ -46,7 +47,7 @@ class FilesystemStore(SteppingStore):
                     _replace(path, to_bytes(key, record), expires_at=record.expires_at)
                 return answer
         except OSError as exc:
-            raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
+            raise _failed(key, exc) from exc
 
     def discard(self, key: str) -> None:
         path = self.path_of(key)
@@ -54,7 +55,7 @@ class FilesystemStore(SteppingStore):
             with _locked(path.parent):
                 path.unlink(missing_ok=True)
         except OSError as exc:
-            raise StoreUnavailable(f"the files did not serve the claim {key!r}: {exc}", key=key) from exc
+            raise _failed(key, exc) from exc
 
     def purge(self) -> int:
         deleted = 0
@@ -79,6 +80,12 @@ class FilesystemStore(SteppingStore):
         with suppress(FileNotFoundError):
             return path.stat().st_mtime <= self._clock()
         return False
+
+
+def _failed(key: str, error: OSError) -> StoreUnavailable:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreRefused(f"the claim {key!r} may not be written: {error}; let the user write there", key=key)
+    return StoreUnavailable(f"the files did not serve the claim {key!r}: {error}", key=key)
 
 
 @contextmanager

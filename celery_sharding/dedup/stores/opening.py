@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from celery.exceptions import ImproperlyConfigured
 
 from celery_sharding.dedup.claims import Store
-from celery_sharding.errors import NoUsableStore, StoreUnavailable
+from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -66,7 +66,8 @@ def _in_database(app: Any, backend: Any) -> Store:
     callback = getattr(backend.session_manager, "engine_callback", None)
     if callback is not None:
         callback(engine)
-    return DatabaseStore(engine)
+    # Beside the results of tasks, where Celery is told to keep them.
+    return DatabaseStore(engine, schema=(app.conf.database_table_schemas or {}).get("task"))
 
 
 def _in_cache(app: Any, backend: Any) -> Store | None:
@@ -123,12 +124,24 @@ def _open_backend(app: Any) -> Any:
     except ImproperlyConfigured as exc:
         # A folder that is not there, a driver that is not installed.
         told = " ".join(str(exc).split()).rstrip(".")
-        url = _without_password(str(app.conf.result_backend))
+        url = without_password(app)
         raise NoUsableStore(f"the result backend {url!r} does not work: {told}. {SERVING}", backend=url) from exc
     except Exception as exc:
         # Some backends connect when they are made (databases create their tables), and each driver has errors of its
         # own.
-        raise StoreUnavailable(f"the result backend could not be opened: {type(exc).__name__}: {exc}") from exc
+        cls = StoreRefused if _is_refusal(exc) else StoreUnavailable
+        raise cls(f"the result backend could not be opened: {type(exc).__name__}: {exc}") from exc
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether a database refused Celery, which makes its tables when it opens its backend."""
+    if "sqlalchemy" not in sys.modules:
+        return False
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from celery_sharding.dedup.stores.database import is_refusal
+
+    return isinstance(error, SQLAlchemyError) and is_refusal(error)
 
 
 def _guarded(open_it: Callable[[], T]) -> T:
@@ -156,6 +169,11 @@ def _is_child_process() -> bool:
 def _prefix(app: Any) -> str:
     options = app.conf.get("result_backend_transport_options") or {}
     return options.get("global_keyprefix") or ""
+
+
+def without_password(app: Any) -> str:
+    """Return the URL of the result backend as it may be shown."""
+    return _without_password(str(app.conf.result_backend))
 
 
 def _without_password(url: str) -> str:

@@ -13,6 +13,7 @@ A failover that loses what the old primary had not replicated yet loses those cl
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,14 +21,21 @@ from hashlib import sha1
 from typing import Any
 
 from redis.client import NEVER_DECODE
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown, Store
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores import redis_scripts
-from celery_sharding.errors import DamagedRecord, StoreUnavailable
+from celery_sharding.errors import DamagedRecord, StoreRefused, StoreUnavailable
 
 
 class RedisStore(Store):
@@ -105,6 +113,14 @@ class RedisStore(Store):
             raise _damaged(key, reply[1].decode(errors="replace"))
         return bool(reply[0] == b"forgotten")
 
+    def check(self) -> None:
+        try:
+            super().check()
+        finally:
+            # A worker checks before its pool forks, whose children have connections of their own.
+            if self._keeper == threading.get_ident():
+                self._drop_kept()
+
     def _run(self, script: str, key: str, *arguments: str | bytes | int) -> Any:
         command: Sequence[Any] = (1, self._prefix + key, *arguments)
         try:
@@ -118,7 +134,9 @@ class RedisStore(Store):
         except ResponseError as exc:
             if "WRONGTYPE" in str(exc):
                 raise _damaged(key, "it is no hash") from exc
-            raise StoreUnavailable(f"Redis refused to serve the claim {key!r}: {exc}", key=key) from exc
+            raise _failed(key, exc) from exc
+        except AuthenticationError as exc:
+            raise _failed(key, exc) from exc
         except (RedisError, OSError) as exc:
             raise StoreUnavailable(f"Redis did not answer for the claim {key!r}: {exc}", key=key) from exc
 
@@ -200,6 +218,22 @@ def _micros(seconds: float) -> int:
 
 def _millis(seconds: float) -> int:
     return max(1, int(seconds * 1_000))
+
+
+def _failed(key: str, error: RedisError) -> StoreUnavailable:
+    text = str(error)
+    # Before Redis 7 the error of a command within a script is told in words only.
+    if isinstance(error, AuthenticationError | NoPermissionError | ReadOnlyError) or _REFUSAL.search(text):
+        return StoreRefused(
+            f"Redis refused the claim {key!r}: {text}. Its user needs +eval, +evalsha, +hset, +hmget, +hdel, +hstrlen, "
+            "+del, +exists, +type, +time, +pexpire and +pttl on keys that begin with celery-sharding:dedup: (behind "
+            "global_keyprefix), on a primary",
+            key=key,
+        )
+    return StoreUnavailable(f"Redis refused to serve the claim {key!r}: {text}", key=key)
+
+
+_REFUSAL = re.compile("NOPERM|READONLY|NOAUTH|WRONGPASS|no permissions|can't run this command|can't access", re.I)
 
 
 def _damaged(key: str, why: str) -> DamagedRecord:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown, Store
-from celery_sharding.dedup.owners import Owner
+from celery_sharding.dedup.owners import Owner, new_owner
 from celery_sharding.errors import DamagedRecord
 
 T = TypeVar("T")
@@ -28,6 +28,12 @@ class SteppingStore(Store, ABC):
 
         No other change of the key comes between its read and its write. `step` is pure and may be called repeatedly.
         """
+
+    def check(self) -> None:
+        owner = new_owner("check")
+        key = f"celery-sharding:check:{owner.run_id}"
+        self.claim(key, owner=owner, lease_seconds=1.0, ttl_seconds=1.0)
+        self.discard(key)
 
     @abstractmethod
     def discard(self, key: str) -> None:
