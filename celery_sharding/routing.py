@@ -104,8 +104,12 @@ class ShardRouter(Router):
         self, options: dict[str, Any], name: str, args: Any = (), kwargs: Any = None, task_type: Any = None
     ) -> dict[str, Any]:
         """Return the publish options of one call."""
-        given_key = options.pop("shard_key", None) if "shard_key" in options else _ABSENT
         rule = self._rules.rule_for(name, task_type)
+        stamps = frozenset(options.get("stamped_headers") or ())
+        if rule is not None:
+            _refuse_stamps(stamps, name)
+        # A stamp is an option, too, as Celery hands it on; one of an ordinary task may be called as it likes.
+        given_key = options.pop("shard_key") if "shard_key" in options and "shard_key" not in stamps else _ABSENT
         if rule is None:
             if given_key is not _ABSENT:
                 raise ShardKeyError(
@@ -163,6 +167,7 @@ _ABSENT = object()
 _is_ordinary_retry: ContextVar[bool] = ContextVar("is_ordinary_retry", default=False)
 _MARKS = (GROUP_HEADER, KEY_HEADER, SENT_AT_HEADER)
 _REPLACED = frozenset({"queue", "exchange", "exchange_type", "routing_key", "declare", "redelivered"})
+_PLACES = _REPLACED | {"shard_key", "priority", "headers"}
 
 
 def _without_marks(options: dict[str, Any]) -> dict[str, Any]:
@@ -189,6 +194,17 @@ def _refuse_place(options: dict[str, Any], name: str, rule: TaskRule) -> None:
                 task=name,
                 option=option,
             )
+
+
+def _refuse_stamps(stamps: frozenset[str], name: str) -> None:
+    """Refuse stamps that are called as what says where a message goes: they have taken its place among the options."""
+    for stamp in sorted(stamps & _PLACES):
+        raise UnsupportedOption(
+            f"task {name!r} is sharded and has a stamp named {stamp!r}, which takes the place of the option of that "
+            "name; name the stamp otherwise",
+            task=name,
+            option=stamp,
+        )
 
 
 @contextmanager

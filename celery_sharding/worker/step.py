@@ -18,6 +18,7 @@ cold shutdown first cancels, in a signal handler, what runs: from then on nothin
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,7 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
+        c.app.sharding.consumer_thread = threading.get_ident()
         if self._prefork is not None:
             self._prefork.prepare()
         call_with_pulse(c.connection, self._groups.prepare)
@@ -162,6 +164,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._record_all(5.0)
         self._groups.close()
         self._log.stop()
+        c.app.sharding.consumer_thread = None
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
