@@ -7,6 +7,7 @@ What is touched, all of it through public hooks:
     app.steps["consumer"]   the bootsteps that consume shards in a worker, and tell that it lives; loaded only there
     app.annotations         also put our checks in front of each task's `apply`, which is what runs in eager mode
     app.conf                shows our settings without their passwords
+    app.send_task           names what a result backend raises that Celery asks before it publishes a sharded task
     app.sharding            this object
 
 Nothing here reads the configuration, opens a connection or finalizes the app: all of it happens at the first publish,
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -33,7 +34,9 @@ from celery_sharding.backing import Backing, open_backing
 from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
 from celery_sharding.eager import check_eager_calls
 from celery_sharding.errors import ConfigurationError
+from celery_sharding.patience import patience_seconds
 from celery_sharding.publishing import WatchPublish, send_sharded
+from celery_sharding.result_backend import name_backend_errors
 from celery_sharding.routing import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
 
@@ -51,6 +54,7 @@ class Sharding:
 
     Attributes:
         watch_publish: For instrumentation; None: nobody watches what is published.
+        consumer_thread: The thread that consumes, in the main process of a worker; else None.
 
     Raises:
         ConfigurationError: Two groups have one name, or the app has a `Sharding` already.
@@ -63,6 +67,7 @@ class Sharding:
         read_settings({}, self._groups)
         self.app = app
         self.watch_publish: WatchPublish | None = None
+        self.consumer_thread: int | None = None
         self.rules = TaskRules(self)
         self._backing: Backing | None = None
         self._lock = threading.Lock()
@@ -73,6 +78,7 @@ class Sharding:
         app.steps["consumer"].update(STEPS)
         _replace_amqp(app, self._groups)
         check_eager_calls(app)
+        name_backend_errors(app, self.group_of)
 
     @cached_property
     def settings(self) -> Settings:
@@ -105,8 +111,17 @@ class Sharding:
 
     def is_sharded(self, task_name: str) -> bool:
         """Say whether the tasks of this name belong to a group."""
+        return self.group_of(task_name) is not None
+
+    def group_of(self, task_name: str) -> str | None:
+        """Return the group of the tasks of this name, None if they are not sharded."""
         # Like Celery's send_task, this must not finalize the app: `app.tasks` would.
-        return self.rules.rule_for(task_name, self.app._tasks.get(task_name)) is not None
+        rule = self.rules.rule_for(task_name, self.app._tasks.get(task_name))
+        return None if rule is None else rule.group.name
+
+    def patience_seconds(self, options: Mapping[str, Any]) -> float:
+        """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""
+        return patience_seconds(self.app.conf, options, consumer_thread=self.consumer_thread)
 
     def is_own_broker(self, connection: Any) -> bool:
         """Say whether a kombu connection leads to the app's broker; names of hosts are compared, not addresses."""

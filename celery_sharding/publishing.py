@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
-from kombu.compression import compress
+from kombu import Producer
+from kombu.connection import PooledConnection
 from kombu.exceptions import OperationalError
-from kombu.serialization import dumps
 
+from celery_sharding.connecting import FAREWELL_SECONDS, bound_waits
 from celery_sharding.errors import UnsupportedOption
 from celery_sharding.headers import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_marks
 from celery_sharding.routing import is_ordinary_retry
@@ -45,6 +47,9 @@ class Sender(Protocol):
     @property
     def watch_publish(self) -> WatchPublish | None:
         """Called before a sharded task is built; what it returns is called just before the message leaves."""
+
+    def patience_seconds(self, options: Mapping[str, Any]) -> float:
+        """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""
 
     def is_own_broker(self, connection: Any) -> bool:
         """Say whether a kombu connection leads to the app's broker."""
@@ -83,9 +88,17 @@ def send_sharded(
         options.pop(dropped, None)
     # Celery writes these over the message's own.
     options["headers"] = {**headers, SENT_AT_HEADER: time.time(), MESSAGE_ID_HEADER: new_message_id()}
+    publish = partial(sender.backing().publish, patience_seconds=sender.patience_seconds(options))
     options["retry"] = False
     note = None if sender.watch_publish is None else sender.watch_publish()
-    return stock(_ShardProducer(producer, group, sender.backing().publish, note), name, message, **options)
+    try:
+        return stock(_ShardProducer(producer, group, publish, note), name, message, **options)
+    except BaseException:
+        # Celery's pool closes the connection that it lent for a publish that failed, and waits without a limit for the
+        # broker's answer to that.
+        if isinstance(producer.__connection__, PooledConnection):
+            bound_waits(producer.connection, FAREWELL_SECONDS)
+        raise
 
 
 def refuse_router(task: str) -> UnsupportedOption:
@@ -115,8 +128,12 @@ def refuse_broker(task: str) -> UnsupportedOption:
     )
 
 
-class _ShardProducer:
-    """Stands in for the caller's producer: publishes the task itself, leaves events to the real one."""
+class _ShardProducer(Producer):
+    """Stands in for the caller's producer: publishes the task itself, leaves events to the real one.
+
+    A producer of kombu's, so that whoever wraps `Producer.publish` or `Producer._publish` to see what leaves, as
+    instrumentation does, sees this, too, and may add headers. What is other is the channel that it ends in.
+    """
 
     def __init__(
         self,
@@ -125,43 +142,63 @@ class _ShardProducer:
         publish: Callable[..., None],
         note: Callable[[str, str, str | None], None] | None,
     ) -> None:
+        super().__init__(None, auto_declare=False)  # type: ignore[no-untyped-call]
+        self.__connection__ = producer.connection
+        self._channel = _ShardChannel(group, publish, note)
         self._producer = producer
-        self._group = group
-        self._publish = publish
-        self._note = note
         self._exchange = Names(group).publish
 
-    def publish(self, body: Any, **options: Any) -> Any:
+    def publish(self, body: Any, **options: Any) -> Any:  # type: ignore[override]
         if options.get("exchange") != self._exchange:
             return self._publish_event(body, options)
-        headers = options["headers"]
-        content_type, content_encoding, payload = dumps(body, serializer=options.get("serializer"))
-        if options.get("compression"):
-            payload, headers["compression"] = compress(payload, options["compression"])
-        properties = {name: options[name] for name in _PROPERTIES if options.get(name) is not None}
-        task_id = headers.get("id") or properties.get("correlation_id")
-        if self._note is not None:
-            self._note(self._group, options["routing_key"], task_id)
-        self._publish(
-            self._group,
-            options["routing_key"],
-            payload if isinstance(payload, bytes) else payload.encode(),
-            content_type=content_type,
-            content_encoding=content_encoding,
-            headers=headers,
-            properties=properties,
-            task_id=task_id,
-            timeout_seconds=options.get("confirm_timeout") or options.get("timeout"),
-        )
-        return None
+        return super().publish(body, **options)  # type: ignore[no-untyped-call]
 
     def _publish_event(self, body: Any, options: dict[str, Any]) -> Any:
         """Send the task-sent event. The task is confirmed by now: the caller must not take it for lost."""
         try:
             return self._producer.publish(body, **options)
         except (OSError, AMQPError, OperationalError) as exc:
-            logger.warning("the task-sent event of a task of group %s was not sent: %s", self._group, exc)
+            logger.warning("the task-sent event of a task of group %s was not sent: %s", self._channel.group, exc)
             return None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._producer, name)
+
+class _ShardChannel:
+    """What `Producer._publish` needs of a channel."""
+
+    def __init__(
+        self, group: str, publish: Callable[..., None], note: Callable[[str, str, str | None], None] | None
+    ) -> None:
+        self.group = group
+        self._publish = publish
+        self._note = note
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: Any,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+    ) -> dict[str, Any]:
+        return {
+            "payload": body if isinstance(body, bytes) else body.encode(),
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+            "headers": headers,
+            "properties": {name: properties[name] for name in _PROPERTIES if properties.get(name) is not None},
+            "task_id": headers.get("id") or properties.get("correlation_id"),
+        }
+
+    def basic_publish(
+        self,
+        message: dict[str, Any],
+        *,
+        routing_key: str,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **_: Any,
+    ) -> None:
+        if self._note is not None:
+            self._note(self.group, routing_key, message["task_id"])
+        self._publish(self.group, routing_key, **message, timeout_seconds=confirm_timeout or timeout)

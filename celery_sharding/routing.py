@@ -110,8 +110,12 @@ class ShardRouter(Router):
         for option in options:
             if option.startswith("shard") and option not in _CALL_OPTIONS:
                 _refuse_call_option(option, options, name)
-        given_key = options.pop("shard_key", None) if "shard_key" in options else _ABSENT
         rule = self._rules.rule_for(name, task_type)
+        stamps = frozenset(options.get("stamped_headers") or ())
+        if rule is not None:
+            _refuse_stamps(stamps, name)
+        # A stamp is an option, too, as Celery hands it on; one of an ordinary task may be called as it likes.
+        given_key = options.pop("shard_key") if "shard_key" in options and "shard_key" not in stamps else _ABSENT
         if rule is None:
             if given_key is not _ABSENT:
                 raise ShardKeyError(
@@ -174,6 +178,7 @@ _CELERYS = frozenset(dir(CeleryTask))
 _MISSPELT = 0.8
 _is_ordinary_retry: ContextVar[bool] = ContextVar("is_ordinary_retry", default=False)
 _REPLACED = frozenset({"queue", "exchange", "exchange_type", "routing_key", "declare", "redelivered"})
+_PLACES = _REPLACED | {"shard_key", "priority", "headers"}
 
 
 def _refuse_misspelt(name: str, task: Any | None) -> None:
@@ -244,6 +249,17 @@ def refuse_retry(task: str, option: str) -> UnsupportedOption:
         task=task,
         option=option,
     )
+
+
+def _refuse_stamps(stamps: frozenset[str], name: str) -> None:
+    """Refuse stamps that are called as what says where a message goes: they have taken its place among the options."""
+    for stamp in sorted(stamps & _PLACES):
+        raise UnsupportedOption(
+            f"task {name!r} is sharded and has a stamp named {stamp!r}, which takes the place of the option of that "
+            "name; name the stamp otherwise",
+            task=name,
+            option=stamp,
+        )
 
 
 @contextmanager

@@ -60,6 +60,7 @@ class EmbeddedBacking:
         properties: dict[str, Any],
         task_id: str | None,
         timeout_seconds: float | None = None,
+        patience_seconds: float = 0.0,
     ) -> None:
         """Publish one message and return when it is stored.
 
@@ -75,7 +76,7 @@ class EmbeddedBacking:
                 exchange=Names(group).publish,
                 routing_key=key,
                 arranged=settings.group(group, needed_by="a published task"),
-                timeout_seconds=timeout_seconds or settings.publish_timeout_seconds,
+                timeout_seconds=max(timeout_seconds or settings.publish_timeout_seconds, patience_seconds),
                 content_type=content_type,
                 content_encoding=content_encoding,
                 headers=headers,

@@ -19,6 +19,7 @@ cold shutdown first cancels, in a signal handler, what runs: from then on nothin
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,7 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
+        c.app.sharding.consumer_thread = threading.get_ident()
         if self._prefork is not None:
             self._prefork.prepare()
         try:
@@ -200,6 +202,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._groups.close()
         self._log.stop()
         self._states.stop(_STATES_SECONDS)
+        c.app.sharding.consumer_thread = None
 
     def info(self, c: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""

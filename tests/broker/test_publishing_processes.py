@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from amqp import Message
 from kombu import Connection
 
+from celery_sharding.testing import FaultProxy
 from celery_sharding.topology import Names
 
 pytestmark = pytest.mark.timeout(90)
@@ -205,3 +207,17 @@ def test_a_program_may_end_right_after_a_publish(broker_url: str, group_name: st
     run('step.delay("a", 1)\nos._exit(0)\n', broker_url, group_name)
 
     assert stored(broker_url, group_name) == [("a", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize("library", ["none", "gevent", "eventlet"])
+def test_a_publisher_keeps_its_connection_whatever_replaces_pythons_sockets(
+    group_name: str, broker_url: str, library: str
+) -> None:
+    # Given a group that is there
+    command = [sys.executable, str(Path(__file__).parent / "patched_publisher.py"), library]
+    subprocess.run([*command, broker_url, group_name, "1"], check=True, timeout=60)
+    # When a process publishes many messages
+    with FaultProxy(broker_url) as proxy:
+        subprocess.run([*command, proxy.url, group_name, "50"], check=True, timeout=60)
+        # Then all went over one connection
+        assert proxy.taken_connections == 1

@@ -1,0 +1,71 @@
+"""Naming the errors of a result backend that Celery asks before it publishes.
+
+With some backends (Redis, RPC) Celery subscribes to a task's result before it sends the task: read of 5.7.0, where
+`Celery.send_task` calls `on_task_call` of the backend. If that fails, nothing was published, and the caller gets an
+error of the backend's own, which looks like any other. For a sharded task it becomes `BackendUnavailable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.utils import uuid
+
+from celery_sharding.errors import BackendUnavailable, ShardingError
+
+_ASKING = "on_task_call"
+
+
+def name_backend_errors(app: Celery, group_of: Callable[[str], str | None]) -> None:
+    """Put the naming in front of the app's `send_task`, through which all publishes of tasks go.
+
+    Args:
+        group_of: Returns the group of a task's name, None if it is not sharded.
+    """
+
+    def send_task(
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: Any = None,
+        eta: Any = None,
+        task_id: str | None = None,
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        stock = type(app).send_task  # now, since it may be wrapped by others
+        group = group_of(name)
+        if group is None:
+            return stock(app, name, args, kwargs, countdown, eta, task_id, *more, **options)
+        task_id = task_id or uuid()  # so that an error can name it
+        try:
+            return stock(app, name, args, kwargs, countdown, eta, task_id, *more, **options)
+        except ShardingError:
+            raise
+        except Exception as exc:
+            if not _was_asking(exc):
+                raise
+            raise BackendUnavailable(
+                f"task {name}[{task_id}] of group {group!r} was not sent: the result backend, which Celery asks before "
+                f"it publishes, failed with {type(exc).__name__} ({_line(exc)}); check result_backend, or set "
+                "ignore_result=True where nobody reads the result",
+                task_id=task_id,
+                group=group,
+            ) from exc
+
+    app.send_task = send_task
+
+
+def _was_asking(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == _ASKING:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
