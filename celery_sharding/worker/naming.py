@@ -96,8 +96,9 @@ def _describe_holder(consumer: Any) -> str:
     found = replies.get(name)
     if not isinstance(found, dict) or "pid" not in found:
         return (
-            f"a connection to the broker{_find_address(consumer)} has the name {name} of this worker, but nobody answers: "
-            "that of a worker that is gone, which the broker ends after two to three heartbeats, or of one that is busy"
+            f"a connection to the broker{_find_address(consumer)} has the name {name} of this worker, but nobody "
+            "answers: that of a worker that is gone, which the broker ends after two to three heartbeats, or of one "
+            "that is busy"
         )
     where = f" on {found[_HOST]}" if _HOST in found else ""
     return f"another worker is called {name} as well: process {found['pid']}{where}"
