@@ -117,7 +117,6 @@ class Settings:
     and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an acknowledgement.
     `management_url` is that of the broker's management API, None if it is not used; it may hold a password.
     `heartbeat_file` is what a worker keeps fresh while it lives, a path with Celery's `%n` and so on; None for no file.
-    `doubts` is what may be a mistake, though it could be meant: to be said once.
     """
 
     groups: Mapping[str, ShardGroup] = field(default_factory=dict)
@@ -127,7 +126,6 @@ class Settings:
     consumer_timeout_seconds: float = 1_800.0
     management_url: str | None = field(default=None, repr=False)
     heartbeat_file: str | None = None
-    doubts: tuple[str, ...] = ()
 
     def group(self, name: str, *, needed_by: str) -> ShardGroup:
         """Return the group called `name`.
@@ -156,7 +154,7 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
     Raises:
         ConfigurationError: Anything is wrong; the message says which setting, and the nearest right name.
     """
-    doubts = _check_names(conf)
+    check_names(conf)
     found: dict[str, ShardGroup] = {}
     for group in groups:
         if not isinstance(group, ShardGroup):
@@ -183,13 +181,40 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
         )
     }
     return Settings(
-        found,
-        routes,
-        **limits,
-        management_url=_read_management_url(conf),
-        heartbeat_file=_read_heartbeat_file(conf),
-        doubts=doubts,
+        found, routes, **limits, management_url=_read_management_url(conf), heartbeat_file=_read_heartbeat_file(conf)
     )
+
+
+def check_names(conf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is said of names that look like settings of ours, but stand outside the app's namespace.
+
+    Under a namespace Celery reads a setting from `CELERY_SHARDING_GROUPS` or from `sharding_groups`, and without one
+    from the latter only. What is written in capitals elsewhere may belong to somebody else.
+
+    Raises:
+        ConfigurationError: A setting of ours is misspelt, or written so that it is never read.
+    """
+    conf.get(SETTINGS[0])  # Celery's, as long as nobody has read it, knows neither its names nor its prefix
+    prefix = getattr(conf, "prefix", None) or ""
+    doubts = []
+    for name in _given_names(conf):
+        stem = name.lower().removeprefix(prefix.lower()).removeprefix("celery_")
+        is_ours = name == name.lower() or stem != name.lower()
+        near = _nearest(stem, cutoff=0.6 if is_ours and stem.startswith(_PREFIX) else _MISSPELT)
+        if near is None and not (is_ours and stem.startswith(_PREFIX)):
+            continue
+        right = near if near is None or not prefix else _like(prefix + near, prefix)
+        if near is not None and name in (near, right):
+            continue
+        if not is_ours and (near in conf or right in conf):
+            continue  # another's, beside ours
+        hint = f"; those of sharding are {', '.join(SETTINGS)}" if right is None else f" (did you mean {right!r}?)"
+        where = f"; the settings of this app begin with {prefix}" if prefix and not is_ours else ""
+        text = f"the setting {name!r} is unknown and has no effect{hint}{where}"
+        if is_ours:
+            raise ConfigurationError(text)
+        doubts.append(text)
+    return tuple(doubts)
 
 
 def parse_shard(text: str, settings: Settings) -> tuple[ShardGroup, int | None] | None:
@@ -251,38 +276,6 @@ def suggest(name: object, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to `name`, else ""."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _check_names(conf: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is said of names that look like settings of ours, but stand outside the app's namespace.
-
-    Under a namespace Celery reads a setting from `CELERY_SHARDING_GROUPS` or from `sharding_groups`, and without one
-    from the latter only. What is written in capitals elsewhere may belong to somebody else.
-
-    Raises:
-        ConfigurationError: A setting of ours is misspelt, or written so that it is never read.
-    """
-    conf.get(SETTINGS[0])  # Celery's, as long as nobody has read it, knows neither its names nor its prefix
-    prefix = getattr(conf, "prefix", None) or ""
-    doubts = []
-    for name in _given_names(conf):
-        stem = name.lower().removeprefix(prefix.lower()).removeprefix("celery_")
-        is_ours = name == name.lower() or stem != name.lower()
-        near = _nearest(stem, cutoff=0.6 if is_ours and stem.startswith(_PREFIX) else _MISSPELT)
-        if near is None and not (is_ours and stem.startswith(_PREFIX)):
-            continue
-        right = near if near is None or not prefix else _like(prefix + near, prefix)
-        if near is not None and name in (near, right):
-            continue
-        if not is_ours and near in conf:
-            continue  # another's, beside ours
-        hint = f"; those of sharding are {', '.join(SETTINGS)}" if right is None else f" (did you mean {right!r}?)"
-        where = f"; the settings of this app begin with {prefix}" if prefix and not is_ours else ""
-        text = f"the setting {name!r} is unknown and has no effect{hint}{where}"
-        if is_ours:
-            raise ConfigurationError(text)
-        doubts.append(text)
-    return tuple(doubts)
 
 
 def _given_names(conf: Any) -> list[str]:

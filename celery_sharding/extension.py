@@ -31,7 +31,7 @@ from kombu.utils.objects import cached_property as amqp_property
 
 from celery_sharding.app_settings import mask_settings
 from celery_sharding.backing import Backing, open_backing
-from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
+from celery_sharding.config import Settings, ShardGroup, check_names, read_settings, suggest
 from celery_sharding.eager import check_eager_calls
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.patience import patience_seconds
@@ -88,6 +88,11 @@ class Sharding:
             ConfigurationError: It is wrong; the message says where.
         """
         return read_settings(self.app.conf, self._groups)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What may be a mistake in the settings, though it could be meant."""
+        return check_names(self.app.conf)
 
     def _mask_settings(self, source: Any, **_: Any) -> None:
         mask_settings(source)
@@ -149,7 +154,7 @@ class Sharding:
             doubts += self.find_idle_routes(self.selection())
         if not self._has_told_doubts:
             self._has_told_doubts = True
-            doubts += self.settings.doubts
+            doubts += self.doubts
         for doubt in doubts:
             logger.warning("%s", doubt)
 

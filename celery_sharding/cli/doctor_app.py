@@ -69,7 +69,7 @@ def _check_settings(app: Any, settings: Settings) -> Iterator[Finding]:
 
 
 def _check_names(sharding: Sharding) -> Iterator[Finding]:
-    for doubt in sharding.settings.doubts:
+    for doubt in sharding.doubts:
         yield Finding(
             "warning", "settings", doubt, "put the name right, or ignore this if it is not meant for sharding"
         )

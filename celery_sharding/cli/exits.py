@@ -47,17 +47,27 @@ class Unreachable(click.ClickException):
 
 
 class Verbs(click.Group):
-    """Verbs that end with a line on stderr, too, if what they print cannot be written."""
+    """Verbs that end with a line on stderr, too, if what they print, their help included, cannot be written."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _written():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _written():
             return super().invoke(ctx)
-        except OSError as exc:
-            if exc.errno not in _UNWRITABLE:
-                raise
-            # What is left of it would be written, and fail, once more when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise Unhealthy(f"the output cannot be written: {exc.strerror}") from exc
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _UNWRITABLE:
+            raise
+        # What is left of it would be written, and fail, once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Unhealthy(f"the output cannot be written: {exc.strerror}") from exc
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def _with_groups(
             return {"ok": f"{reply['ok']}; {near}"} if near and "ok" in reply else reply
         group, index = found
         try:
-            return {"ok": act(groups, group.name, index, bool(state.get(_BY_NAME)))}
+            return {"ok": act(groups, group.name, index, getattr(state, _BY_NAME, False))}
         except UnknownShard as exc:
             return {"error": str(exc)}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections import ChainMap
+from typing import Any
 
 import pytest
 
 from celery_sharding import ShardGroup, errors
-from celery_sharding.config import Settings, check_shard, parse_shard, read_settings
+from celery_sharding.config import Settings, check_names, check_shard, parse_shard, read_settings
 from celery_sharding.errors import ConfigurationError, ShardingError, UnknownGroup, UnknownShard
 
 ORDERS = ShardGroup("orders", shards=8)
@@ -155,3 +158,67 @@ def test_a_fact_that_an_error_does_not_have_is_an_ordinary_attribute_error() -> 
     error = ConfigurationError("wrong", group="orders")
     assert not hasattr(error, "index")
     assert not hasattr(ShardingError.__new__(ShardingError), "group")
+
+
+class Conf(ChainMap[str, Any]):
+    """Settings as Celery has them: what was given, the defaults, and the namespace."""
+
+    def __init__(self, given: dict[str, Any], prefix: str | None = None) -> None:
+        super().__init__(given, {"broker_url": None})
+        self.prefix = prefix
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "right"),
+    [
+        ("sharding_route", None, "sharding_routes"),
+        ("sharding_group", None, "sharding_groups"),
+        ("shard_groups", None, "sharding_groups"),
+        ("shard_routes", None, "sharding_routes"),
+        ("sharidng_groups", None, "sharding_groups"),
+        ("sharding_heartbeat_second", None, "sharding_heartbeat_seconds"),
+        ("CELERY_SHARDING_GROUPS", None, "sharding_groups"),
+        ("CELERY_SHARDING_ROUTE", "CELERY_", "CELERY_SHARDING_ROUTES"),
+        ("celery_sharding_group", "celery_", "celery_sharding_groups"),
+        ("sharding_route", "CELERY_", "CELERY_SHARDING_ROUTES"),
+    ],
+)
+def test_a_misspelt_setting_is_an_error_that_names_the_right_one(name: str, prefix: str | None, right: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{name!r} is unknown and has no effect .*did you mean {right!r}"):
+        read_settings(Conf({name: {"orders": {"shards": 1}}}, prefix))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "right"),
+    [
+        ("SHARDING_GROUPS", None, "sharding_groups"),
+        ("SHARDING_GROUPS", "CELERY_", "CELERY_SHARDING_GROUPS"),
+        ("SHARDING_ROUTES", "CELERY_", "CELERY_SHARDING_ROUTES"),
+        ("SHARDING_ROUTE", "CELERY_", "CELERY_SHARDING_ROUTES"),
+        ("SHARD_GROUPS", "CELERY_", "CELERY_SHARDING_GROUPS"),
+    ],
+)
+def test_a_setting_outside_its_namespace_is_a_doubt(name: str, prefix: str | None, right: str) -> None:
+    # It may be another library's, so it is no error
+    [doubt] = check_names(Conf({name: {"orders": {"shards": 1}}}, prefix))
+    assert doubt.startswith(f"the setting {name!r} is unknown and has no effect (did you mean {right!r}?)")
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [
+        ({"sharding_groups": {}, "shard_count": 3, "SHARDING_DATABASES": 2, "sharding_key_of": len}, None),
+        ({"CELERY_SHARDING_GROUPS": {}, "SHARDING_GROUPS": {}, "SHARDING_FOO": 1}, "CELERY_"),
+        ({"sharding_groups": {}, "DATABASES": {}}, "CELERY_"),
+    ],
+)
+def test_right_names_and_those_of_others_are_no_doubts(given: dict[str, Any], prefix: str | None) -> None:
+    assert check_names(Conf(given, prefix)) == ()
+
+
+@pytest.mark.parametrize("value", ["amqp://me:hunter2@host", ["http://me:hun/ter2@host"], {"a": "x://me:hunt@er2@h"}])
+@pytest.mark.parametrize("name", ["sharding_groups", "sharding_routes", "sharding_heartbeat_seconds"])
+def test_an_error_shows_no_password_that_got_into_the_wrong_setting(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({name: value if name == "sharding_heartbeat_seconds" else {"a": value}})
+    assert not re.search("hun|er2", str(caught.value))

@@ -22,13 +22,15 @@ class Groups:
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int | None]] = []
 
-    def cancel_shards(self, group: str, index: int | None) -> None:
+    def cancel_shards(self, group: str, index: int | None) -> bool:
         self.told.append(("cancel", group, index))
+        return True
 
-    def add_shards(self, group: str, index: int | None) -> None:
+    def add_shards(self, group: str, index: int | None, *, by_name: bool) -> frozenset[int] | None:
         if index is not None and index > 7:
             raise UnknownShard(f"there is no {group}.{index:03d}")
         self.told.append(("add", group, index))
+        return None if index is None else frozenset({index})
 
 
 class Consumer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 from celery import Celery
 from kombu import Queue
@@ -71,13 +69,45 @@ def test_a_shard_that_the_group_does_not_have_is_an_error(name: str) -> None:
             consume(make_app(), **{option: [name]})
 
 
-def test_a_near_miss_of_a_group_is_an_ordinary_queue_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert consume(make_app(), ["order"]) == ({}, ["order"])
-        assert consume(make_app(), ["something-else"]) == ({}, ["something-else"])
-    assert [record.getMessage() for record in caplog.records] == [
-        "-Q order names no shard group and is taken for an ordinary queue (did you mean 'orders'?)"
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("order", "orders"),
+        ("ordres", "orders"),
+        ("Orders", "orders"),
+        ("ORDERS", "orders"),
+        ("order.003", "orders.003"),
+        ("orders-003", "orders.003"),
+        ("orders:3", "orders.003"),
+        ("order/3", "orders.003"),
+        ("orders.", "orders"),
+        ("mails", "mail"),
+    ],
+)
+def test_a_near_miss_of_a_group_or_shard_is_an_ordinary_queue_and_a_doubt(option, name, meant) -> None:
+    # Given a worker, when -Q or -X has a name that is nearly a group's
+    app = make_app()
+    selected = consume(app, **{option: [name]})
+    # Then it keeps Celery's meaning, and there is something to be said when the worker has a log
+    assert selected == (({}, [name]) if option == "include" else (ALL, ["celery"]))
+    flag = "-Q" if option == "include" else "-X"
+    assert app.amqp.queues.doubts == [
+        f"{flag} {name} names no shard group and is taken for an ordinary queue (did you mean {meant!r}?)"
     ]
+
+
+@pytest.mark.parametrize("name", ["something-else", "celery", "fast", "003"])
+def test_other_names_are_no_doubts(name: str) -> None:
+    app = make_app()
+    consume(app, [name])
+    assert app.amqp.queues.doubts == []
+
+
+def test_a_near_miss_is_told_where_celery_refuses_unknown_queues() -> None:
+    app = make_app(task_create_missing_queues=False, task_queues=[Queue("celery")])
+    with pytest.raises(KeyError, match="did you mean 'orders'"):
+        consume(app, ["ordres"])
 
 
 def test_groups_are_consumed_though_the_app_makes_no_queues() -> None:
