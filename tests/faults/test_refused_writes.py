@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from celery_sharding.testing.processes import wait_until
 pytestmark = pytest.mark.timeout(240)
 
 POOLS = {"prefork": ("-c", "2"), "threads": ("-P", "threads", "-c", "4"), "solo": ("-P", "solo")}
-SMALL_FRAMES = {"broker_transport_options": {"frame_max": 4_096}}
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -133,12 +132,21 @@ def test_a_retry_that_cannot_be_recorded_is_a_dead_letter(
     assert [result.get(timeout=60) for result in after] == [3, 3]
 
 
-def test_a_lower_frame_max_is_found_out_by_the_connection(shop: Shop) -> None:
-    # Given a worker whose connection agreed on small frames
-    shop.worker("-c", "2", SHOP_ON_FAILURE="dead-letter", SHOP_SETTINGS=json.dumps(SMALL_FRAMES))
+@pytest.fixture
+def small_frames(rabbitmqctl: Callable[..., str]) -> Iterator[None]:
+    """Let the broker agree on frames of 4 kB with whoever connects now."""
+    rabbitmqctl("eval", "application:set_env(rabbit, frame_max, 4096).")
+    yield
+    rabbitmqctl("eval", "application:set_env(rabbit, frame_max, 131072).")
+
+
+@pytest.mark.usefixtures("small_frames")
+def test_a_broker_of_small_frames_gets_reduced_letters(shop: Shop) -> None:
+    # Given a worker whose connections agreed on small frames
+    shop.worker("-c", "2", SHOP_ON_FAILURE="dead-letter")
     # When a task fails with a text that fits none of them
     shop.send("shout", "a", 1, characters=140_000)
-    # Then its letter is reduced to what fits
+    # Then its letter is reduced to what fits, and its key goes on
     (letter,) = shop.dead_letters(1)
     assert letter.headers["shard_dead_reason"] == "failed: ValueError"
     assert "shard_dead_dropped" in letter.headers
