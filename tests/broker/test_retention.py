@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import amqp
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.admin.history import read_history
 from celery_sharding.admin.pausing import pause
 from celery_sharding.admin.switch import ensure_group
-from celery_sharding.admin.watcher import Watcher
 from celery_sharding.errors import LogError
 from celery_sharding.manifest import load
-from celery_sharding.retention import EVERY_MAX
-from celery_sharding.streams import encode, read_records
+from celery_sharding.retention import EVERY_MAX, Reading
+from celery_sharding.streams import decode, encode, read_records
+from celery_sharding.tail import Tail
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel, queue_exists
 
@@ -106,33 +105,31 @@ def test_a_manifest_that_lost_its_layout_is_an_error_and_the_group_is_not_made_a
     assert not queue_exists(connection, names.limbo(3))
 
 
-def test_a_worker_and_a_watcher_that_miss_records_go_on(
-    shop: Shop, connect, connection: Connection, names: Names
-) -> None:
-    # Given a worker, and a watcher, on a group
-    worker = shop.worker("-c", "2")
-    shop.send("step", "a", 1)
-    assert shop.trace.wait_for(1)
-    watcher = Watcher(connect, [shop.group])
-    watcher.start()
-    try:
-        assert wait_until(lambda: watcher.view.snapshot is not None, timeout_seconds=30)
-        # When the worker stands still, is sent as much as it can be, and what it was to read then goes: a pause, too
-        worker.signal(signal.SIGSTOP)
-        make_snapshot(connection, names)
-        make_snapshot(connection, names)
-        append_all(connection, names.manifest, LARGE, 10)
-        pause(connect, ShardGroup(shop.group, 4), None, by="test")
-        push_out(connection, names)
-        worker.signal(signal.SIGCONT)
-        # Then both know it
-        assert wait_until(lambda: worker.output.count("given up") >= 4, timeout_seconds=60), worker.output
-        assert wait_until(
-            lambda: (seen := watcher.view.snapshot) is not None and seen.groups[0].paused, timeout_seconds=60
-        ), watcher.view
-    finally:
-        worker.signal(signal.SIGCONT)
-        watcher.stop()
+def test_who_tails_from_a_record_that_is_gone_goes_on_from_a_snapshot(connect, connection, group, names) -> None:
+    # Given a layout that was read long ago
+    layout = load(connection, names)
+    pause(connect, group, 1, by="test")
+    push_out(connection, names)
+    # When the manifest is tailed from there
+    reading, missed = Reading(layout), []
+
+    def note(body: bytes, offset: int) -> None:
+        reading.note(offset, decode(body, stream=names.manifest, offset=offset))
+        missed.append(reading.misses)
+
+    Tail(connection, names.manifest, layout.through + 1, note)
+    wanted = load(connection, names)
+    assert wait_until(lambda: drain(connection) or reading.layout.through >= wanted.through, timeout_seconds=60)
+    # Then it knows that it missed something, until it does not any more
+    assert missed[0] is not None
+    assert reading.misses is None
+    assert reading.layout == wanted
+    assert reading.layout.paused == {1}
+
+
+def drain(connection: Connection) -> None:
+    with contextlib.suppress(TimeoutError):
+        connection.drain_events(timeout=1)
 
 
 @pytest.mark.parametrize("segment_bytes", [1_000_000, 8_000_000], ids=["attempts", "journal"])
