@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,7 +27,8 @@ from celery_sharding.routing import ordinary_retry, refuse_retry
 class InPlaceRetry(Retry):
     """Asks the worker to run the message again.
 
-    `body` is (args, kwargs), `time_limits` (hard, soft; seconds or None), if the retry changed them.
+    `body` is (args, kwargs), `time_limits` (hard, soft; seconds or None), if the retry changed them. A countdown counts
+    from `asked_at`, by the clock that all processes of a machine share: not from when the worker hears of it.
     """
 
     def __init__(
@@ -36,20 +38,22 @@ class InPlaceRetry(Retry):
         when: float | datetime | None = None,
         body: tuple[Any, Any] | None = None,
         time_limits: tuple[float | None, float | None] | None = None,
+        asked_at: float | None = None,
     ) -> None:
         super().__init__(message, exc, when)
         self.body = body
         self.time_limits = time_limits
+        self.asked_at = time.monotonic() if asked_at is None else asked_at
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.exc, self.when, self.body, self.time_limits)
+        return type(self), (self.message, self.exc, self.when, self.body, self.time_limits, self.asked_at)
 
     def seconds(self) -> float:
         """Return how long to wait from now."""
         if isinstance(self.when, datetime):
             when = self.when if self.when.tzinfo else self.when.replace(tzinfo=UTC)
             return max(0.0, (when - datetime.now(UTC)).total_seconds())
-        seconds = float(self.when or 0.0)
+        seconds = self.asked_at + float(self.when or 0.0) - time.monotonic()
         return seconds if seconds > 0 or math.isnan(seconds) else 0.0
 
 
