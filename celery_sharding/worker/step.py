@@ -46,6 +46,7 @@ from celery_sharding.worker.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
 from celery_sharding.worker.remote import install_commands, note_addressees
 from celery_sharding.worker.request import DELIVERY, install
+from celery_sharding.worker.revoking import install_revoke
 from celery_sharding.worker.runs import Runs
 from celery_sharding.worker.state_writer import StateWriter
 from celery_sharding.worker.strays import Strays
@@ -128,7 +129,9 @@ class ShardsStep(bootsteps.StartStopStep):
         c.on_task_request = self._wrap(c.on_task_request)
         c.cancel_active_requests = self._before_cancel(c.cancel_active_requests)
         c.shards = self._groups  # where commands of remote control find them
+        c.shards_states = self._states
         install_commands()
+        install_revoke()
         self._timers: list[Any] = []
         reconnect_sooner(c)
         limit_waits(c, max(sharding.settings.heartbeat_seconds, ANSWER_SECONDS_MIN))

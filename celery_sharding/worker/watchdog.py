@@ -60,11 +60,11 @@ class Watchdog:
 
     def _run(self) -> None:
         watched: Any = None
-        frames, left_at = 0, 0.0
+        frames, left_at, has_bitten = 0, 0.0, False
         while True:
             inner = _inner(self._connection())
             if inner is None or inner is not watched:
-                watched, left_at = inner, time.monotonic()
+                watched, left_at, has_bitten = inner, time.monotonic(), False
                 frames = getattr(inner, "bytes_sent", 0)
             if inner is None:
                 self._guard.note(0.0, 0.0)
@@ -73,18 +73,18 @@ class Watchdog:
             time.sleep(inner.heartbeat / _LOOKS)
             now = time.monotonic()
             # Before it is seen whether a frame has left meanwhile: this thread may have been stopped, too.
-            if now - left_at > _SILENT_HEARTBEATS * inner.heartbeat:
-                self._bite(inner, now - left_at)
-                left_at = now
+            if not has_bitten and now - left_at > _SILENT_HEARTBEATS * inner.heartbeat:
+                has_bitten = self._bite(inner, now - left_at)
             if inner.bytes_sent != frames:  # py-amqp counts frames in it
                 frames, left_at = inner.bytes_sent, now
             self._guard.note(left_at, inner.heartbeat)
 
-    def _bite(self, inner: Any, silent_seconds: float) -> None:
+    def _bite(self, inner: Any, silent_seconds: float) -> bool:
+        """End what runs and close the connection; False if nothing ran."""
         try:
             pids = set(self._cut_off())
             if not pids:
-                return
+                return False
             logger.error(
                 "nothing was sent to the broker for %.1f s, since the main thread is blocked: the %d processes that "
                 "run sharded tasks are killed, before their shards go to another worker",
@@ -97,6 +97,7 @@ class Watchdog:
             socket.socket.shutdown(inner.sock, socket.SHUT_RDWR)
         except Exception:
             logger.exception("the runs of a silent connection could not be ended, or it could not be closed")
+        return True
 
 
 def _inner(connection: Any) -> Any:

@@ -54,14 +54,14 @@ def runs_of(shop: Shop, kind: str, key: str) -> list[str]:
 
 
 def test_a_time_limit_takes_effect_while_the_result_backend_does_not_answer(blocked: Shop, redis: FaultProxy) -> None:
-    # Given a worker whose result backend is out of reach behind a link, a standby, and a task with a time limit
+    # Given a worker whose result backend is out of reach behind a link, and a task with a time limit
     worker = blocked.worker("-c", "2", SHOP_BACKEND=redis.url, SHOP_HEARTBEAT=HEARTBEAT)
     result = blocked.send("limited", "a", 1)
     blocked.send("step", "a", 2)
     assert blocked.trace.wait_for(1, kind="tick")
-    blocked.worker("-c", "2", SHOP_HEARTBEAT=HEARTBEAT)
-    # When the backend answers no more
+    # When the backend answers no more, and a standby comes
     redis.blackhole()
+    blocked.worker("-c", "2", SHOP_HEARTBEAT=HEARTBEAT)
     # Then the run ends, and the next of its key runs, at the same worker, which has kept its connection
     assert blocked.trace.wait_for(1, timeout_seconds=25), blocked.trace.read()[-1]
     assert find_overlaps(blocked) == []
