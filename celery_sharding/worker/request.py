@@ -54,11 +54,13 @@ class ShardRequestMixin:
     Attributes:
         delivery: The message as its shard delivered it; None: it came from an ordinary queue.
         acknowledged: Celery's name: the message is settled, or was handed on to be.
+        awaits_state: It leaves when its state is stored, or cannot be.
         has_left: This run was reported to `Runs`, or is an orphan that has ended: nothing of it is left to settle.
     """
 
     acknowledged: bool
     has_left = False
+    awaits_state = False
     _killed = False
     _timed_out = False
     _is_elsewhere = False  # the broker has delivered it again
@@ -313,6 +315,7 @@ class ShardRequestMixin:
                 self.acknowledged = True
                 self.leave_by(delivery.runs.wait, WaitInLane(STORE, text))
                 return
+        self.awaits_state = True
         end = partial(self._end_failed, exc)
         delivery.runs.await_state(self, end)
         self._tell("FAILURE", self._announce_failure, exc_info, False, then=end)
