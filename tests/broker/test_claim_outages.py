@@ -95,7 +95,8 @@ def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: Re
     store.stop()
     for number in range(3):
         for task in ("strict", "strict_ignored"):
-            shop.send(task, f"{task}{number}", number, task_id=f"{shop.group}-{task}-{number}")
+            task_id = f"{shop.group}-{task}-{number}"
+            shop.send(task, f"{task}{number}", number, task_id=task_id, event=task_id)
     # When they have ended, in vain
     assert wait_until(lambda: status(shop).dead_letters >= 3, timeout_seconds=120), worker.output[-3000:]
     store.start()
