@@ -7,6 +7,7 @@ here, with its callbacks guarded:
     accepted   ── raises ──▶ logged; the run goes on: a child has begun it already, and so do the others
     the body   ── leaves by an error that the tracer did not catch, or by an exit ──▶ failed
     succeeded, failed, timed out
+        ├─ waits for its state to be stored ──▶ leaves then
         ├─ has left: finished, held for its next run, a dead letter, abandoned ──▶ an error that came after is logged
         └─ has not ─┬─ its body came to its end ──▶ finished
                     └─ nobody can tell          ──▶ a dead letter, and FAILURE
@@ -139,7 +140,7 @@ class Exit:
         if error is not None:
             logger.error("%s: an error when it had ended: %s", self._name, describe(error), exc_info=error)
         request = self._request
-        if not request.has_left:
+        if not request.has_left and not request.awaits_state:
             self._let_go(request, has_ended=has_ended, error=error)
         if error is not None and _is_stop(error):
             raise error

@@ -57,6 +57,7 @@ class ShardRequestMixin:
         acknowledged: Celery's name: the message is settled, or was handed on to be.
         is_cut_off: Its process was killed since the worker's main thread was blocked (`watchdog`).
         failed_starts: How often it could not be handed to the pool.
+        awaits_state: It leaves when its state is stored, or cannot be.
         has_left: This run was reported to `Runs`, or is an orphan that has ended: nothing of it is left to settle.
     """
 
@@ -64,6 +65,7 @@ class ShardRequestMixin:
     has_left = False
     is_cut_off = False
     failed_starts = 0
+    awaits_state = False
     _killed = False
     _timed_out = False
     _is_elsewhere = False  # the broker has delivered it again
@@ -320,6 +322,7 @@ class ShardRequestMixin:
                 self.acknowledged = True
                 self.leave_by(delivery.runs.wait, WaitInLane(STORE, text))
                 return
+        self.awaits_state = True
         end = partial(self._end_failed, exc)
         delivery.runs.await_state(self, end)
         self._tell("FAILURE", self._announce_failure, exc_info, False, then=end)
