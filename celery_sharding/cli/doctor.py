@@ -51,7 +51,7 @@ def doctor(ctx: click.Context, group: str | None, as_json: bool) -> None:
                 patient = Patient(connection, sharding.connect, each, layout, status)
                 timeout_seconds = sharding.settings.consumer_timeout_seconds
                 found[each.name] = list(examine(patient, api, consumer_timeout_seconds=timeout_seconds))
-                queues.append(sum(len(segment.queues(Names(each.name))) for segment in layout.open_segments))
+                queues.append(max(layout.shards, each.shards))
             of_app = [*_check_channels(connection, queues)]
         of_app += examine_app(sharding)
     if as_json:

@@ -41,7 +41,7 @@ from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.group import GroupConsumer
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.runs import Runs
-from celery_sharding.worker.wanted import find_wanted
+from celery_sharding.worker.wanted import count_wanted
 
 if TYPE_CHECKING:
     from celery_sharding.backing import Backing
@@ -165,7 +165,7 @@ class Groups:
         if allowed is None:
             return
         queues = [
-            len(find_wanted(group.names, layout, self._selection[group.group.name]))
+            count_wanted(group.names, layout, self._selection[group.group.name])
             for group, layout in zip(self._groups, self._layouts, strict=True)
             if layout is not None
         ]

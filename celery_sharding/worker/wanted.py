@@ -24,6 +24,14 @@ def find_wanted(names: Names, layout: Layout, selection: Indexes) -> dict[str, P
     }
 
 
+def count_wanted(names: Names, layout: Layout, selection: Indexes) -> int:
+    """Return how many queues a worker will consume at most, if the layout stays: those of the live generation, too."""
+    wanted = len(find_wanted(names, layout, selection))
+    if any(segment.name == f"g{layout.generation:03d}" for segment in layout.open_segments):
+        return wanted
+    return wanted + (layout.shards if selection is None else len(selection))
+
+
 def find_paused(names: Names, layout: Layout, selection: Indexes) -> dict[str, Place]:
     """Return queue → (segment, index) of what a worker would consume if it were not paused."""
     return {

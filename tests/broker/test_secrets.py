@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,3 +168,49 @@ def test_a_worker_logs_no_password_whether_it_is_let_in_or_not(places, tmp_path:
             node.kill()
     logs: dict[str, Any] = {node.name: node.output for node in nodes}
     assert all(SECRET not in text for text in logs.values()), logs
+
+
+NAMESPACED = """
+import os
+from celery import Celery
+from celery_sharding import ShardGroup, Sharding
+
+class Settings:
+    CELERY_SHARDING_MANAGEMENT_URL = os.environ["SECRET_MANAGEMENT"]
+    CELERY_SHARDING_GROUPS = {"orders": {"shards": 2}}
+
+app = Celery("secretive", broker=os.environ["SECRET_BROKER"], backend=os.environ["SECRET_BACKEND"])
+Sharding(app)
+app.config_from_object(Settings, namespace="CELERY")
+app.conf.task_default_queue = "orders-plain"
+"""
+
+
+@pytest.mark.parametrize("module", [APP, NAMESPACED], ids=["plain", "namespaced"])
+def test_what_shows_the_configuration_shows_no_password(places, tmp_path: Path, module: str):
+    # Given a worker of an app with a password in the URL of the management API
+    (tmp_path / "secretive.py").write_text(module)
+    broker, management, backend = places.urls["good"]
+    env = {"SECRET_BROKER": broker, "SECRET_MANAGEMENT": management, "SECRET_BACKEND": backend}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    host = urlsplit(management).hostname
+    arguments = ("-P", "solo", "--without-mingle")
+    with WorkerNode("secretive", "shown@test", arguments, env=env, folder=tmp_path):
+        # When it, or the app, is asked for its configuration, then the host is shown, and the password is not
+        for command in (
+            ["report"],
+            ["inspect", "-t", "6", "conf"],
+            ["inspect", "-t", "6", "conf", "true"],
+            ["inspect", "-t", "6", "report"],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "celery", "-A", "secretive", *command],
+                env={**os.environ, **env},
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            )
+            assert SECRET not in done.stdout + done.stderr, command
+            [line] = [line for line in done.stdout.splitlines() if "sharding_management_url" in line.lower()]
+            assert f"********@{host}" in line, (command, line)

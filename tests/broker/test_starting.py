@@ -129,12 +129,12 @@ def test_a_worker_can_be_stopped_while_it_waits_for_its_name(shop: Shop) -> None
 
 def test_a_restart_under_the_name_of_a_connection_that_lingers_recovers_by_itself(shop: Shop) -> None:
     # Given a worker that hangs with its connections open, as behind a dead link
-    first = shop.worker("-P", "solo", SHOP_HEARTBEAT="3")
+    first = shop.worker("-P", "solo", SHOP_HEARTBEAT="12")
     first.signal(signal.SIGSTOP)
     # When it is started anew elsewhere
     second = shop.worker("-P", "solo", "-n", first.name, wait_seconds=0)
     # Then that says that nobody answers, and works when the broker has ended the old connection
     second.wait_for("nobody answers")
-    second.wait_for(" ready.", timeout_seconds=90)
+    second.wait_for(" ready.", timeout_seconds=120)
     shop.send("step", "a", 1)
     assert wait_until(lambda: shop.trace.count() == 1, timeout_seconds=60), shop.verdict()

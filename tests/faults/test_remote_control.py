@@ -171,3 +171,54 @@ def test_a_shard_that_the_group_does_not_have_is_an_error_and_other_names_are_or
         for queue in (plain, other):
             channel.queue_delete(queue)
         channel.exchange_delete(other)
+
+
+def tell_all(shop: Shop, command: str, queue: str) -> dict[str, str]:
+    """Send all workers a command about a queue, and return what each did."""
+    replies = shop.app.control.broadcast(
+        command, arguments={"queue": queue}, reply=True, timeout=REPLY_SECONDS, limit=len(shop.workers)
+    )
+    return {name: reply["ok"] for each in replies for name, reply in each.items()}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_broadcast_gives_a_shard_back_to_those_only_that_gave_it_up(shop: Shop, pool: str) -> None:
+    # Given a worker of the group, one that was started without it, and one of a single shard
+    all_of_it = shop.worker(*POOLS[pool])
+    none_of_it = shop.worker(*POOLS[pool], "-X", shop.group)
+    one_of_it = shop.worker(*POOLS[pool], "-Q", f"{shop.group}.001")
+    assert wait_until(lambda: consumed(shop, all_of_it) == [0, 1, 2, 3], timeout_seconds=30)
+    # When all are told to give a shard up, then each says whether it had it
+    third = f"{shop.group}.003"
+    assert tell_all(shop, "cancel_consumer", f"{shop.group}/3") == {
+        all_of_it.name: f"no longer consuming from {third}",
+        none_of_it.name: f"was not consuming from {third}",
+        one_of_it.name: f"was not consuming from {third}",
+    }
+    assert wait_until(lambda: consumed(shop, all_of_it) == [0, 1, 2], timeout_seconds=30)
+    # When all are told to add it, then who gave it up has it again, and the others say that they leave it alone
+    replies = tell_all(shop, "add_consumer", f"{shop.group}/3")
+    assert replies.pop(all_of_it.name) == f"add consumer {third}"
+    assert all(reply.startswith(f"left {third} alone") for reply in replies.values()), replies
+    assert wait_until(lambda: consumed(shop, all_of_it) == [0, 1, 2, 3], timeout_seconds=30)
+    assert (consumed(shop, none_of_it), consumed(shop, one_of_it)) == ([], [1])
+    # And the whole group comes back as each had it
+    tell_all(shop, "cancel_consumer", shop.group)
+    replies = tell_all(shop, "add_consumer", shop.group)
+    assert replies[all_of_it.name] == f"add consumer {shop.group}"
+    assert replies[one_of_it.name] == f"add consumer {shop.group}.001"
+    assert replies[none_of_it.name].startswith(f"left {shop.group} alone")
+    # When one is named, then it takes it, and from then on it is its own
+    assert tell(shop, none_of_it, "add_consumer", f"{shop.group}/3") == {"ok": f"add consumer {third}"}
+    assert wait_until(lambda: consumed(shop, none_of_it) == [3], timeout_seconds=30)
+    tell_all(shop, "cancel_consumer", f"{shop.group}/3")
+    assert tell_all(shop, "add_consumer", f"{shop.group}/3")[none_of_it.name] == f"add consumer {third}"
+
+
+def test_a_near_miss_of_a_group_is_told_in_the_reply(shop: Shop) -> None:
+    worker = shop.worker("-P", "solo", "-Q", shop.group)
+    reply = tell(shop, worker, "add_consumer", f"{shop.group}x")["ok"]
+    assert f"did you mean '{shop.group}'" in reply
+    with Connection(shop.broker_url) as connection:
+        connection.channel().queue_delete(f"{shop.group}x")
+        connection.channel().exchange_delete(f"{shop.group}x")
