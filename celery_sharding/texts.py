@@ -1,7 +1,8 @@
 """Text that others wrote, made fit to be stored and shown: it can be encoded, and it is not longer than its place.
 
 A message's headers must fit one frame of the protocol, 128 kB by default; error texts and representations know no
-limit, and may hold half a surrogate pair, which no UTF-8 can carry.
+limit, and may hold half a surrogate pair, which no UTF-8 can carry. To ask an exception for its text runs code of the
+task, which may raise anything.
 """
 
 from __future__ import annotations
@@ -29,3 +30,19 @@ def cut(value: Any, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
     if length <= characters_max and len(shown) <= characters_max:
         return shown
     return f"{shown[:characters_max]}… (cut, {length:,} characters)"
+
+
+def text_of(exc: BaseException) -> str:
+    """Return the text of an exception, or say that it has none."""
+    try:
+        return str(exc)
+    except BaseException:  # whatever its `__str__` raises, an exit included
+        return f"<{type(exc).__name__}, whose text cannot be had>"
+
+
+def describe(exc: BaseException) -> str:
+    """Return an exception as a line for a log, or for a dead letter."""
+    try:
+        return repr(exc)
+    except BaseException:
+        return f"<{type(exc).__name__}, which cannot be shown>"

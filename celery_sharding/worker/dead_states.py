@@ -15,9 +15,9 @@ from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 
+from celery_sharding.texts import describe
 from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.state_writer import StateWriter
-from celery_sharding.worker.texts import describe
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
 
+from celery_sharding.texts import describe
 from celery_sharding.worker.request import NotBegun, ShardRequestMixin
-from celery_sharding.worker.texts import describe
 
 logger = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from celery.worker.state import task_ready
 from celery_sharding.dedup.waiting import ASKS_STORE, COMMIT, RUN_ID, STORE, WaitInLane, hide_waits, waits_for_store
 from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.texts import describe, text_of
 from celery_sharding.worker.retry import InPlaceRetry, retry_in_place
 from celery_sharding.worker.state_writer import is_of_backend
-from celery_sharding.worker.texts import describe, text_of
 
 if TYPE_CHECKING:
     from celery_sharding.routing import TaskRules

@@ -30,6 +30,7 @@ from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.errors import DeadLettered
 from celery_sharding.journal import failure_event, retry_event, settled_event
 from celery_sharding.streams import encode
+from celery_sharding.texts import describe
 from celery_sharding.worker.acks import Acks
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.burial import store_dead_letter
@@ -43,7 +44,6 @@ from celery_sharding.worker.prefork import is_gone
 from celery_sharding.worker.retry import InPlaceRetry, encode_call
 from celery_sharding.worker.state_writer import StateWriter
 from celery_sharding.worker.submitting import Submitter
-from celery_sharding.worker.texts import describe
 from celery_sharding.worker.turn import Turn
 from celery_sharding.worker.waits import Waits
 

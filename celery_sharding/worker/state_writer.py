@@ -25,7 +25,7 @@ from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from celery_sharding.worker.texts import describe
+from celery_sharding.texts import describe
 
 logger = logging.getLogger(__name__)
 

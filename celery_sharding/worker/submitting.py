@@ -17,10 +17,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from celery_sharding.texts import describe
 from celery_sharding.worker.announcements import Announcements
 from celery_sharding.worker.lanes import Entry, Lanes
 from celery_sharding.worker.limits import Limits
-from celery_sharding.worker.texts import describe
 
 logger = logging.getLogger(__name__)
 
