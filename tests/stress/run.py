@@ -9,6 +9,9 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+from celery import Celery
+
+from celery_sharding.dedup.stores import store_for
 from stress.claimer import claim_in_child, terms_for
 from stress.verdict import count, find_violations, read_logs
 
@@ -23,6 +26,8 @@ def stress(
     """
     prefix = f"stress:{uuid.uuid4().hex}"
     names = [f"{prefix}.{number}" for number in range(keys)]
+    # What claimers import is imported once, here: on a busy machine that takes as long as a short run.
+    store_for(Celery("stress", backend=url, set_as_current=False))
     # Makes the table of a database, for which the others would wait.
     os.waitpid(claim_in_child(url, folder, names, time.monotonic() + 0.5, 0), 0)
     until = time.monotonic() + seconds
