@@ -41,7 +41,7 @@ from celery_sharding.worker.green import read_more, read_what_came
 from celery_sharding.worker.groups import Groups
 from celery_sharding.worker.intake import Intake
 from celery_sharding.worker.naming import describe_process, wait_for_name
-from celery_sharding.worker.prefork import PreforkPool, direct_writer
+from celery_sharding.worker.prefork import PreforkPool, direct_writer, release_on_error
 from celery_sharding.worker.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.reconnect import limit_waits, reconnect_sooner, take_turns
 from celery_sharding.worker.remote import install_commands, note_addressees
@@ -92,7 +92,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._states = StateWriter(lambda: c.app.backend, post=calls.post, is_green=getattr(c.pool, "is_green", False))
         guard_exits(c.pool, has_children=has_children)
         self._runs = Runs(
-            submit=c.on_task_request,
+            submit=release_on_error(c.controller, c.on_task_request),
             call_after=calls.call_after,
             call_soon=c.hub.call_soon if c.hub and has_children else calls.call_next if has_turns else None,
             read=self._read if has_turns else None,
