@@ -17,7 +17,7 @@ from kombu import Connection
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
 
-ORDERS = ShardGroup("orders", shards=2)
+ORDERS = ShardGroup("orders", shards=1)
 SHARDED = {"shard_group": "orders", "shard_key": "order_id"}
 
 
