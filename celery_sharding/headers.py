@@ -35,11 +35,19 @@ DEATH_HEADERS = (QUEUE_HEADER, REASON_HEADER, ERROR_HEADER, ATTEMPTS_HEADER, DEA
 # "end": nothing of the segment comes behind it; "seal": one consumer's own; "probe": whoever is active acknowledges it.
 CONTROL_HEADER = "shard_control"
 
-# Of the request of a sharded run: `orders/3`. Celery shows it to the task among the headers.
+# What a worker tells a sharded run in its request; Celery shows it to the task among the headers. On a message it says
+# nothing: anybody may have handed it on. First its shard: `orders/3`.
 SHARD_ATTRIBUTE = "shard_label"
+# It is the one run that tries whether the claim store answers again, while the others wait for its word.
+ASKS_STORE = "shard_asks_store"
+# Its last try may have claimed, though the answer never came: it claims under the same token.
+RUN_ID = "shard_run_id"
+# Its body has ended: (result, whether its effects are committed), to be committed under `RUN_ID`.
+COMMIT = "shard_commit"
+RUN_ATTRIBUTES = (SHARD_ATTRIBUTE, ASKS_STORE, RUN_ID, COMMIT)
 
 MARKS = frozenset(
-    {KEY_HEADER, GROUP_HEADER, SENT_AT_HEADER, MESSAGE_ID_HEADER, CONTROL_HEADER, SHARD_ATTRIBUTE, *DEATH_HEADERS}
+    {KEY_HEADER, GROUP_HEADER, SENT_AT_HEADER, MESSAGE_ID_HEADER, CONTROL_HEADER, *DEATH_HEADERS, *RUN_ATTRIBUTES}
 )
 MESSAGE_ID_CHARACTERS_MAX = 128
 

@@ -26,7 +26,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_sharding.dedup.waiting import ASKS_STORE, STORE, WaitInLane, waits_for_store
+from celery_sharding.dedup.waiting import STORE, WaitInLane, waits_for_store
+from celery_sharding.headers import ASKS_STORE
 from celery_sharding.worker.lanes import Entry, Lanes, State
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.dedup.waiting import ASKS_STORE, CLAIM, STORE, WaitInLane
+from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane
+from celery_sharding.headers import ASKS_STORE
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.waits import Waits
 
