@@ -50,7 +50,7 @@ BURIED: dict[str, tuple[Callable[[Shop], AsyncResult], str]] = {
     "a body that is no task's": (lambda shop: publish(shop, body=b'"text"'), "no task message"),
     "a task that nobody knows": (lambda shop: publish(shop, headers={"task": "shop.nobody"}), "not registered"),
     "a task of no group": (lambda shop: publish(shop, headers={"task": "shop.plain"}), "does not belong"),
-    "time limits that are none": (lambda shop: publish(shop, headers={"timelimit": [1, 2, 3]}), "could not be started"),
+    "time limits that are none": (lambda shop: publish(shop, headers={"timelimit": [1, 2, 3]}), "is no task message"),
     "an eta": (lambda shop: publish(shop, headers={"eta": "2040-01-01T00:00:00"}), "eta"),
     "a rejection": (lambda shop: shop.send("reject", "a", 1), "not wanted"),
     "a rejection that asks for another run": (lambda shop: shop.send("refuse", "a", 1), "rejected with requeue"),
