@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
@@ -144,7 +145,7 @@ class _ShardProducer(Producer):
     ) -> None:
         super().__init__(None, auto_declare=False)  # type: ignore[no-untyped-call]
         self.__connection__ = producer.connection
-        self._channel = _ShardChannel(group, publish, note)
+        self._channel = _ShardChannel(group, publish, note, connection=producer.connection)
         self._producer = producer
         self._exchange = Names(group).publish
 
@@ -163,14 +164,30 @@ class _ShardProducer(Producer):
 
 
 class _ShardChannel:
-    """What `Producer._publish` needs of a channel."""
+    """What `Producer._publish` needs of a channel, and who wraps it.
+
+    Datadog's asks for `channel.connection.host`, and a publish failed if there were none.
+    """
 
     def __init__(
-        self, group: str, publish: Callable[..., None], note: Callable[[str, str, str | None], None] | None
+        self,
+        group: str,
+        publish: Callable[..., None],
+        note: Callable[[str, str, str | None], None] | None,
+        *,
+        connection: Any,
     ) -> None:
         self.group = group
+        self._client = connection
         self._publish = publish
         self._note = note
+
+    @property
+    def connection(self) -> SimpleNamespace:
+        """What is asked of the connection of a channel: where it leads to, and kombu's."""
+        client = self._client
+        port = client.port or client.transport.default_port
+        return SimpleNamespace(host=f"{client.hostname or 'localhost'}:{port}", client=client)
 
     def prepare_message(
         self,

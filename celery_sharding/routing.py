@@ -192,9 +192,9 @@ def _refuse_misspelt(name: str, task: Any | None) -> None:
             return
         is_decorated = "_decorated" in vars(cls)  # made by Celery of the options of the decorator
         for option, value in vars(cls).items():
-            if option in _TASK_OPTIONS or option.startswith("shared") or option in _CELERYS:
+            if option in _TASK_OPTIONS or option in _CELERYS:
                 continue
-            near = next(iter(difflib.get_close_matches(option.lower(), _TASK_OPTIONS, n=1, cutoff=_MISSPELT)), None)
+            near = _nearest(option.lower())
             if near and not is_decorated and (callable(value) or hasattr(value, "__get__")):
                 continue
             if near or (is_decorated and option.lower().startswith("shard")):
@@ -202,6 +202,16 @@ def _refuse_misspelt(name: str, task: Any | None) -> None:
                     f"task {name!r} has the option {option!r}, which is unknown and has no effect"
                     f"{suggest(option.lower(), _TASK_OPTIONS)}; a task takes shard_group and shard_key"
                 )
+
+
+def _nearest(option: str) -> str | None:
+    """Return the option of ours that this one is a misspelt form of, None if it is a word of its own.
+
+    `card_group`, `smart_group` and `share_key` are as like as a slip of the finger, which seldom hits the beginning.
+    """
+    if not option.startswith("sh") or option.startswith("share"):
+        return None
+    return next(iter(difflib.get_close_matches(option, _TASK_OPTIONS, n=1, cutoff=_MISSPELT)), None)
 
 
 def _refuse_call_option(option: str, options: dict[str, Any], name: str) -> None:

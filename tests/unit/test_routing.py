@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
-from kombu import Connection, Exchange, Queue
+from kombu import Connection, Exchange, Producer, Queue
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnknownGroup, UnsupportedOption
@@ -251,6 +251,33 @@ def test_headers_of_the_caller_are_kept_and_never_written_to() -> None:
     assert all(message.headers["trace"] == {"id": 1} for message in found)
     assert headers == {"trace": {"id": 1}}
     assert signature.options == {"headers": {"trace": {"id": 1}}}
+
+
+def test_who_wraps_kombus_producer_may_ask_where_the_channel_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given instrumentation that asks for it before the message leaves, as Datadog's does
+    app = make_app()
+    task = sharded_task(app)
+    stock, hosts = Producer._publish, []
+
+    def traced(self: Producer, *args: Any, **options: Any) -> Any:
+        if "shards.orders" in args:
+            hosts.append(self.channel.connection.host)
+        return stock(self, *args, **options)
+
+    monkeypatch.setattr(Producer, "_publish", traced)
+    # When a sharded task is published, then it is told, and the message leaves
+    task.delay(1)
+    [host] = hosts
+    assert host.startswith("localhost:")
+    assert len(waiting(app)) == 1
+
+
+@pytest.mark.parametrize("option", ["award_group", "card_group", "smart_group", "share_key", "shared_key", "hard_key"])
+def test_options_and_attributes_that_are_words_of_their_own_are_nothing_to_us(option: str) -> None:
+    app = make_app()
+    base = type("Base", (Task,), {option: "gold", "abstract": True})
+    for task in (make_task(app, name="decorated", **{option: "gold"}), make_task(app, name="based", base=base)):
+        task.apply_async((1,), queue=f"plain-{uuid.uuid4().hex}")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
