@@ -107,10 +107,10 @@ class ShardRouter(Router):
         self, options: dict[str, Any], name: str, args: Any = (), kwargs: Any = None, task_type: Any = None
     ) -> dict[str, Any]:
         """Return the publish options of one call."""
+        rule = self._rules.rule_for(name, task_type)
         for option in options:
             if option.startswith("shard") and option not in _CALL_OPTIONS:
-                _refuse_call_option(option, options, name)
-        rule = self._rules.rule_for(name, task_type)
+                _refuse_call_option(option, options, name, is_sharded=rule is not None)
         stamps = frozenset(options.get("stamped_headers") or ())
         if rule is not None:
             _refuse_stamps(stamps, name)
@@ -184,8 +184,8 @@ _PLACES = _REPLACED | {"shard_key", "priority", "headers"}
 def _refuse_misspelt(name: str, task: Any | None) -> None:
     """Refuse an option of a task that looks like one of ours: Celery takes any name, and the task would be unsharded.
 
-    What stands in a class that the application wrote may be its own: only what is nearly one of ours is refused there,
-    and no method.
+    What stands in a class that the application wrote may be its own, and so may be what the decorator sets anew: only
+    what is nearly one of ours is refused there, and no method.
     """
     for cls in type(task).__mro__ if task is not None else ():
         if cls.__module__ == "celery.app.task":
@@ -197,7 +197,8 @@ def _refuse_misspelt(name: str, task: Any | None) -> None:
             near = _nearest(option.lower())
             if near and not is_decorated and (callable(value) or hasattr(value, "__get__")):
                 continue
-            if near or (is_decorated and option.lower().startswith("shard")):
+            is_own = any(option in vars(base) for base in cls.__mro__[1:])
+            if near or (is_decorated and not is_own and option.lower().startswith("shard")):
                 raise ConfigurationError(
                     f"task {name!r} has the option {option!r}, which is unknown and has no effect"
                     f"{suggest(option.lower(), _TASK_OPTIONS)}; a task takes shard_group and shard_key"
@@ -214,9 +215,12 @@ def _nearest(option: str) -> str | None:
     return next(iter(difflib.get_close_matches(option, _TASK_OPTIONS, n=1, cutoff=_MISSPELT)), None)
 
 
-def _refuse_call_option(option: str, options: dict[str, Any], name: str) -> None:
-    """Refuse an option at the call that looks like one of ours: Celery would take it for a property of the message."""
-    if option in (options.get("stamped_headers") or ()):
+def _refuse_call_option(option: str, options: dict[str, Any], name: str, *, is_sharded: bool) -> None:
+    """Refuse an option at the call that looks like one of ours: Celery would take it for a property of the message.
+
+    Of an ordinary task, what is not nearly one of ours may be meant for a router of the application, as `shard="eu"`.
+    """
+    if option in (options.get("stamped_headers") or ()) or not (is_sharded or _nearest(option)):
         return
     raise UnsupportedOption(
         f"task {name!r} is called with {option}=…, which is unknown and has no effect"

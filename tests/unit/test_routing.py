@@ -280,6 +280,23 @@ def test_options_and_attributes_that_are_words_of_their_own_are_nothing_to_us(op
         task.apply_async((1,), queue=f"plain-{uuid.uuid4().hex}")
 
 
+def test_an_applications_own_router_and_task_class_may_speak_of_shards() -> None:
+    # Given an application that spreads ordinary tasks over databases by itself
+    def by_database(name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any = None) -> Any:
+        return {"queue": f"db-{options['shard']}"}
+
+    app = make_app(task_routes=(by_database,))
+    base = type("Base", (Task,), {"shard_count": 1, "abstract": True})
+    task = make_task(app, name="based", base=base, shard_count=4)
+    # Then it goes on; what is nearly ours, or an option of a sharded task, is still refused
+    assert route(app, task, (1,), shard="eu")["queue"].name == "db-eu"
+    for each, option in ((task, "shardkey"), (sharded_task(app), "shard")):
+        with pytest.raises(UnsupportedOption, match=rf"called with {option}=… *"):
+            route(app, each, (1,), **{option: "eu"})
+    with pytest.raises(ConfigurationError, match="'shard_count', which is unknown"):
+        route(app, make_task(app, name="lost", shard_count=4), (1,), shard="eu")
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
