@@ -66,3 +66,11 @@ def message_id_of(headers: Mapping[str, Any]) -> str | None:
 def without_marks(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the headers of a call without ours, which it can only have from the message of another."""
     return {name: value for name, value in (headers or {}).items() if name not in MARKS}
+
+
+def without_handed_on(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the headers of a call of an ordinary task without those of the message that they were handed on from.
+
+    A `shard_key` alone is the application's own: beside it, a message of ours has others.
+    """
+    return headers if MARKS.intersection(headers) <= {KEY_HEADER} else without_marks(headers)

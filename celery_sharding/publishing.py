@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.connecting import FAREWELL_SECONDS, bound_waits
 from celery_sharding.errors import UnsupportedOption
-from celery_sharding.headers import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_marks
+from celery_sharding.headers import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_handed_on
 from celery_sharding.routing import is_ordinary_retry
 from celery_sharding.topology import Names
 
@@ -79,7 +79,7 @@ def send_sharded(
         if sender.is_sharded(name) and not is_ordinary_retry():
             raise refuse_router(name)
         if headers:
-            options["headers"] = without_marks(headers)
+            options["headers"] = without_handed_on(headers)
         return stock(producer, name, message, **options)
     if not sender.is_own_broker(producer.connection):
         raise refuse_broker(name)

@@ -24,7 +24,7 @@ from celery.local import maybe_evaluate
 
 from celery_sharding.config import KeyRule, Settings, ShardGroup, suggest
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
-from celery_sharding.headers import GROUP_HEADER, KEY_HEADER, MARKS, without_marks
+from celery_sharding.headers import GROUP_HEADER, KEY_HEADER, without_handed_on, without_marks
 from celery_sharding.keys import KeyReader, key_text
 from celery_sharding.topology import Names
 
@@ -231,11 +231,9 @@ def _refuse_call_option(option: str, options: dict[str, Any], name: str, *, is_s
 
 
 def _without_marks(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of an ordinary task without our headers, which it can only have from a sharded message."""
+    """Return the options of an ordinary task without our headers, which it has from a sharded message."""
     headers = options.get("headers")
-    if not headers or MARKS.isdisjoint(headers):
-        return options
-    return {**options, "headers": without_marks(headers)}
+    return {**options, "headers": without_handed_on(headers)} if headers else options
 
 
 def _is_resent(options: dict[str, Any], rule: TaskRule) -> bool:

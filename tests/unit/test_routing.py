@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
+from celery.signals import before_task_publish
 from kombu import Connection, Exchange, Producer, Queue
 
 from celery_sharding import ShardGroup, Sharding
@@ -278,6 +279,17 @@ def test_options_and_attributes_that_are_words_of_their_own_are_nothing_to_us(op
     base = type("Base", (Task,), {option: "gold", "abstract": True})
     for task in (make_task(app, name="decorated", **{option: "gold"}), make_task(app, name="based", base=base)):
         task.apply_async((1,), queue=f"plain-{uuid.uuid4().hex}")
+
+
+def test_an_ordinary_task_may_have_a_header_named_as_our_key() -> None:
+    app = make_app()
+    task, sent = make_task(app, name="plain"), []
+    before_task_publish.connect(lambda headers, **_: sent.append(headers), weak=False, dispatch_uid="own header")
+    try:
+        task.apply_async((1,), headers={"shard_key": "eu"}, queue=f"plain-{uuid.uuid4().hex}")
+    finally:
+        before_task_publish.disconnect(dispatch_uid="own header")
+    assert sent[0]["shard_key"] == "eu"
 
 
 def test_an_applications_own_router_and_task_class_may_speak_of_shards() -> None:
