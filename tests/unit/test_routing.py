@@ -10,6 +10,7 @@ import pytest
 from celery import Celery, Task
 from celery.signals import before_task_publish
 from kombu import Connection, Exchange, Producer, Queue
+from kombu.transport.memory import Transport
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnknownGroup, UnsupportedOption
@@ -270,6 +271,21 @@ def test_who_wraps_kombus_producer_may_ask_where_the_channel_leads_to(monkeypatc
     task.delay(1)
     [host] = hosts
     assert host.startswith("localhost:")
+    assert len(waiting(app)) == 1
+
+
+def test_the_event_of_a_task_that_was_sent_may_fail_as_its_transport_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a transport with errors of its own, as those of databases have
+    class Lost(Exception): ...
+
+    class Failing(RecordingProducer):
+        def publish(self, body: Any, **options: Any) -> None:
+            raise Lost
+
+    monkeypatch.setattr(Transport, "connection_errors", (Lost,))
+    app = make_app(task_send_sent_event=True)
+    # When a task is stored, and the event is not, then the caller does not take the task for lost
+    sharded_task(app).apply_async((1,), producer=Failing(app))
     assert len(waiting(app)) == 1
 
 
