@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from celery_sharding.headers import SHARD_ATTRIBUTE
+
 DEDUPLICATED, COMMIT_REFUSED = "deduplicated", "commit-refused"
 STORE_ANSWERS = "store-answers"
 _READ_BYTES = 65_536
@@ -76,7 +78,7 @@ def tell(task: Any, what: str) -> None:
     """Tell the worker, if there is one, what happened to the run of `task` that is just going on."""
     if _listener is not None and not task.request.is_eager:
         # The shard is what `worker.request` puts into the headers of a sharded run.
-        _listener.take(Notice(what, task.request.id, task.name, task.request.get("shard")))
+        _listener.take(Notice(what, task.request.id, task.name, task.request.get(SHARD_ATTRIBUTE)))
 
 
 _listener: Notices | None = None

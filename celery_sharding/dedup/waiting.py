@@ -16,6 +16,8 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
+from celery_sharding.headers import SHARD_ATTRIBUTE
+
 STORE, CLAIM = "store", "claim"
 ASKS_STORE = "shard_asks_store"
 """Header of the one run that tries whether the store answers again, while the others wait for its word."""
@@ -59,7 +61,7 @@ class WaitInLane(Ignore):
 def may_wait_in_lane(request: Any) -> bool:
     """Say whether a run has a lane to wait in. `request` is `task.request`."""
     # The shard is what `worker.request` puts into the headers of a sharded run.
-    return not request.is_eager and bool(request.get("shard"))
+    return not request.is_eager and bool(request.get(SHARD_ATTRIBUTE))
 
 
 def waits_for_store(task: Any) -> bool:
