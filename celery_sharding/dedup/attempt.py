@@ -207,10 +207,12 @@ def _retry_later(task: Any, holder: Running) -> None:
     # A duplicate that waits its turn must not use up the retries of the task, and `retry` leaves the limit it was
     # given on the task, where autoretry would find it.
     had_override = "override_max_retries" in vars(task)
+    seconds = max(POLL_SECONDS_MIN, holder.lease_left_seconds)
+    if may_wait_in_lane(task.request):
+        # A retry in place may take half the consumer time-out; one that is too early only looks again.
+        seconds = min(seconds, task.app.sharding.settings.consumer_timeout_seconds / 4)
     try:
-        raise task.retry(
-            countdown=max(POLL_SECONDS_MIN, holder.lease_left_seconds), max_retries=(task.request.retries or 0) + 1
-        )
+        raise task.retry(countdown=seconds, max_retries=(task.request.retries or 0) + 1)
     finally:
         if not had_override:
             vars(task).pop("override_max_retries", None)

@@ -6,8 +6,9 @@ encoded, its moments are numbers of this calendar.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,15 @@ from celery_sharding.admin.moments import read_moment
 from celery_sharding.errors import ShardKeyError
 from celery_sharding.headers import KEY_HEADER, SENT_AT_HEADER, message_id_of
 from celery_sharding.keys import key_text
-from celery_sharding.texts import plain_text
+from celery_sharding.texts import describe, plain_text
 from celery_sharding.worker.request import DELIVERY
 
 if TYPE_CHECKING:
     from celery_sharding.worker.lanes import Entry
     from celery_sharding.worker.runs import Runs
     from celery_sharding.worker.shard import Shard
+
+logger = logging.getLogger(__name__)
 
 
 class Delivery:
@@ -114,6 +117,7 @@ class Delivery:
     @property
     def task_id(self) -> str | None:
         found = self.headers.get("id") or (self.message.properties or {}).get("correlation_id")
+        found = found or _id_in_body(self.message)
         return plain_text(found) if found else None
 
     @property
@@ -174,6 +178,16 @@ def _read_key(message: Any, *, published_to: str) -> tuple[str, str | None]:
             return plain_text(key), f"its header {KEY_HEADER} is no key: {exc}"
     text = plain_text(key)
     return text, None if text == key else "its routing key is not valid UTF-8"
+
+
+def _id_in_body(message: Any) -> Any:
+    """Return the task id that a body of protocol 1 names, None if it names none, or cannot be read."""
+    try:
+        payload = message.payload
+    except Exception as exc:  # whatever a serializer raises
+        logger.debug("the body of a message cannot be read: %s", describe(exc))
+        return None
+    return payload.get("id") if isinstance(payload, Mapping) else None
 
 
 def _digest(message: Any, queue: str) -> str:

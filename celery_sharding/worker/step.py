@@ -34,6 +34,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.dedup.notices import STORE_ANSWERS, Notice, Notices
 from celery_sharding.errors import ShardingError
+from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.child_guard import ChildGuard
 from celery_sharding.worker.exits import guard_exits
@@ -265,6 +266,8 @@ class ShardsStep(bootsteps.StartStopStep):
         def on_task_request(request: Any) -> Any:
             if DELIVERY in (request.message.delivery_info or ()):
                 return self._intake.take_request(request)
+            # A header of this name says nothing: a run that believed it would wait in a lane that it has not.
+            request.request_dict.pop(SHARD_ATTRIBUTE, None)
             self._strays.note(request)
             return stock(request)
 

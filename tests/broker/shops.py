@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.admin.snapshot import read_snapshot
+from celery_sharding.admin.status import GroupStatus
 from celery_sharding.dedup import claim_metadata
 from celery_sharding.testing import Trace, Verdict, WorkerNode, check_order
 from celery_sharding.testing.processes import wait_until
@@ -116,17 +118,22 @@ class Shop:
         assert wait_until(take, timeout_seconds=30), f"{len(found)} dead letters, not {count}"
         return found
 
+    def status(self) -> GroupStatus:
+        with Connection(self.broker_url) as connection:
+            return read_snapshot(connection, [self.group]).groups[0]
+
     def has_nothing_left(self) -> bool:
         """Say whether no message waits or is held, as the status shows it."""
-        with Connection(self.broker_url) as connection:
-            rows = read_snapshot(connection, [self.group]).groups[0].rows
-        return all(row.ready == 0 and row.held == 0 for row in rows)
+        return all(row.ready == 0 and row.held == 0 for row in self.status().rows)
 
     def owners(self) -> list[str | None]:
         """Return the owner of each live shard, as the status shows it."""
-        with Connection(self.broker_url) as connection:
-            snapshot = read_snapshot(connection, [self.group])
-        return [row.owner for row in snapshot.groups[0].rows]
+        return [row.owner for row in self.status().rows]
+
+    def is_store_away_for(self, seconds: float) -> bool:
+        """Say whether messages wait for the claim store, which has not answered for so long, as the status shows it."""
+        since = self.status().store_away_since
+        return since is not None and time.time() - since >= seconds
 
     def kill_workers(self) -> None:
         for worker in self.workers:

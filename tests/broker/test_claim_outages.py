@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from shops import Shop
 from celery_sharding.admin.dead_letters import list_dead
 from celery_sharding.admin.health import check_health
 from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.status import GroupStatus, Snapshot
+from celery_sharding.admin.status import Snapshot
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
 
@@ -51,15 +50,6 @@ def look(shop: Shop) -> Snapshot:
         return read_snapshot(connection, [shop.group])
 
 
-def status(shop: Shop) -> GroupStatus:
-    return look(shop).groups[0]
-
-
-def is_away_for(shop: Shop, seconds: float) -> bool:
-    since = status(shop).store_away_since
-    return since is not None and time.time() - since >= seconds
-
-
 @pytest.mark.parametrize("way", ["stopped", "silent"])
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
@@ -72,7 +62,7 @@ def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     assert shop.trace.wait_for(60, timeout_seconds=60)
     # When the store goes away for a while, and comes back
     store.stop() if way == "stopped" else store.pause()
-    assert wait_until(lambda: is_away_for(shop, AWAY_SECONDS), timeout_seconds=60), worker.output[-3000:]
+    assert wait_until(lambda: shop.is_store_away_for(AWAY_SECONDS), timeout_seconds=60), worker.output[-3000:]
     store.start() if way == "stopped" else store.resume()
     # Then each message runs exactly once, in the order of its key
     assert shop.trace.wait_for(600, timeout_seconds=120), (shop.trace.count(), worker.output[-3000:])
@@ -80,7 +70,7 @@ def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     verdict = shop.verdict()
     assert verdict.is_clean, verdict
     assert shop.trace.count() == 600
-    assert status(shop).dead_letters == 0
+    assert shop.status().dead_letters == 0
     # And the worker has said so in a few lines
     ours = [line for line in worker.output.splitlines() if "claim" in line or "lease" in line or "ignored" in line]
     assert 2 <= len(ours) <= 40, ours
@@ -98,7 +88,7 @@ def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: Re
             task_id = f"{shop.group}-{task}-{number}"
             shop.send(task, f"{task}{number}", number, task_id=task_id, event=task_id)
     # When they have ended, in vain
-    assert wait_until(lambda: status(shop).dead_letters >= 3, timeout_seconds=120), worker.output[-3000:]
+    assert wait_until(lambda: shop.status().dead_letters >= 3, timeout_seconds=120), worker.output[-3000:]
     store.start()
     # Then each is a dead letter, or has a state
     results = Celery(backend=store.url, set_as_current=False)
@@ -123,21 +113,21 @@ def test_a_worker_that_is_replaced_in_an_outage_hands_over_what_waits(shop: Shop
     for number in range(40):
         shop.send("once", f"k{number % 8}", number, event=f"{shop.group}-{number}")
     for _ in range(4):
-        assert wait_until(lambda: is_away_for(shop, 0.5), timeout_seconds=60), worker.output[-3000:]
+        assert wait_until(lambda: shop.is_store_away_for(0.5), timeout_seconds=60), worker.output[-3000:]
         worker.kill()
         worker.start()
     # And shut down warm, with ordinary work done beside the outage
-    assert wait_until(lambda: is_away_for(shop, 0.5), timeout_seconds=60)
+    assert wait_until(lambda: shop.is_store_away_for(0.5), timeout_seconds=60)
     assert worker.stop() == 0
     worker.start()
     # When the store is back
-    assert wait_until(lambda: is_away_for(shop, 0.5), timeout_seconds=60)
+    assert wait_until(lambda: shop.is_store_away_for(0.5), timeout_seconds=60)
     store.start()
     # Then each ran once, in order, and none died of the waiting
     assert shop.trace.wait_for(40, timeout_seconds=120), worker.output[-3000:]
     assert wait_until(shop.has_nothing_left, timeout_seconds=60)
     assert shop.verdict().is_clean, shop.verdict()
-    assert status(shop).dead_letters == 0
+    assert shop.status().dead_letters == 0
 
 
 def test_an_outage_is_shown_and_other_tasks_go_on(shop: Shop, store: RedisNode) -> None:
@@ -147,7 +137,7 @@ def test_an_outage_is_shown_and_other_tasks_go_on(shop: Shop, store: RedisNode) 
     store.pause()
     for number in range(20):
         shop.send("once", f"k{number}", number, event=f"{shop.group}-{number}")
-    assert wait_until(lambda: is_away_for(shop, 1), timeout_seconds=60)
+    assert wait_until(lambda: shop.is_store_away_for(1), timeout_seconds=60)
     # When an ordinary task comes, then it gets the slot
     with shop.occupied():
         pass
@@ -157,4 +147,4 @@ def test_an_outage_is_shown_and_other_tasks_go_on(shop: Shop, store: RedisNode) 
     assert sum(row.store_waiting for row in snapshot.groups[0].rows) > 0
     store.resume()
     assert shop.trace.wait_for(20, timeout_seconds=60)
-    assert wait_until(lambda: status(shop).store_away_since is None, timeout_seconds=60)
+    assert wait_until(lambda: shop.status().store_away_since is None, timeout_seconds=60)

@@ -15,6 +15,7 @@ from celery.result import AsyncResult
 from kombu import Connection
 from shops import Shop
 
+from celery_sharding.admin.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -26,6 +27,7 @@ POOLS = {
     "gevent": ("-c", "2", "-P", "gevent"),
 }
 BODY = json.dumps([[], {"key": "a", "number": 1}, {}])
+PROTOCOL_1 = json.dumps({"task": "shop.step", "id": "named-here", "args": [], "kwargs": ["key"]})
 
 
 def publish(shop: Shop, *, body: str | bytes = BODY, **changes: Any) -> AsyncResult:
@@ -50,7 +52,14 @@ BURIED: dict[str, tuple[Callable[[Shop], AsyncResult], str]] = {
     "a body that is no task's": (lambda shop: publish(shop, body=b'"text"'), "no task message"),
     "a task that nobody knows": (lambda shop: publish(shop, headers={"task": "shop.nobody"}), "not registered"),
     "a task of no group": (lambda shop: publish(shop, headers={"task": "shop.plain"}), "does not belong"),
-    "time limits that are none": (lambda shop: publish(shop, headers={"timelimit": [1, 2, 3]}), "is no task message"),
+    "time limits that are none": (lambda shop: publish(shop, headers={"timelimit": [1, 2, 3]}), "no pair of seconds"),
+    "keyword arguments that are no mapping": (lambda shop: publish(shop, body='[[], ["key"], {}]'), "no mapping"),
+    "arguments that are no list": (lambda shop: publish(shop, body='[{"key": "a"}, {}, {}]'), "no list"),
+    "a mapping in place of a call": (lambda shop: publish(shop, body='{"a": 1, "b": 2, "c": 3}'), "without args"),
+    "protocol 1 with keyword arguments that are no mapping": (
+        lambda shop: publish(shop, headers={"task": None}, body=PROTOCOL_1),
+        "no mapping",
+    ),
     "an eta": (lambda shop: publish(shop, headers={"eta": "2040-01-01T00:00:00"}), "eta"),
     "a rejection": (lambda shop: shop.send("reject", "a", 1), "not wanted"),
     "a rejection that asks for another run": (lambda shop: shop.send("refuse", "a", 1), "rejected with requeue"),
@@ -69,6 +78,23 @@ def test_every_dead_letter_has_a_state_that_gives_the_reason(shop: Shop, pool: s
         assert result.id in letters, name
         assert wait_until(lambda result=result: result.state == "FAILURE", timeout_seconds=20), (name, result.state)
         assert BURIED[name][1] in str(result.result), (name, result.result)
+
+
+def test_a_message_that_is_named_in_its_body_only_has_a_state(shop: Shop) -> None:
+    # Given a worker
+    shop.worker("-c", "2")
+    # When a client of protocol 1 publishes a call that is none, with nothing but a body
+    task_id = f"{shop.group}-named"
+    body = json.dumps({"task": "shop.step", "id": task_id, "args": [], "kwargs": 5})
+    with Connection(shop.broker_url) as connection:
+        message = amqp.Message(body, content_type="application/json", content_encoding="utf-8")
+        connection.channel().basic_publish(message, exchange=shop.names.publish, routing_key="a")
+    # Then its state, and its letter, are found by the id that its client knows
+    result = shop.app.AsyncResult(task_id)
+    assert wait_until(lambda: result.state == "FAILURE", timeout_seconds=40), result.state
+    assert "no mapping" in str(result.result)
+    [letter] = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=10)
+    assert letter.task_id == task_id
 
 
 def test_a_result_that_is_to_be_ignored_is_not_stored(shop: Shop) -> None:

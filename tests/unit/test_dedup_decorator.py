@@ -14,6 +14,7 @@ import pytest
 from celery import Celery, Task, _state, chain, shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
+from celery_sharding import ShardGroup, Sharding
 from celery_sharding.dedup import current_claim, deduplicate
 from celery_sharding.dedup.attempt import complaints
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed
@@ -29,6 +30,9 @@ from celery_sharding.errors import (
     NoUsableStore,
     StoreUnavailable,
 )
+from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.worker.request import install
+from celery_sharding.worker.retry import InPlaceRetry
 
 
 class Temporary(Exception):
@@ -355,6 +359,29 @@ def test_a_duplicate_may_be_skipped_or_retried_instead(app: Celery) -> None:
         task_retry.disconnect(note)
     assert 30 < seen[0].when <= 40
     assert not hasattr(retried, "override_max_retries")
+
+
+def test_a_duplicate_behind_a_long_lease_asks_for_a_retry_that_a_shard_allows(app: Celery) -> None:
+    # Given a sharded task whose claim another run holds for hours
+    Sharding(app, groups=[ShardGroup("orders", shards=2)])
+
+    @app.task(shared=False, bind=True, shard_group="orders", shard_key="number")
+    @deduplicate(key="number", on_running="retry")
+    def retried(self: Task, number: int) -> str:
+        return "ran"
+
+    install(app, app.sharding.rules)
+    store_for(app).claim(f"{retried.name}:1", owner=new_owner("another"), lease_seconds=7_200, ttl_seconds=100)
+    # When a duplicate comes through a shard
+    seen = {"id": "second", "args": (1,), "kwargs": {}, "retries": 0, SHARD_ATTRIBUTE: "orders/0"}
+    retried.push_request(**seen, is_eager=False, called_directly=False)
+    try:
+        with pytest.raises(InPlaceRetry) as caught:
+            retried.run(1)
+    finally:
+        retried.pop_request()
+    # Then it looks again within half the consumer time-out
+    assert 0 < caught.value.seconds() <= app.sharding.settings.consumer_timeout_seconds / 2
 
 
 def test_a_taken_over_run_is_no_success(app: Celery, caplog: pytest.LogCaptureFixture) -> None:
