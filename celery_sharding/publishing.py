@@ -158,7 +158,12 @@ class _ShardProducer(Producer):
         """Send the task-sent event. The task is confirmed by now: the caller must not take it for lost."""
         try:
             return self._producer.publish(body, **options)
-        except (OSError, AMQPError, OperationalError, *self.__connection__.connection_errors) as exc:  # e.g. SQL's
+        except (
+            OSError,
+            AMQPError,
+            OperationalError,
+            *self._producer.connection.connection_errors,
+        ) as exc:  # such as SQL's
             logger.warning("the task-sent event of a task of group %s was not sent: %s", self._channel.group, exc)
             return None
 
