@@ -278,8 +278,11 @@ class ShardRequestMixin:
         elif isinstance(exc, WaitInLane):
             self.acknowledged = True
             self.leave_by(self.delivery.runs.wait, exc)
-        elif self._already_cancelled and isinstance(exc, Terminated | _LOST):
-            # Celery would acknowledge one whose process was lost before it could be cancelled.
+        elif (self._already_cancelled and isinstance(exc, Terminated | _LOST)) or (
+            self.is_cut_off and isinstance(exc, _LOST)
+        ):
+            # Celery would acknowledge one whose process was lost before it could be cancelled. One that was cut off
+            # has lost its connection, though that may not be noticed yet: it is no lost attempt, nor a dead letter.
             self.leave_by(self.delivery.runs.abandon)
         elif self._is_lost(exc):
             self.leave_by(self.delivery.runs.lose, describe(exc))
@@ -296,9 +299,8 @@ class ShardRequestMixin:
             if self._never_ran_and_says_nothing(exc):
                 self._failure = exc
             self._settle_failure(exc, is_killed=is_killed)
-            if not return_ok:
-                self._tell_failure(exc_info)
-            elif not isinstance(exc, MemoryError):  # Celery raises it again, here in the main process
+            # A hard time limit is told by `on_timeout`, which the pool calls next; twice would call errbacks twice.
+            if return_ok and not isinstance(exc, MemoryError):  # Celery raises it again, here in the main process
                 super().on_failure(  # type: ignore[misc]
                     exc_info, send_failed_event=send_failed_event, return_ok=return_ok
                 )
@@ -375,7 +377,11 @@ class ShardRequestMixin:
 
         def tell() -> None:
             self._teller = threading.get_ident()
-            call(*args)
+            try:
+                call(*args)
+            finally:
+                # Where lanes may be moved by any thread, what follows is called by this one.
+                self._teller = None
 
         what = f"{state} of {self.name}[{self.id}]"  # type: ignore[attr-defined]
         self.delivery.runs.states.tell(what, tell, **options)

@@ -77,8 +77,8 @@ class Waits:
         if self._away_since is None or not waits_for_store(entry.item.task):
             return True
         with self._lock:
-            if self._away_since is None:
-                return True
+            if self._away_since is None or entry is self._asking:
+                return True  # the one that asks may have been held on its way, by a rate limit for one
             now = time.monotonic()
             if now >= self._next_try and (self._asking is None or now >= self._asks_until):
                 patience = min(_PATIENCE_SECONDS * 2 ** min(self._tries, 10), _PATIENCE_SECONDS_MAX)
