@@ -60,12 +60,15 @@ def name_backend_errors(app: Celery, group_of: Callable[[str], str | None]) -> N
     app.send_task = send_task
 
 
-def _was_asking(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == _ASKING:
-            return True
-        trace = trace.tb_next
+def _was_asking(error: BaseException | None) -> bool:
+    # Around it kombu raises an error of its own from what its transport knows as a lost connection: an OSError, mostly.
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_name == _ASKING:
+                return True
+            trace = trace.tb_next
+        error = error.__cause__
     return False
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.signals import before_task_publish
+from kombu.transport.memory import Transport
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import BackendUnavailable
@@ -94,9 +95,14 @@ CALLS: list[Callable[[Celery], Any]] = [
 ]
 
 
+@pytest.mark.parametrize("known", [(), (OSError,)], ids=["as it is", "raised anew by kombu"])
 @pytest.mark.parametrize("call", CALLS)
-def test_the_error_of_a_backend_names_the_task(call: Callable[[Celery], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_backend_names_the_task(
+    call: Callable[[Celery], Any], known: tuple[type[Exception], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Transport, "recoverable_connection_errors", known, raising=False)
     app = make_app()
+    app.conf.broker_url = f"memory:///{uuid.uuid4().hex}"  # with connections of its own, which have not asked yet
     Sharding(app, groups=[ShardGroup("send-task", shards=1)])
     add_tasks(app)
 
@@ -106,4 +112,4 @@ def test_the_error_of_a_backend_names_the_task(call: Callable[[Celery], Any], mo
     monkeypatch.setattr(app.backend, "on_task_call", on_task_call)
     with pytest.raises(BackendUnavailable) as caught:
         call(app)
-    assert caught.value.task_id in str(caught.value.__cause__)
+    assert f"no backend for {caught.value.task_id}" in str(caught.value)
