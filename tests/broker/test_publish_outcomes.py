@@ -155,21 +155,30 @@ def test_a_header_that_just_fits_is_sent(group_name: str, broker_url: str) -> No
     assert count(broker_url, group_name) == 1
 
 
+def limit_messages(rabbitmqctl: Callable[..., str], size_bytes: int) -> None:
+    """Limit the messages of new channels: RabbitMQ 3 and 4 keep the limit in different places."""
+    rabbitmqctl(
+        "eval",
+        f"application:set_env(rabbit, max_message_size, {size_bytes}), "
+        f"persistent_term:put(max_message_size, {size_bytes}).",
+    )
+
+
 def test_a_message_that_is_too_large_for_the_broker_is_refused(
     group_name: str, broker_url: str, rabbitmqctl: Callable[..., str]
 ) -> None:
-    # Given a group, and a broker that takes 200 kB
+    # Given a group, and a broker that takes 1 MB
     app = make_app(group_name, broker_url)
     app.tasks["step"].delay("a")
-    rabbitmqctl("eval", "application:set_env(rabbit, max_message_size, 200000).")
+    limit_messages(rabbitmqctl, 1_000_000)
     try:
         # When more is published on a new connection
         app = make_app(group_name, broker_url)
         with pytest.raises(PublishRefused, match=r"is not stored: .*max_message_size"):
-            app.tasks["step"].delay("a", "x" * 300_000)
+            app.tasks["step"].delay("a", "x" * 1_100_000)
         app.tasks["step"].delay("a")
     finally:
-        rabbitmqctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+        limit_messages(rabbitmqctl, 128 * 1_024 * 1_024)
     assert count(broker_url, group_name) == 2
 
 
