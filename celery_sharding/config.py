@@ -40,6 +40,8 @@ SETTINGS = (
     "sharding_heartbeat_file",
 )
 _PREFIX = "sharding_"
+# Words of their own, however like ours.
+_SHARING = ("share", "sharing")
 # How like a setting of ours a name must be that does not begin like one, to be taken for a misspelt one.
 _MISSPELT = 0.85
 
@@ -211,7 +213,7 @@ def check_names(conf: Mapping[str, Any]) -> tuple[str, ...]:
         hint = f"; those of sharding are {', '.join(SETTINGS)}" if right is None else f" (did you mean {right!r}?)"
         where = f"; the settings of this app begin with {prefix}" if prefix and not is_ours else ""
         text = f"the setting {name!r} is unknown and has no effect{hint}{where}"
-        if is_ours:
+        if is_ours and stem.startswith("sh") and not stem.startswith(_SHARING):
             raise ConfigurationError(text)
         doubts.append(text)
     return tuple(doubts)

@@ -13,6 +13,7 @@ is made for it. Tasks that are bound already are seen to at once.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -60,20 +61,36 @@ class _Annotations:
 
 
 def _checked(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `Task.apply` with our checks in front; one that has them is returned as it is."""
-    if hasattr(apply, "checks_sharding"):
+    """Return `Task.apply` with our checks in front; one that has them, or is not Celery's, is returned as it is."""
+    if hasattr(apply, "checks_sharding") or not _is_celerys(apply):
         return apply
 
     @functools.wraps(apply)
-    def checked(self: Any, args: Any = None, kwargs: Any = None, *others: Any, **options: Any) -> Any:
+    def checked(self: Any, *given: Any, **options: Any) -> Any:
         sharding = vars(self.app).get("sharding")
         if sharding is not None:
-            _check_call(sharding, self, args or (), kwargs or {}, options)
-        return apply(self, args, kwargs, *others, **options)
+            call = {**dict(zip(("args", "kwargs"), given, strict=False)), **options}
+            args, kwargs = call.pop("args", None), call.pop("kwargs", None)
+            _check_call(sharding, self, args or (), kwargs or {}, call)
+        return apply(self, *given, **options)
 
     del checked.__wrapped__  # Celery's `Task.add_around` takes off what has it
     checked.checks_sharding = True  # type: ignore[attr-defined]
     return checked
+
+
+def _is_celerys(apply: Any) -> bool:
+    """Say whether this is Celery's `Task.apply`, or takes its place: a task may have a method of its own of that name.
+
+    Outside of eager mode Celery never calls it, so such a method goes unnoticed there.
+    """
+    function = inspect.unwrap(apply) if inspect.isfunction(apply) else None
+    if not inspect.isfunction(function):
+        return False
+    # Not its signature, which may evaluate annotations that stand for type checkers only.
+    code = function.__code__
+    takes_anything = bool(code.co_flags & inspect.CO_VARARGS and code.co_flags & inspect.CO_VARKEYWORDS)
+    return takes_anything or {"args", "kwargs"} <= set(code.co_varnames[: code.co_argcount])
 
 
 def _check_call(sharding: Any, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:

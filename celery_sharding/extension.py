@@ -120,9 +120,21 @@ class Sharding:
 
     def group_of(self, task_name: str) -> str | None:
         """Return the group of the tasks of this name, None if they are not sharded."""
-        # Like Celery's send_task, this must not finalize the app: `app.tasks` would.
-        rule = self.rules.rule_for(task_name, self.app._tasks.get(task_name))
+        rule = self.rules.rule_for(task_name, self._find_task(task_name))
         return None if rule is None else rule.group.name
+
+    def _find_task(self, name: str) -> Any | None:
+        """Return the task of this name; None in a process that does not have it.
+
+        Until an app is finalized, its tasks are not made, and nobody knows their names: one that is sent by its name
+        would leave unsharded. Celery's `send_task` does not finalize; an app that must not be by itself is left alone.
+        """
+        app = self.app
+        task = app._tasks.get(name)
+        if task is None and (app.finalized or app.autofinalize):
+            app.finalize(auto=True)  # waits, if another thread has not finished it
+            task = app._tasks.get(name)
+        return task
 
     def patience_seconds(self, options: Mapping[str, Any]) -> float:
         """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""

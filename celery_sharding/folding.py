@@ -35,17 +35,15 @@ def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
     if not is_known(protocol):
         return dataclasses.replace(layout, offset=offset) if "base" in event else layout
     fact = _FACTS.get(str(event.get("event")))
-    if fact is not None:
-        return _fold_fact(layout, event, fact)
-    if "base" not in event:
-        return layout
-    change = _LAYOUT_EVENTS.get(str(event.get("event")))
-    if change is not None:
-        try:
+    change = _LAYOUT_EVENTS.get(str(event.get("event"))) if "base" in event else None
+    try:
+        if fact is not None:
+            return _fold_fact(layout, event, fact)
+        if change is not None:
             layout = change(layout, event)
-        except (KeyError, TypeError, ValueError) as exc:
-            logger.warning("manifest: the event %r at %d cannot be read (%r)", event.get("event"), offset, exc)
-    return dataclasses.replace(layout, offset=offset)
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:  # JSON's 1e999 is infinite
+        logger.warning("manifest: the event %r at %d cannot be read (%r)", event.get("event"), offset, exc)
+    return dataclasses.replace(layout, offset=offset) if "base" in event else layout
 
 
 def _fold_fact(

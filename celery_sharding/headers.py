@@ -35,11 +35,19 @@ DEATH_HEADERS = (QUEUE_HEADER, REASON_HEADER, ERROR_HEADER, ATTEMPTS_HEADER, DEA
 # "end": nothing of the segment comes behind it; "seal": one consumer's own; "probe": whoever is active acknowledges it.
 CONTROL_HEADER = "shard_control"
 
-# Of the request of a sharded run: `orders/3`. Celery shows it to the task among the headers.
+# What a worker tells a sharded run in its request; Celery shows it to the task among the headers. On a message it says
+# nothing: anybody may have handed it on. First its shard: `orders/3`.
 SHARD_ATTRIBUTE = "shard_label"
+# It is the one run that tries whether the claim store answers again, while the others wait for its word.
+ASKS_STORE = "shard_asks_store"
+# Its last try may have claimed, though the answer never came: it claims under the same token.
+RUN_ID = "shard_run_id"
+# Its body has ended: (result, whether its effects are committed), to be committed under `RUN_ID`.
+COMMIT = "shard_commit"
+RUN_ATTRIBUTES = (SHARD_ATTRIBUTE, ASKS_STORE, RUN_ID, COMMIT)
 
 MARKS = frozenset(
-    {KEY_HEADER, GROUP_HEADER, SENT_AT_HEADER, MESSAGE_ID_HEADER, CONTROL_HEADER, SHARD_ATTRIBUTE, *DEATH_HEADERS}
+    {KEY_HEADER, GROUP_HEADER, SENT_AT_HEADER, MESSAGE_ID_HEADER, CONTROL_HEADER, *DEATH_HEADERS, *RUN_ATTRIBUTES}
 )
 MESSAGE_ID_CHARACTERS_MAX = 128
 
@@ -58,3 +66,11 @@ def message_id_of(headers: Mapping[str, Any]) -> str | None:
 def without_marks(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the headers of a call without ours, which it can only have from the message of another."""
     return {name: value for name, value in (headers or {}).items() if name not in MARKS}
+
+
+def without_handed_on(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the headers of a call of an ordinary task without those of the message that they were handed on from.
+
+    A `shard_key` alone is the application's own: beside it, a message of ours has others.
+    """
+    return headers if MARKS.intersection(headers) <= {KEY_HEADER} else without_marks(headers)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from celery._state import get_current_worker_task
+from celery._state import _task_stack
 
 PATIENCE_SECONDS_MIN = 30.0
 
@@ -37,9 +37,12 @@ def patience_seconds(conf: Any, options: Mapping[str, Any], *, consumer_thread: 
 
 
 def _is_for_a_run(consumer_thread: int | None) -> bool:
-    task = get_current_worker_task()
-    if task is not None:
-        return not task.request.is_eager  # else it runs inside its caller
+    # A task that applies itself is there twice, and `request` is that of the inner one only.
+    requests = [request for task in _task_stack.stack for request in task.request_stack.stack]
+    running = [request for request in requests if not request.called_directly]
+    if running:
+        # Eager ones run inside their caller, who may be a run.
+        return not all(request.is_eager for request in running)
     return consumer_thread is not None and threading.get_ident() != consumer_thread
 
 

@@ -247,6 +247,10 @@ class Publisher:
                 answer = link.send(probe, "", f"{names.publish}.probe", mark=MESSAGE_ID_HEADER, deadline=deadline)
                 if answer.fate is Fate.UNKNOWN and link.blocked:
                     return Answer(Fate.BLOCKED, answer.cause)
+                if answer.fate is Fate.REFUSED and isinstance(answer.cause, AccessRefused):
+                    # Who may write to the group only may not declare it either: the manifest is written to that way.
+                    with explained(call.group, names.publish):
+                        raise answer.cause
                 if answer.fate is not Fate.RETURNED:
                     return Answer(Fate.UNSENT, answer.cause)
                 with call.timed("declaring the group's exchanges"), explained(call.group, names.publish):

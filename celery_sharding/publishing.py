@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
@@ -22,7 +23,7 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.connecting import FAREWELL_SECONDS, bound_waits
 from celery_sharding.errors import UnsupportedOption
-from celery_sharding.headers import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_marks
+from celery_sharding.headers import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_handed_on
 from celery_sharding.routing import is_ordinary_retry
 from celery_sharding.topology import Names
 
@@ -78,7 +79,7 @@ def send_sharded(
         if sender.is_sharded(name) and not is_ordinary_retry():
             raise refuse_router(name)
         if headers:
-            options["headers"] = without_marks(headers)
+            options["headers"] = without_handed_on(headers)
         return stock(producer, name, message, **options)
     if not sender.is_own_broker(producer.connection):
         raise refuse_broker(name)
@@ -144,7 +145,7 @@ class _ShardProducer(Producer):
     ) -> None:
         super().__init__(None, auto_declare=False)  # type: ignore[no-untyped-call]
         self.__connection__ = producer.connection
-        self._channel = _ShardChannel(group, publish, note)
+        self._channel = _ShardChannel(group, publish, note, connection=producer.connection)
         self._producer = producer
         self._exchange = Names(group).publish
 
@@ -157,20 +158,41 @@ class _ShardProducer(Producer):
         """Send the task-sent event. The task is confirmed by now: the caller must not take it for lost."""
         try:
             return self._producer.publish(body, **options)
-        except (OSError, AMQPError, OperationalError) as exc:
+        except (
+            OSError,
+            AMQPError,
+            OperationalError,
+            *self._producer.connection.connection_errors,
+        ) as exc:  # such as SQL's
             logger.warning("the task-sent event of a task of group %s was not sent: %s", self._channel.group, exc)
             return None
 
 
 class _ShardChannel:
-    """What `Producer._publish` needs of a channel."""
+    """What `Producer._publish` needs of a channel, and who wraps it.
+
+    Datadog's asks for `channel.connection.host`, and a publish failed if there were none.
+    """
 
     def __init__(
-        self, group: str, publish: Callable[..., None], note: Callable[[str, str, str | None], None] | None
+        self,
+        group: str,
+        publish: Callable[..., None],
+        note: Callable[[str, str, str | None], None] | None,
+        *,
+        connection: Any,
     ) -> None:
         self.group = group
+        self._client = connection
         self._publish = publish
         self._note = note
+
+    @property
+    def connection(self) -> SimpleNamespace:
+        """What is asked of the connection of a channel: where it leads to, and kombu's."""
+        client = self._client
+        port = client.port or client.transport.default_port
+        return SimpleNamespace(host=f"{client.hostname or 'localhost'}:{port}", client=client)
 
     def prepare_message(
         self,

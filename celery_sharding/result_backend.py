@@ -8,6 +8,7 @@ error of the backend's own, which looks like any other. For a sharded task it be
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -16,6 +17,8 @@ from celery.utils import uuid
 from celery_sharding.errors import BackendUnavailable, ShardingError
 
 _ASKING = "on_task_call"
+# Among the arguments of `send_task`: name, args, kwargs, countdown, eta, task_id.
+_TASK_ID_PLACE = 5
 
 
 def name_backend_errors(app: Celery, group_of: Callable[[str], str | None]) -> None:
@@ -25,23 +28,22 @@ def name_backend_errors(app: Celery, group_of: Callable[[str], str | None]) -> N
         group_of: Returns the group of a task's name, None if it is not sharded.
     """
 
-    def send_task(
-        name: str,
-        args: Any = None,
-        kwargs: Any = None,
-        countdown: Any = None,
-        eta: Any = None,
-        task_id: str | None = None,
-        *more: Any,
-        **options: Any,
-    ) -> Any:
-        stock = type(app).send_task  # now, since it may be wrapped by others
-        group = group_of(name)
+    # Somebody may have put one of his own onto the app; else that of the class, looked up at each call, since it may be
+    # wrapped by others.
+    own = vars(app).get("send_task")
+
+    def send_task(*args: Any, **options: Any) -> Any:
+        stock = partial(type(app).send_task, app) if own is None else own
+        # Passed on as it is: a subclass of Celery may take other arguments, or fewer by position.
+        name = args[0] if args else options.get("name")
+        group = None if name is None else group_of(name)
         if group is None:
-            return stock(app, name, args, kwargs, countdown, eta, task_id, *more, **options)
-        task_id = task_id or uuid()  # so that an error can name it
+            return stock(*args, **options)
+        task_id = args[_TASK_ID_PLACE] if len(args) > _TASK_ID_PLACE else options.get("task_id")
+        if not task_id and len(args) <= _TASK_ID_PLACE:
+            task_id = options["task_id"] = uuid()  # so that an error can name it
         try:
-            return stock(app, name, args, kwargs, countdown, eta, task_id, *more, **options)
+            return stock(*args, **options)
         except ShardingError:
             raise
         except Exception as exc:
@@ -58,12 +60,15 @@ def name_backend_errors(app: Celery, group_of: Callable[[str], str | None]) -> N
     app.send_task = send_task
 
 
-def _was_asking(error: BaseException) -> bool:
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == _ASKING:
-            return True
-        trace = trace.tb_next
+def _was_asking(error: BaseException | None) -> bool:
+    # Around it kombu raises an error of its own from what its transport knows as a lost connection: an OSError, mostly.
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_name == _ASKING:
+                return True
+            trace = trace.tb_next
+        error = error.__cause__
     return False
 
 

@@ -71,9 +71,10 @@ class Reading:
         self._next = offset + 1
         if event is None or event["event"] == NONCE:
             return
-        found = _read_state(event) if event["event"] == SNAPSHOT else None
+        found = _read_state(event, offset) if event["event"] == SNAPSHOT else None
         if found is not None:
-            self._snapshot_at = offset
+            # One that stands for little puts off none that stands for more.
+            self._snapshot_at = max(self._snapshot_at, found.through + 1)
         if self._first is None:
             self._layout = fold(self._layout, offset, event)
             return
@@ -129,43 +130,75 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
     return dataclasses.asdict(segment) | {name: sorted(getattr(segment, name)) for name in unordered}
 
 
-def _read_state(event: Mapping[str, Any]) -> Layout | None:
-    """Return the layout of a snapshot; of a newer protocol as far as it can be read; None if it is damaged."""
-    protocol = protocol_of(event)
+def _read_state(event: Mapping[str, Any], offset: int) -> Layout | None:
+    """Return the layout of a snapshot at `offset`; of a newer protocol as far as it can be read; None if it is damaged.
+
+    Whoever may write to the manifest may have sent it, so each field is what `snapshot_event` writes, or it is damaged.
+    """
+    protocol, through = protocol_of(event), event.get("through")
     try:
-        through, state = int(event["through"]), event["state"]
+        if not -1 <= _whole(through) < offset:
+            raise ValueError(f"at {offset}, and through {through}")
+        state = event["state"]
         return Layout(
-            offset=int(state["offset"]),
+            offset=_whole(state["offset"]),
             segments=tuple(_read_segment(each) for each in state["segments"]),
-            generation=int(state["generation"]),
-            shards=int(state["shards"]),
-            limbo=int(state["limbo"]),
+            generation=_whole(state["generation"]),
+            shards=_whole(state["shards"]),
+            limbo=_whole(state["limbo"]),
             switch=None if state["switch"] is None else _read_switch(state["switch"]),
             cut_off=bool(state["cut_off"]),
-            paused=frozenset(None if shard is None else int(shard) for shard in state["paused"]),
+            paused=frozenset(map(_whole_or_none, state["paused"])),
             protocol=protocol,
-            through=through,
+            through=_whole(through),
         )
-    except (KeyError, TypeError, ValueError) as exc:
-        if not is_known(protocol) and isinstance(event.get("through"), int):
-            return Layout(protocol=protocol, through=event["through"])
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        if not is_known(protocol) and isinstance(through, int) and -1 <= through < offset:
+            return Layout(protocol=protocol, through=through)
         logger.warning("manifest: a snapshot cannot be read (%r)", exc)
         return None
 
 
 def _read_segment(state: Mapping[str, Any]) -> Segment:
+    kind = state["kind"]
+    if kind not in ("limbo", "ring"):
+        raise ValueError(f"a segment of kind {kind!r}")
     return Segment(
-        kind=state["kind"],
-        number=int(state["number"]),
-        shards=int(state["shards"]),
-        queue_type=str(state["queue_type"]),
+        kind=kind,
+        number=_whole(state["number"]),
+        shards=_whole(state["shards"]),
+        queue_type=_text(state["queue_type"]),
         ended=bool(state["ended"]),
-        drained=frozenset(state["drained"]),
+        drained=frozenset(map(_text, state["drained"])),
         drained_at=float(state["drained_at"]),
-        reached=frozenset(state["reached"]),
-        unfinished=frozenset((str(queue), str(key)) for queue, key in state["unfinished"]),
+        reached=frozenset(map(_text, state["reached"])),
+        unfinished=frozenset((_text(queue), _text(key)) for queue, key in state["unfinished"]),
     )
 
 
 def _read_switch(state: Mapping[str, Any]) -> OpenSwitch:
-    return OpenSwitch(**{field.name: state[field.name] for field in dataclasses.fields(OpenSwitch)})
+    return OpenSwitch(
+        kind=_text(state["kind"]),
+        generation=_whole(state["generation"]),
+        shards=_whole(state["shards"]),
+        limbo=_whole_or_none(state["limbo"]),
+        next_limbo=_whole_or_none(state["next_limbo"]),
+        step=_whole(state["step"]),
+        at=None if state["at"] is None else float(state["at"]),
+    )
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _whole_or_none(value: Any) -> int | None:
+    return None if value is None else _whole(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

@@ -24,7 +24,7 @@ from celery.local import maybe_evaluate
 
 from celery_sharding.config import KeyRule, Settings, ShardGroup, suggest
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
-from celery_sharding.headers import GROUP_HEADER, KEY_HEADER, MARKS, without_marks
+from celery_sharding.headers import GROUP_HEADER, KEY_HEADER, without_handed_on, without_marks
 from celery_sharding.keys import KeyReader, key_text
 from celery_sharding.topology import Names
 
@@ -107,10 +107,10 @@ class ShardRouter(Router):
         self, options: dict[str, Any], name: str, args: Any = (), kwargs: Any = None, task_type: Any = None
     ) -> dict[str, Any]:
         """Return the publish options of one call."""
+        rule = self._rules.rule_for(name, task_type)
         for option in options:
             if option.startswith("shard") and option not in _CALL_OPTIONS:
-                _refuse_call_option(option, options, name)
-        rule = self._rules.rule_for(name, task_type)
+                _refuse_call_option(option, options, name, is_sharded=rule is not None)
         stamps = frozenset(options.get("stamped_headers") or ())
         if rule is not None:
             _refuse_stamps(stamps, name)
@@ -184,29 +184,43 @@ _PLACES = _REPLACED | {"shard_key", "priority", "headers"}
 def _refuse_misspelt(name: str, task: Any | None) -> None:
     """Refuse an option of a task that looks like one of ours: Celery takes any name, and the task would be unsharded.
 
-    What stands in a class that the application wrote may be its own: only what is nearly one of ours is refused there,
-    and no method.
+    What stands in a class that the application wrote may be its own, and so may be what the decorator sets anew: only
+    what is nearly one of ours is refused there, and no method.
     """
     for cls in type(task).__mro__ if task is not None else ():
         if cls.__module__ == "celery.app.task":
             return
         is_decorated = "_decorated" in vars(cls)  # made by Celery of the options of the decorator
         for option, value in vars(cls).items():
-            if option in _TASK_OPTIONS or option.startswith("shared") or option in _CELERYS:
+            if option in _TASK_OPTIONS or option in _CELERYS:
                 continue
-            near = next(iter(difflib.get_close_matches(option.lower(), _TASK_OPTIONS, n=1, cutoff=_MISSPELT)), None)
+            near = _nearest(option.lower())
             if near and not is_decorated and (callable(value) or hasattr(value, "__get__")):
                 continue
-            if near or (is_decorated and option.lower().startswith("shard")):
+            is_own = any(option in vars(base) for base in cls.__mro__[1:])
+            if near or (is_decorated and not is_own and option.lower().startswith("shard")):
                 raise ConfigurationError(
                     f"task {name!r} has the option {option!r}, which is unknown and has no effect"
                     f"{suggest(option.lower(), _TASK_OPTIONS)}; a task takes shard_group and shard_key"
                 )
 
 
-def _refuse_call_option(option: str, options: dict[str, Any], name: str) -> None:
-    """Refuse an option at the call that looks like one of ours: Celery would take it for a property of the message."""
-    if option in (options.get("stamped_headers") or ()):
+def _nearest(option: str) -> str | None:
+    """Return the option of ours that this one is a misspelt form of, None if it is a word of its own.
+
+    `card_group`, `smart_group` and `share_key` are as like as a slip of the finger, which seldom hits the beginning.
+    """
+    if not option.startswith("sh") or option.startswith("share"):
+        return None
+    return next(iter(difflib.get_close_matches(option, _TASK_OPTIONS, n=1, cutoff=_MISSPELT)), None)
+
+
+def _refuse_call_option(option: str, options: dict[str, Any], name: str, *, is_sharded: bool) -> None:
+    """Refuse an option at the call that looks like one of ours: Celery would take it for a property of the message.
+
+    Of an ordinary task, what is not nearly one of ours may be meant for a router of the application, as `shard="eu"`.
+    """
+    if option in (options.get("stamped_headers") or ()) or not (is_sharded or _nearest(option)):
         return
     raise UnsupportedOption(
         f"task {name!r} is called with {option}=…, which is unknown and has no effect"
@@ -217,11 +231,9 @@ def _refuse_call_option(option: str, options: dict[str, Any], name: str) -> None
 
 
 def _without_marks(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of an ordinary task without our headers, which it can only have from a sharded message."""
+    """Return the options of an ordinary task without our headers, which it has from a sharded message."""
     headers = options.get("headers")
-    if not headers or MARKS.isdisjoint(headers):
-        return options
-    return {**options, "headers": without_marks(headers)}
+    return {**options, "headers": without_handed_on(headers)} if headers else options
 
 
 def _is_resent(options: dict[str, Any], rule: TaskRule) -> bool:

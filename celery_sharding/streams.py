@@ -244,7 +244,7 @@ def decode(body: bytes | str, *, stream: str, offset: int) -> Event | None:
     """Return the event in `body`; None, and a warning, if it is none."""
     try:
         event = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # that, if it is nested deeply
         event = None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         logger.warning("%s: message %d is no event of this library; passed over", stream, offset)

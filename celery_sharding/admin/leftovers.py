@@ -20,7 +20,7 @@ from celery_sharding.connecting import Connect
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout import Layout, Segment
 from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load, load_to_write, write
+from celery_sharding.manifest import load_to_write, write
 from celery_sharding.topology import Names, brief_channel
 
 # Shorter than a worker waits, since somebody asks; longer than a message is on its way inside the broker.
@@ -58,7 +58,7 @@ def collect(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Fin
         GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
-        layout = load(connection, names) if dry_run else load_to_write(connection, names)
+        layout = load_to_write(connection, names)
         if not layout.limbo:
             raise TopologyError(f"group {group!r} was never declared; there is nothing to remove", group=group)
         found = list(_collect_segments(connection, names, layout, by=by, dry_run=dry_run))

@@ -14,6 +14,7 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.extension import Sharding
 from celery_sharding.layout import Layout
 from celery_sharding.manifest import load
+from celery_sharding.protocol import check_protocol
 from celery_sharding.topology import Names
 
 
@@ -81,6 +82,7 @@ def _say_what_to_declare(ctx: click.Context, sharding: Sharding, groups: list[Sh
         for group in groups:
             names = Names(group.name)
             layout = load(connection, names)
+            check_protocol(group.name, layout.protocol)
             check_queue_type(group, layout)
             fault = find_fault(connection, names, layout)
             plans[group.name] = _describe_plan(group, layout, fault)

@@ -17,6 +17,7 @@ from celery_sharding.errors import ShardKeyError
 from celery_sharding.keys import key_text
 from celery_sharding.layout import Layout
 from celery_sharding.manifest import load
+from celery_sharding.protocol import check_protocol
 from celery_sharding.topology import Names
 
 _HEADINGS = ("KEY", "SHARD", "GENERATION", "OWNER", "STATE", "QUEUE")
@@ -44,6 +45,7 @@ def locate(ctx: click.Context, group: str, keys: tuple[str, ...], as_json: bool)
         names = Names(chosen.name)
         with connected(sharding, needed_by="locate") as connection:
             layout = load(connection, names)
+            check_protocol(chosen.name, layout.protocol)  # keys may be elsewhere in a layout that is not understood
             if not layout.generation:
                 raise Unhealthy(_describe_missing(names, layout))
             located = locate_keys(connection, names, layout, texts)

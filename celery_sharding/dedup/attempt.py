@@ -35,8 +35,9 @@ from celery_sharding.dedup.results import decode, encode_failure, encode_result
 from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
-from celery_sharding.dedup.waiting import ASKS_STORE, CLAIM, COMMIT, RUN_ID, STORE, WaitInLane, may_wait_in_lane
+from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
+from celery_sharding.headers import ASKS_STORE, COMMIT, RUN_ID
 
 logger = logging.getLogger(__name__)
 complaints = Complaints(logger)

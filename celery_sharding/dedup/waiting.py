@@ -19,14 +19,6 @@ from celery.exceptions import Ignore
 from celery_sharding.headers import SHARD_ATTRIBUTE
 
 STORE, CLAIM = "store", "claim"
-ASKS_STORE = "shard_asks_store"
-"""Header of the one run that tries whether the store answers again, while the others wait for its word."""
-RUN_ID = "shard_run_id"
-"""Header of a run whose last try may have claimed, though the answer never came: it claims under the same token."""
-
-
-COMMIT = "shard_commit"
-"""Header of a run whose body has ended: (result, whether its effects are committed), to be committed under `RUN_ID`."""
 
 
 class WaitInLane(Ignore):

@@ -110,7 +110,7 @@ class Announcements:
             delivery.is_counted = delivery.is_judged = False
             delivery.was_taken_back = True
             delivery.attempts -= 1
-            event = withdrawn_event(delivery.task_id or "", delivery.attempts)
+            event = withdrawn_event(delivery.message_id, delivery.attempts)
         self._log.append(delivery.shard.names.attempts, event)
 
     def withdraw(self, delivery: Delivery) -> None:

@@ -135,6 +135,11 @@ class Delivery:
         return bool((self.message.delivery_info or {}).get("redelivered"))
 
     @property
+    def is_here(self) -> bool:
+        """Say whether it is neither acknowledged nor the broker's again."""
+        return self.shard.held.get(self.tag) is self
+
+    @property
     def sent_at(self) -> float:
         """Seconds since the epoch: when it was published, or received if its publisher did not say."""
         return read_moment(self.headers.get(SENT_AT_HEADER)) or self.received_at

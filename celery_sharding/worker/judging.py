@@ -45,12 +45,19 @@ class Judge:
         if delivery.shard.knows_attempts():
             self._judge(delivery, entry)
         else:
-            delivery.shard.attempts.when_complete(lambda: self._judge(delivery, entry))
+            delivery.shard.attempts.when_complete(partial(self._judge_later, delivery, entry))
 
     def release(self) -> None:
         """Let the suspects go on that waited for others, which have ended."""
         for entry in self._suspects.take_ready():
             self._runs.lanes.due(entry)
+
+    def _judge_later(self, delivery: Delivery, entry: Entry) -> None:
+        """Judge a message where the lanes do not hear of an error: its key and its slot would be lost."""
+        try:
+            self._judge(delivery, entry)
+        except Exception as exc:
+            self._runs.fail_start(entry, exc)
 
     def _judge(self, delivery: Delivery, entry: Entry) -> None:
         if entry.state is not State.RUNNING:
@@ -96,4 +103,7 @@ class Judge:
         elif self._runs.lanes.is_frozen(entry.source):
             self._runs.lanes.again(entry)
         else:
-            self._begin(entry)
+            try:
+                self._begin(entry)
+            except Exception as exc:
+                self._runs.fail_start(entry, exc)

@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -53,23 +53,28 @@ class PreforkPool:
         self._killed.append(pid)
         self._consumer.pool.terminate_job(pid, signal.SIGKILL)
 
-    def cut_off(self, requests: Iterable[Any]) -> set[int]:
+    def cut_off(self, requests: Collection[Any]) -> set[int] | None:
         """Kill the processes that run `requests` or were handed them; what none was handed never begins.
 
-        For another thread, while the main thread is blocked. Returns the processes.
+        For another thread, while the main thread is blocked. Returns the processes, None if there was nothing to end.
         """
         waiting = self._consumer.pool._pool.outbound_buffer  # there is no public way to it, and to a job's process
         pids = set()
+        was_any = False
         for request in requests:
-            request.is_cut_off = True
             job = request._apply_result and request._apply_result()
             if request.time_start is not None:
                 pids.add(request.worker_pid)
             elif job is not None:
                 try:
                     waiting.remove(job)
+                    was_any = True
                 except ValueError:
                     pids |= {process.pid for process in (job._write_to, job._scheduled_for) if process is not None}
+        if not pids and not was_any:
+            return None
+        for request in requests:
+            request.is_cut_off = True
         for pid in pids:
             self.kill(pid)
         return pids

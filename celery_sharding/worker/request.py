@@ -26,9 +26,9 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from celery_sharding.dedup.waiting import ASKS_STORE, COMMIT, RUN_ID, STORE, WaitInLane, hide_waits, waits_for_store
+from celery_sharding.dedup.waiting import STORE, WaitInLane, hide_waits, waits_for_store
 from celery_sharding.errors import ClaimLost, DeduplicationError
-from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.headers import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
 from celery_sharding.texts import describe, text_of
 from celery_sharding.worker.retry import InPlaceRetry, retry_in_place
 from celery_sharding.worker.state_writer import is_of_backend
@@ -75,8 +75,8 @@ class ShardRequestMixin:
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)  # type: ignore[call-arg]
         self.delivery: Delivery | None = (message.delivery_info or {}).get(DELIVERY)
-        # A header of this name says nothing: anybody may have handed it on.
-        self.request_dict.pop(SHARD_ATTRIBUTE, None)  # type: ignore[attr-defined]
+        for name in RUN_ATTRIBUTES:
+            self.request_dict.pop(name, None)  # type: ignore[attr-defined]
         if self.delivery is not None:
             self.request_dict[SHARD_ATTRIBUTE] = self.delivery.label  # type: ignore[attr-defined]
 
@@ -93,8 +93,7 @@ class ShardRequestMixin:
         Args:
             wait: What its last run asked for, whose claim or commit the next one takes up.
         """
-        headers = {**self.request_dict, "retries": retries, ASKS_STORE: False}  # type: ignore[attr-defined]
-        headers |= {RUN_ID: None, COMMIT: None} if wait is None else {RUN_ID: wait.run_id, COMMIT: wait.commit}
+        headers = {**self.request_dict, "retries": retries}  # type: ignore[attr-defined]
         if time_limits is not None:
             headers["timelimit"] = list(time_limits)
         decoded = self.content_type is None  # type: ignore[attr-defined]
@@ -102,7 +101,7 @@ class ShardRequestMixin:
         if body is not None:
             embed = payload[2] if decoded else self.message.payload[2]  # type: ignore[attr-defined]
             payload, decoded = (*body, embed), True
-        return type(self)(
+        again = type(self)(
             self.message,  # type: ignore[attr-defined]
             on_ack=self.on_ack,  # type: ignore[attr-defined]
             on_reject=self.on_reject,  # type: ignore[attr-defined]
@@ -116,6 +115,9 @@ class ShardRequestMixin:
             decoded=decoded,
             utc=self.utc,  # type: ignore[attr-defined]
         )
+        if wait is not None:
+            again.request_dict.update({RUN_ID: wait.run_id, COMMIT: wait.commit})  # type: ignore[attr-defined]
+        return again
 
     def store_failure(self, reason: str) -> None:
         """Store FAILURE for a message that will not run again, and call the task's hooks; not now, in due course."""
@@ -276,8 +278,11 @@ class ShardRequestMixin:
         elif isinstance(exc, WaitInLane):
             self.acknowledged = True
             self.leave_by(self.delivery.runs.wait, exc)
-        elif self._already_cancelled and isinstance(exc, Terminated | _LOST):
-            # Celery would acknowledge one whose process was lost before it could be cancelled.
+        elif (self._already_cancelled and isinstance(exc, Terminated | _LOST)) or (
+            self.is_cut_off and isinstance(exc, _LOST)
+        ):
+            # Celery would acknowledge one whose process was lost before it could be cancelled. One that was cut off
+            # has lost its connection, though that may not be noticed yet: it is no lost attempt, nor a dead letter.
             self.leave_by(self.delivery.runs.abandon)
         elif self._is_lost(exc):
             self.leave_by(self.delivery.runs.lose, describe(exc))
@@ -294,9 +299,8 @@ class ShardRequestMixin:
             if self._never_ran_and_says_nothing(exc):
                 self._failure = exc
             self._settle_failure(exc, is_killed=is_killed)
-            if not return_ok:
-                self._tell_failure(exc_info)
-            elif not isinstance(exc, MemoryError):  # Celery raises it again, here in the main process
+            # A hard time limit is told by `on_timeout`, which the pool calls next; twice would call errbacks twice.
+            if return_ok and not isinstance(exc, MemoryError):  # Celery raises it again, here in the main process
                 super().on_failure(  # type: ignore[misc]
                     exc_info, send_failed_event=send_failed_event, return_ok=return_ok
                 )
@@ -373,7 +377,11 @@ class ShardRequestMixin:
 
         def tell() -> None:
             self._teller = threading.get_ident()
-            call(*args)
+            try:
+                call(*args)
+            finally:
+                # Where lanes may be moved by any thread, what follows is called by this one.
+                self._teller = None
 
         what = f"{state} of {self.name}[{self.id}]"  # type: ignore[attr-defined]
         self.delivery.runs.states.tell(what, tell, **options)

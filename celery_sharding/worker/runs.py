@@ -89,7 +89,7 @@ class Runs:
         read: Callable[[], bool] | None = None,
         apart: Callable[..., Any] | None = None,
     ) -> None:
-        start = self._start if apart is None else partial(apart, self._start)
+        start = self._start if apart is None else partial(apart, self._start_apart)
         self.lanes = Lanes(
             start, slots, lambda: self.turn.end_soon(), lambda: self.turn.end(), may_start, self._bury_unstarted
         )
@@ -274,6 +274,9 @@ class Runs:
     def _bury(self, delivery: Delivery, reason: str, error: str | None, stored: Callable[[], None]) -> None:
         if self.leave_orphan(delivery):
             return
+        if not delivery.is_here:
+            self._leave(delivery)  # it waited for its state when its shard was given up: its next owner ends it
+            return
 
         def held() -> None:
             delivery.shard.count("unburied")
@@ -335,6 +338,8 @@ class Runs:
             request = entry.item
             if entry.state is not State.ORPHAN:
                 continue
+            if request.has_left and request.killed_pid is None:
+                continue  # it has ended, and waits for what is written of it; its process runs something else
             if request.time_start is not None:
                 logger.warning("killing the run of %s[%s]: its shard's channel was lost", request.name, request.id)
                 kill(request.worker_pid)
@@ -359,6 +364,18 @@ class Runs:
             self._submitter.begin(entry)
         else:
             self._judge.judge(entry)
+
+    def _start_apart(self, entry: Entry) -> None:
+        """Start an entry in a greenlet of its own, of whose errors the lanes do not hear."""
+        try:
+            self._start(entry)
+        except Exception as exc:
+            self.fail_start(entry, exc)
+
+    def fail_start(self, entry: Entry, exc: Exception) -> None:
+        """Bury what could not be started, where the lanes do not hear of it."""
+        if self.lanes.hold(entry):
+            self._bury_unstarted(entry, exc)
 
     def _bury_unstarted(self, entry: Entry, exc: Exception) -> None:
         """Bury what could not be started, whatever it was: its lane must go on, and it must not be lost."""

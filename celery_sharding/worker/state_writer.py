@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -58,6 +59,7 @@ class StateWriter:
         self._queue: SimpleQueue[_Telling | None] | Queue[_Telling | None] = Queue() if is_green else SimpleQueue()
         self._current: _Telling | None = None
         self._stopping = threading.Event()
+        self._starting = threading.RLock()  # runs of a thread pool tell, too, and signal handlers
         self._thread: threading.Thread | None = None
 
     def tell(self, what: str, call: Callable[[], object], then: Callable[[bool], None] | None = None) -> None:
@@ -67,9 +69,12 @@ class StateWriter:
             what: Names it in the log.
         """
         self._queue.put(_Telling(what, call, then))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="shards-states", daemon=True)
-            self._thread.start()
+        if self._thread is not None:
+            return
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="shards-states", daemon=True)
+                self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
         """Tell what is left, for so long; what is not told then is logged."""
@@ -94,8 +99,7 @@ class StateWriter:
             is_told = self._tell(telling)
             self._current = None
             if telling.then is not None:
-                then = telling.then
-                self._post(lambda then=then, is_told=is_told: then(is_told))  # type: ignore[misc]
+                self._post(partial(_end, telling.what, telling.then, is_told))
 
     def _tell(self, telling: _Telling) -> bool:
         for pause_seconds in (*_PAUSES_SECONDS, None):
@@ -110,6 +114,14 @@ class StateWriter:
             else:
                 return True
         return False
+
+
+def _end(what: str, then: Callable[[bool], None], is_told: bool) -> None:
+    """Call `then`, whose errors must end neither the thread of the states nor the event loop."""
+    try:
+        then(is_told)
+    except Exception:
+        logger.exception("%s: an error after it was told", what)
 
 
 def is_of_backend(trace: TracebackType | None) -> bool:

@@ -34,7 +34,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery_sharding.connecting import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
 from celery_sharding.dedup.notices import STORE_ANSWERS, Notice, Notices
 from celery_sharding.errors import ShardingError
-from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.headers import RUN_ATTRIBUTES
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.child_guard import ChildGuard
 from celery_sharding.worker.exits import guard_exits
@@ -225,8 +225,8 @@ class ShardsStep(bootsteps.StartStopStep):
         if self._prefork is not None:
             self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
 
-    def _cut_off(self) -> Iterable[int]:
-        return () if self._prefork is None else self._prefork.cut_off(self._runs.running())
+    def _cut_off(self) -> Iterable[int] | None:
+        return None if self._prefork is None else self._prefork.cut_off(self._runs.running())
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""
@@ -266,8 +266,9 @@ class ShardsStep(bootsteps.StartStopStep):
         def on_task_request(request: Any) -> Any:
             if DELIVERY in (request.message.delivery_info or ()):
                 return self._intake.take_request(request)
-            # A header of this name says nothing: a run that believed it would wait in a lane that it has not.
-            request.request_dict.pop(SHARD_ATTRIBUTE, None)
+            for attribute in RUN_ATTRIBUTES:
+                # Handed on past our publishing hook: with it, a claim would wait in a lane that there is not.
+                request.request_dict.pop(attribute, None)
             self._strays.note(request)
             return stock(request)
 

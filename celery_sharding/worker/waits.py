@@ -26,7 +26,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_sharding.dedup.waiting import ASKS_STORE, STORE, WaitInLane, waits_for_store
+from celery_sharding.dedup.waiting import STORE, WaitInLane, waits_for_store
+from celery_sharding.headers import ASKS_STORE
 from celery_sharding.worker.lanes import Entry, Lanes, State
 
 logger = logging.getLogger(__name__)
@@ -76,8 +77,8 @@ class Waits:
         if self._away_since is None or not waits_for_store(entry.item.task):
             return True
         with self._lock:
-            if self._away_since is None:
-                return True
+            if self._away_since is None or entry is self._asking:
+                return True  # the one that asks may have been held on its way, by a rate limit for one
             now = time.monotonic()
             if now >= self._next_try and (self._asking is None or now >= self._asks_until):
                 patience = min(_PATIENCE_SECONDS * 2 ** min(self._tries, 10), _PATIENCE_SECONDS_MAX)

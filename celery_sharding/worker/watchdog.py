@@ -42,11 +42,13 @@ class Watchdog:
 
     Args:
         connection: Returns it, of kombu; None while there is none.
-        cut_off: Kills what runs from shards, and returns the processes.
+        cut_off: Kills what runs from shards, and returns the processes; None if there was nothing to end.
         guard: Of the children.
     """
 
-    def __init__(self, connection: Callable[[], Any], cut_off: Callable[[], Iterable[int]], guard: ChildGuard) -> None:
+    def __init__(
+        self, connection: Callable[[], Any], cut_off: Callable[[], Iterable[int] | None], guard: ChildGuard
+    ) -> None:
         self._connection = connection
         self._guard = guard
         self._cut_off = cut_off
@@ -80,11 +82,15 @@ class Watchdog:
             self._guard.note(left_at, inner.heartbeat)
 
     def _bite(self, inner: Any, silent_seconds: float) -> bool:
-        """End what runs and close the connection; False if nothing ran."""
+        """End what runs and close the connection; False if nothing ran.
+
+        What waited for a process was struck off: that, too, needs a connection that is lost to be run at all.
+        """
         try:
-            pids = set(self._cut_off())
-            if not pids:
+            found = self._cut_off()
+            if found is None:
                 return False
+            pids = set(found)
             logger.error(
                 "nothing was sent to the broker for %.1f s, since the main thread is blocked: the %d processes that "
                 "run sharded tasks are killed, before their shards go to another worker",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ POOLS = {
     "solo": ("-P", "solo"),
     "gevent": ("-c", "4", "-P", "gevent"),
 }
+OTHERS = ("threads", "solo", "gevent")
 AWAY_SECONDS = 8.0
 
 
@@ -50,8 +52,18 @@ def look(shop: Shop) -> Snapshot:
         return read_snapshot(connection, [shop.group])
 
 
-@pytest.mark.parametrize("way", ["stopped", "silent"])
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(
+    ("pool", "way"),
+    [
+        ("prefork", "stopped"),
+        ("threads", "silent"),
+        *(
+            pytest.param(pool, way, marks=pytest.mark.slow)
+            for pool, way in product(POOLS, ("stopped", "silent"))
+            if (pool, way) not in {("prefork", "stopped"), ("threads", "silent")}
+        ),
+    ],
+)
 def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     shop: Shop, store: RedisNode, pool: str, way: str
 ) -> None:
@@ -76,7 +88,7 @@ def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     assert 2 <= len(ours) <= 40, ours
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in OTHERS)])
 def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: RedisNode, pool: str) -> None:
     # Given a store that is away, and tasks that rather fail than wait: one keeps results, the other does not
     shop.env["SHOP_SETTINGS"] = "{}"
@@ -104,7 +116,7 @@ def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: Re
     assert shop.trace.count() == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in OTHERS)])
 def test_a_worker_that_is_replaced_in_an_outage_hands_over_what_waits(shop: Shop, store: RedisNode, pool: str) -> None:
     # Given a worker whose messages wait for the claim store, killed and restarted more often than a message may begin
     worker = shop.worker(*POOLS[pool])

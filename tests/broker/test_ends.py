@@ -55,8 +55,19 @@ def hostile(group_name: str, broker_url: str, tmp_path: Path) -> Iterator[Shop]:
     shop.kill_workers()
 
 
-@pytest.mark.parametrize("on_failure", ["continue", "dead-letter"])
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(
+    ("pool", "on_failure"),
+    [
+        ("prefork", "dead-letter"),
+        ("threads", "continue"),
+        ("solo", "dead-letter"),
+        ("gevent", "continue"),
+        pytest.param("prefork", "continue", marks=pytest.mark.slow),
+        pytest.param("threads", "dead-letter", marks=pytest.mark.slow),
+        pytest.param("solo", "continue", marks=pytest.mark.slow),
+        pytest.param("gevent", "dead-letter", marks=pytest.mark.slow),
+    ],
+)
 def test_no_end_of_a_run_locks_its_key_or_keeps_its_slot(hostile: Shop, pool: str, on_failure: str) -> None:
     # Given tasks whose ends go wrong in every way, each between two good ones of its key
     results = {}

@@ -162,15 +162,18 @@ def newer(connect, connection, group_name, names) -> ShardGroup:
         ("pause", "{}"),
         ("resume", "{}"),
         ("gc", "{}"),
+        ("gc", "{}", "--dry-run"),
         ("declare", "{}"),
+        ("declare", "{}", "--dry-run"),
+        ("locate", "{}", "42"),
         ("purge", "{}", "--yes"),
         ("remove", "{}", "--yes"),
         ("dead-letters", "replay", "{}", "--all", "--yes"),
         ("dead-letters", "discard", "{}", "--all", "--yes"),
     ],
-    ids=lambda verb: " ".join(verb[:2]),
+    ids=" ".join,
 )
-def test_every_verb_that_changes_something_refuses_and_names_both_protocols(
+def test_every_verb_that_changes_something_or_says_what_would_refuses_and_names_both_protocols(
     shop: Shop, connection: Connection, newer: ShardGroup, verb: tuple[str, ...]
 ) -> None:
     # Given a group on which a newer version acts, with a dead letter

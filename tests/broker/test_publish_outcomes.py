@@ -88,8 +88,9 @@ def test_missing_rights_on_the_virtual_host_are_named(group_name: str, broker_ur
         app.tasks["step"].delay("a")
 
 
-def test_a_missing_right_to_declare_is_named(group_name: str, broker_url: str, user) -> None:
-    app = make_app(group_name, with_login(broker_url, *user("^$", ".*", ".*")))
+@pytest.mark.parametrize("write", [".*", r"^shards\."])  # the latter is all that who only publishes has
+def test_a_missing_right_to_declare_is_named(group_name: str, broker_url: str, user, write: str) -> None:
+    app = make_app(group_name, with_login(broker_url, *user("^$", write, ".*")))
     with pytest.raises(TopologyError, match=r"may not touch.*grant it configure"):
         app.tasks["step"].delay("a")
 

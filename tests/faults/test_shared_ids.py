@@ -20,7 +20,12 @@ from celery_sharding.testing.processes import wait_until
 pytestmark = pytest.mark.timeout(300)
 
 POOLS = pytest.mark.parametrize(
-    "pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")], ids=["prefork", "threads", "solo"]
+    "pool",
+    [
+        pytest.param(("-c", "2"), id="prefork"),
+        pytest.param(("-c", "2", "-P", "threads"), id="threads", marks=pytest.mark.slow),
+        pytest.param(("-P", "solo"), id="solo", marks=pytest.mark.slow),
+    ],
 )
 
 

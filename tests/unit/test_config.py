@@ -216,6 +216,13 @@ def test_right_names_and_those_of_others_are_no_doubts(given: dict[str, Any], pr
     assert check_names(Conf(given, prefix)) == ()
 
 
+@pytest.mark.parametrize("name", ["sharing_groups", "charging_groups", "sharing_routes"])
+def test_a_setting_that_is_like_ours_and_a_word_of_its_own_is_only_told(name: str) -> None:
+    conf = Conf({name: {}}, None)
+    read_settings(conf)
+    assert len(check_names(conf)) == 1
+
+
 @pytest.mark.parametrize("value", ["amqp://me:hunter2@host", ["http://me:hun/ter2@host"], {"a": "x://me:hunt@er2@h"}])
 @pytest.mark.parametrize("name", ["sharding_groups", "sharding_routes", "sharding_heartbeat_seconds"])
 def test_an_error_shows_no_password_that_got_into_the_wrong_setting(name: str, value: Any) -> None:

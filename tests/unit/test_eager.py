@@ -217,6 +217,36 @@ def test_ordinary_tasks_run_as_ever_with_all_their_options() -> None:
         plain.apply_async((1,), shard_key="a")
 
 
+@pytest.mark.parametrize("order", ["sharding first", "tasks first"])
+def test_a_method_of_a_task_that_is_called_apply_stays_its_own(order: str) -> None:
+    # Given tasks that have one, which Celery never calls outside of eager mode
+    app = new_app(eager=False)
+
+    class Discount(Task):
+        name = "discount"
+        shard_group = "orders"
+        shard_key = "order_id"
+
+        def run(self, order_id: Any) -> None: ...
+
+        def apply(self, coupon: str) -> str:
+            return coupon
+
+    class Fixed(Task):
+        name = "fixed"
+        apply = staticmethod(len)
+
+        def run(self) -> None: ...
+
+    if order == "sharding first":
+        Sharding(app, groups=[ORDERS])
+    discount, fixed = app.register_task(Discount()), app.register_task(Fixed())
+    if order == "tasks first":
+        Sharding(app, groups=[ORDERS])
+    # Then it is called with what it takes
+    assert (discount.apply("c"), discount.apply(coupon="c"), fixed.apply([1])) == ("c", "c", 1)
+
+
 def test_annotations_of_the_application_are_kept() -> None:
     # Given an application that annotates all tasks and one of them, `apply` too
     app = new_app()

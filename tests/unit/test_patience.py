@@ -47,6 +47,13 @@ def test_a_task_that_its_caller_runs_is_told_at_once(app: Celery) -> None:
     assert in_a_run(app, lambda: patience_seconds(app.conf, {}, consumer_thread=None), eager=True) == 0
 
 
+def test_a_task_that_a_run_runs_in_its_place_waits_as_the_run_does(app: Celery) -> None:
+    def ask() -> float:
+        return in_a_run(app, lambda: patience_seconds(app.conf, {}, consumer_thread=None), eager=True)
+
+    assert in_a_run(app, ask) == 30
+
+
 def test_the_thread_that_consumes_never_waits_and_others_of_its_process_do(app: Celery) -> None:
     me = threading.get_ident()
     assert patience_seconds(app.conf, {}, consumer_thread=me) == 0

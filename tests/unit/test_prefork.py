@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 from celery.concurrency.asynpool import AsynPool
 from kombu.asynchronous import Hub
 
 from celery_sharding.testing.processes import is_alive
-from celery_sharding.worker.prefork import direct_writer, listen_anew
+from celery_sharding.worker.prefork import PreforkPool, direct_writer, listen_anew
 
 
 class CeleryPool:
@@ -77,3 +78,21 @@ def test_a_pool_that_took_a_child_for_dead_is_registered_anew_and_hears_of_its_e
     finally:
         pool.terminate()
         pool.join()
+
+
+def test_a_run_that_is_struck_off_before_a_child_has_it_counts_as_cut_off():
+    # Given a run in the pool's buffer, and one that is not in the pool yet
+    job = SimpleNamespace(_write_to=None, _scheduled_for=None)
+    inner = SimpleNamespace(outbound_buffer=[job])
+    pool = PreforkPool(
+        SimpleNamespace(pool=SimpleNamespace(_pool=inner)), freeze=lambda: None, has_unaccepted=lambda: False
+    )
+    handed_over = SimpleNamespace(_apply_result=lambda: job, time_start=None, is_cut_off=False)
+    judged = SimpleNamespace(_apply_result=None, time_start=None, is_cut_off=False)
+    # When nothing is to be ended, then nobody is told so
+    assert pool.cut_off([judged]) is None
+    assert not judged.is_cut_off
+    # When the buffered one is struck off, then no process was killed, but the connection must go
+    assert pool.cut_off([handed_over, judged]) == set()
+    assert handed_over.is_cut_off
+    assert inner.outbound_buffer == []

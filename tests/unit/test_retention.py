@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_sharding.folding import fold
-from celery_sharding.layout import Layout
+from celery_sharding.layout import Layout, Segment
 from celery_sharding.manifest import drained_event, finished_event, operated_event, reached_event
 from celery_sharding.retention import EVERY_MAX, EVERY_MIN, Reading, snapshot_event
+from celery_sharding.streams import decode
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")
@@ -145,7 +146,7 @@ def test_snapshots_are_due_by_what_was_written_since_the_last_and_never_of_a_new
         assert offset < EVERY_MAX - 1 or reading.is_snapshot_due
         assert offset >= EVERY_MIN - 1 or not reading.is_snapshot_due
     # When one is there, or written, then it is not
-    reading.note(EVERY_MAX, snapshot_event(Layout(), by="w"))
+    reading.note(EVERY_MAX, snapshot_event(Layout(through=EVERY_MAX - 1), by="w"))
     assert not reading.is_snapshot_due
     for offset in range(EVERY_MAX + 1, 3 * EVERY_MAX):
         reading.note(offset, None)
@@ -163,3 +164,47 @@ def test_of_a_newer_snapshot_it_is_known_at_least_that_it_is_newer(state: dict[s
     reading.note(7, {"event": "snapshot", "through": 6, "state": state, "protocol": 2})
     assert reading.misses is None
     assert (reading.layout.protocol, reading.layout.through) == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"through": 7}, {"through": -2}, {"through": True}, {"through": float("inf")}, {"state": None},
+        {"state": {"generation": float("inf")}}, {"state": {"limbo": "1"}}, {"state": {"paused": [[]]}},
+        {"state": {"segments": [{"kind": "ring"}]}}, {"state": {"segments": ["g001"]}},
+        {"state": {"switch": {"kind": "recover", "step": "1"}}},
+    ],
+)  # fmt: skip
+def test_a_hostile_snapshot_stands_for_nothing(damage: dict[str, Any]) -> None:
+    # Given a snapshot of which one field is not what this library writes
+    event = snapshot_event(Layout(offset=3, generation=1, shards=2, limbo=1, through=6), by="w")
+    state = damage.get("state", {})
+    event |= {**damage, "state": None if state is None else {**event["state"], **state}}
+    # When it stands where older records are missing, then the layout is not known, and nothing raises
+    reading = Reading()
+    reading.note(7, event)
+    assert reading.misses == 7
+
+
+def test_a_snapshot_that_stands_for_little_puts_off_no_other() -> None:
+    reading = Reading()
+    for offset in range(EVERY_MAX):
+        reading.note(offset, None)
+    reading.note(EVERY_MAX, snapshot_event(Layout(through=0), by="w"))
+    assert reading.is_snapshot_due
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "switch", "kind": "recover", "generation": float("inf"), "shards": 1, "base": 5},
+        {"event": "drained", "segment": "g001", "queue": f"shards.orders.g001.{'9' * 5_000}"},
+    ],
+)
+def test_a_hostile_event_changes_no_layout(event: dict[str, Any]) -> None:
+    layout = Layout(offset=5, segments=(Segment("ring", 1, 2),), generation=1, shards=2)
+    assert fold(layout, 6, event).segments == layout.segments
+
+
+def test_a_body_that_is_nested_deeply_is_no_event() -> None:
+    assert decode(b"[" * 100_000, stream="s", offset=1) is None

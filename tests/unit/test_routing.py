@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
-from kombu import Connection, Exchange, Queue
+from celery.signals import before_task_publish
+from kombu import Connection, Exchange, Producer, Queue
+from kombu.transport.memory import Transport
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnknownGroup, UnsupportedOption
@@ -251,6 +253,76 @@ def test_headers_of_the_caller_are_kept_and_never_written_to() -> None:
     assert all(message.headers["trace"] == {"id": 1} for message in found)
     assert headers == {"trace": {"id": 1}}
     assert signature.options == {"headers": {"trace": {"id": 1}}}
+
+
+def test_who_wraps_kombus_producer_may_ask_where_the_channel_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given instrumentation that asks for it before the message leaves, as Datadog's does
+    app = make_app()
+    task = sharded_task(app)
+    stock, hosts = Producer._publish, []
+
+    def traced(self: Producer, *args: Any, **options: Any) -> Any:
+        if "shards.orders" in args:
+            hosts.append(self.channel.connection.host)
+        return stock(self, *args, **options)
+
+    monkeypatch.setattr(Producer, "_publish", traced)
+    # When a sharded task is published, then it is told, and the message leaves
+    task.delay(1)
+    [host] = hosts
+    assert host.startswith("localhost:")
+    assert len(waiting(app)) == 1
+
+
+def test_the_event_of_a_task_that_was_sent_may_fail_as_its_transport_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a transport with errors of its own, as those of databases have
+    class Lost(Exception): ...
+
+    class Failing(RecordingProducer):
+        def publish(self, body: Any, **options: Any) -> None:
+            raise Lost
+
+    monkeypatch.setattr(Transport, "connection_errors", (Lost,))
+    app = make_app(task_send_sent_event=True)
+    # When a task is stored, and the event is not, then the caller does not take the task for lost
+    sharded_task(app).apply_async((1,), producer=Failing(app))
+    assert len(waiting(app)) == 1
+
+
+@pytest.mark.parametrize("option", ["award_group", "card_group", "smart_group", "share_key", "shared_key", "hard_key"])
+def test_options_and_attributes_that_are_words_of_their_own_are_nothing_to_us(option: str) -> None:
+    app = make_app()
+    base = type("Base", (Task,), {option: "gold", "abstract": True})
+    for task in (make_task(app, name="decorated", **{option: "gold"}), make_task(app, name="based", base=base)):
+        task.apply_async((1,), queue=f"plain-{uuid.uuid4().hex}")
+
+
+def test_an_ordinary_task_may_have_a_header_named_as_our_key() -> None:
+    app = make_app()
+    task, sent = make_task(app, name="plain"), []
+    before_task_publish.connect(lambda headers, **_: sent.append(headers), weak=False, dispatch_uid="own header")
+    try:
+        task.apply_async((1,), headers={"shard_key": "eu"}, queue=f"plain-{uuid.uuid4().hex}")
+    finally:
+        before_task_publish.disconnect(dispatch_uid="own header")
+    assert sent[0]["shard_key"] == "eu"
+
+
+def test_an_applications_own_router_and_task_class_may_speak_of_shards() -> None:
+    # Given an application that spreads ordinary tasks over databases by itself
+    def by_database(name: str, args: Any, kwargs: Any, options: dict[str, Any], task: Any = None) -> Any:
+        return {"queue": f"db-{options['shard']}"}
+
+    app = make_app(task_routes=(by_database,))
+    base = type("Base", (Task,), {"shard_count": 1, "abstract": True})
+    task = make_task(app, name="based", base=base, shard_count=4)
+    # Then it goes on; what is nearly ours, or an option of a sharded task, is still refused
+    assert route(app, task, (1,), shard="eu")["queue"].name == "db-eu"
+    for each, option in ((task, "shardkey"), (sharded_task(app), "shard")):
+        with pytest.raises(UnsupportedOption, match=rf"called with {option}=… *"):
+            route(app, each, (1,), **{option: "eu"})
+    with pytest.raises(ConfigurationError, match="'shard_count', which is unknown"):
+        route(app, make_task(app, name="lost", shard_count=4), (1,), shard="eu")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

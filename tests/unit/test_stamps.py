@@ -16,9 +16,9 @@ from celery_sharding.errors import UnsupportedOption
 def app() -> Celery:
     app = Celery("stamped", broker="memory://", set_as_current=False)
     app.conf.task_default_queue = f"plain-{uuid.uuid4().hex}"
-    Sharding(app, groups=[ShardGroup("orders", shards=2)])
+    Sharding(app, groups=[ShardGroup("stamped", shards=2)])
 
-    @app.task(shared=False, name="step", shard_group="orders", shard_key="key")
+    @app.task(shared=False, name="step", shard_group="stamped", shard_key="key")
     def step(key):
         pass
 

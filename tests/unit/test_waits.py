@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.app.task import Context
 
-from celery_sharding.dedup.waiting import ASKS_STORE, CLAIM, STORE, WaitInLane
+from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
+from celery_sharding.headers import ASKS_STORE, SHARD_ATTRIBUTE
 from celery_sharding.worker.lanes import Entry, Lanes, State
 from celery_sharding.worker.waits import Waits
 
@@ -101,6 +103,27 @@ def test_when_the_one_that_asks_is_dropped_another_asks(worker: Worker) -> None:
     # Then the other one asks
     worker.go_off()
     assert [entry.state for entry in entries if entry is not asking] == [State.RUNNING]
+
+
+def test_the_one_that_asks_begins_though_it_was_held_on_its_way(worker: Worker) -> None:
+    # Given an outage, and a run that is to ask
+    entries = worker.admit("a", "b")
+    worker.wait(entries[0], STORE)
+    worker.waits._next_try = 0.0
+    worker.go_off()
+    asking = next(entry for entry in entries if entry.state is State.RUNNING)
+    # When its rate limit holds it for a moment
+    worker.lanes.hold(asking)
+    worker.started.clear()
+    worker.lanes.due(asking)
+    # Then it asks after that, and not when it has been given up
+    assert worker.started == [asking.lane]
+
+
+def test_a_sharded_run_has_a_lane_to_wait_in() -> None:
+    assert may_wait_in_lane(Context({SHARD_ATTRIBUTE: "orders/3", "is_eager": False}))
+    assert not may_wait_in_lane(Context({SHARD_ATTRIBUTE: "orders/3", "is_eager": True}))
+    assert not may_wait_in_lane(Context({"is_eager": False}))
 
 
 def test_duplicates_look_again_ever_later_and_no_later_than_the_lease_ends(worker: Worker) -> None:
