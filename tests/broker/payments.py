@@ -44,6 +44,18 @@ def twice(self, key, number, event):
     return f"{event} by {number}"
 
 
+@app.task(bind=True, **sharded, max_retries=1)
+@deduplicate(key="event", lease_seconds=300, on_running="retry")
+def coming_again(self, key, number, event):
+    """Leaves its claim parked for minutes by its first run; a duplicate comes again."""
+    if not self.request.retries:
+        trace.mark("parked", key, number)
+        raise self.retry(countdown=3)
+    with trace.run(key, number):
+        pass
+    return f"{event} by {number}"
+
+
 @app.task(**sharded)
 @deduplicate(key="event", on_store_error="fail")
 def strict(key, number, event):

@@ -33,7 +33,7 @@ def shop(group_name: str, broker_url: str, postgresql: Postgres, tmp_path: Path)
     shop.kill_workers()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
 def test_a_database_that_is_killed_loses_no_message_no_result_and_no_order(
     shop: Shop, postgresql: Postgres, pool: str
 ) -> None:

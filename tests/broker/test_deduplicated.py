@@ -155,6 +155,22 @@ def test_tasks_that_are_not_sharded_are_deduplicated_in_any_ack_mode(shop: Shop,
         assert shop.trace.count() == 2
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_duplicate_comes_again_though_the_claim_is_parked_for_longer_than_a_retry_may_take(
+    shop: Shop, pool: str
+) -> None:
+    # Given an event whose claim is parked for minutes, where a retry may take six seconds
+    shop.worker("-c", "2", "-P", pool, SHOP_CONSUMER_TIMEOUT="12")
+    event = f"{shop.group}-1"
+    first = shop.send("coming_again", "a", 1, event=event)
+    assert shop.trace.wait_for(1, kind="parked")
+    # When it comes under another key
+    second = shop.send("coming_again", "b", 2, event=event)
+    # Then it comes again until it finds the result of the first
+    assert first.get(timeout=60) == second.get(timeout=60) == f"{event} by 1"
+    assert shop.trace.count() == 1
+
+
 def test_a_skipped_duplicate_writes_no_state_over_that_of_the_run(shop: Shop) -> None:
     # Given an event that runs for a while
     shop.env["SHOP_SETTINGS"] = '{"task_track_started": true}'

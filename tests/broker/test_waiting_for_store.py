@@ -18,7 +18,13 @@ from celery_sharding.topology import brief_channel
 
 pytestmark = pytest.mark.timeout(200)
 
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads")}
+POOLS = {
+    "prefork": ("-c", "4"),
+    "threads": ("-c", "4", "-P", "threads"),
+    "solo": ("-P", "solo"),
+    "gevent": ("-c", "4", "-P", "gevent"),
+}
+EACH = ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo", "gevent"))]
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def store_waiting(shop: Shop) -> int:
     return sum(row.store_waiting for row in shop.status().rows)
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", EACH)
 def test_a_message_that_waits_for_the_claim_store_is_revoked_and_expires(
     shop: Shop, store: RedisNode, pool: str
 ) -> None:
@@ -81,7 +87,7 @@ def test_a_message_that_waits_for_the_claim_store_is_revoked_and_expires(
     assert shop.status().dead_letters == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", EACH)
 def test_what_waits_for_the_claim_store_goes_back_in_order_when_its_shard_is_paused(
     shop: Shop, store: RedisNode, pool: str
 ) -> None:
@@ -120,7 +126,7 @@ def test_what_waits_for_the_claim_store_goes_back_in_order_when_its_shard_is_pau
     assert shop.status().dead_letters == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", EACH)
 def test_what_waits_for_the_claim_store_is_handed_over_to_a_worker_that_joins(
     shop: Shop, store: RedisNode, pool: str
 ) -> None:
@@ -146,7 +152,7 @@ def test_what_waits_for_the_claim_store_is_handed_over_to_a_worker_that_joins(
     assert shop.status().dead_letters == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_an_ordinary_message_that_names_a_shard_waits_in_its_slot(shop: Shop, store: RedisNode, pool: str) -> None:
     # Given a message of an ordinary queue with the headers of a sharded run, handed on by whoever
     worker = shop.worker(*POOLS[pool])
