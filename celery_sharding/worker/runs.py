@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import WorkerLostError
 from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.dedup.waiting import WaitInLane
@@ -243,6 +244,7 @@ class Runs:
     def give_up(self, request: Any, reason: str, error: str) -> None:
         """Make a dead letter of a message of which nobody else will say what became of it."""
         request.leave_by(self.bury, reason, error)
+        self.note_failure(request, WorkerLostError(reason))
         request.store_failure(f"{reason}: {error}")
 
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:

@@ -117,8 +117,15 @@ def test_a_worker_gives_the_group_up_in_order_and_a_newer_one_goes_on(
     assert wait_until(shop.has_nothing_left, timeout_seconds=30)
     # and nothing of the first was written since
     assert worker.is_running
-    events = events_of(connection, shop.names.journal) + events_of(connection, shop.names.manifest)
-    assert any(event.get("by") == newer.name and event["at"] > given_up_at for event in events)
+
+    def read_events() -> list[dict[str, Any]]:
+        return events_of(connection, shop.names.journal) + events_of(connection, shop.names.manifest)
+
+    def has_newer() -> bool:
+        return any(event.get("by") == newer.name and event["at"] > given_up_at for event in read_events())
+
+    assert wait_until(has_newer, timeout_seconds=30)
+    events = read_events()
     assert not [
         event for event in events if worker.name in (event.get("by"), event.get("owner")) and event["at"] > given_up_at
     ]

@@ -149,8 +149,8 @@ def test_no_verb_shows_a_password_whatever_goes_wrong(places, caplog, capfd):
 def test_a_worker_logs_no_password_whether_it_is_let_in_or_not(places, tmp_path: Path):
     (tmp_path / "secretive.py").write_text(APP)
 
-    def start(case: str, waits_for: str) -> WorkerNode:
-        broker, management, backend = places.urls[case]
+    def start(case: str, urls: tuple[str, str, str], waits_for: str) -> WorkerNode:
+        broker, management, backend = urls
         env = {"SECRET_BROKER": broker, "SECRET_MANAGEMENT": management, "SECRET_BACKEND": backend}
         path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
         arguments = ("-l", "debug", "-c", "1", "--without-mingle")
@@ -161,8 +161,10 @@ def test_a_worker_logs_no_password_whether_it_is_let_in_or_not(places, tmp_path:
 
     nodes: list[WorkerNode] = []
     try:
-        start("good", " ready.").stop()
-        start("refused", "ACCESS_REFUSED")
+        start("good", places.urls["good"], " ready.").stop()
+        start("refused", places.urls["refused"], "claims cannot be written")
+        # and where only the broker lets nobody in
+        start("locked-out", (*places.urls["refused"][:2], places.urls["good"][2]), "ACCESS_REFUSED")
     finally:
         for node in nodes:
             node.kill()

@@ -54,6 +54,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
             attempts=Attempts(names.attempts, log),
             receive=lambda delivery: None,
             on_cancel=given_up.append,
+            on_protocol=lambda protocol: None,
             call_soon=run_now,
             node="test",
         )
