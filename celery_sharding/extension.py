@@ -7,6 +7,7 @@ What is touched, all of it through public hooks:
     app.steps["consumer"]   the bootsteps that consume shards in a worker, and tell that it lives; loaded only there
     app.annotations         also put our checks in front of each task's `apply`, which is what runs in eager mode
     app.conf                shows our settings without their passwords
+    app.Worker              ends with one line where a setting or an option of ours is wrong
     app.send_task           names what a result backend raises that Celery asks before it publishes a sharded task
     app.sharding            this object
 
@@ -39,6 +40,7 @@ from celery_sharding.publishing import WatchPublish, send_sharded
 from celery_sharding.result_backend import name_backend_errors
 from celery_sharding.routing import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
+from celery_sharding.worker_start import tell_start_errors
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Sharding:
         _replace_amqp(app, self._groups)
         check_eager_calls(app)
         name_backend_errors(app, self.group_of)
+        tell_start_errors(app)
 
     @cached_property
     def settings(self) -> Settings:

@@ -8,6 +8,7 @@ reason, and the shard goes on.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from celery.exceptions import InvalidTaskError, NotRegistered
@@ -19,6 +20,17 @@ from celery_sharding.worker.delivery import Delivery
 from celery_sharding.worker.message_check import find_flaw
 from celery_sharding.worker.request import DELIVERY
 from celery_sharding.worker.runs import Runs
+
+
+class Buckets(defaultdict[str, Any]):
+    """Task name → rate-limit bucket or None, in place of the consumer's own; `get` sees one that is hidden."""
+
+    def __init__(self, buckets: dict[str, Any]) -> None:
+        super().__init__(lambda: None, buckets)
+        self.are_hidden = False
+
+    def __getitem__(self, task_name: str) -> Any:
+        return None if self.are_hidden else super().__getitem__(task_name)
 
 
 class Intake:
@@ -34,6 +46,12 @@ class Intake:
         self._sharded = sharded
         self._made: list[Any] = []
         self._accept = prepare_accept_content(consumer.app.conf.accept_content)
+        # Strategies, which are made later, keep hold of it.
+        self._buckets = consumer.task_buckets = Buckets(consumer.task_buckets)
+
+    def bucket_for(self, task_name: str) -> Any:
+        """Return the rate-limit bucket of a task, or None; any thread may ask."""
+        return None if self._consumer.disable_rate_limits else self._buckets.get(task_name)
 
     def take_request(self, request: Any) -> None:
         """Take the request that a strategy made; `receive` admits it when the strategy has returned."""
@@ -110,12 +128,11 @@ class Intake:
 
     def _call_strategy(self, name: str, message: Any, payload: Any) -> None:
         consumer = self._consumer
-        bucket = consumer.task_buckets[name]
-        consumer.task_buckets[name] = None
+        self._buckets.are_hidden = True
         try:
             consumer.strategies[name](message, payload, _unused, _unused, consumer.on_task_message)
         finally:
-            consumer.task_buckets[name] = bucket
+            self._buckets.are_hidden = False
 
 
 def _unused(*_: Any) -> None:

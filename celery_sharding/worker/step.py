@@ -98,7 +98,7 @@ class ShardsStep(bootsteps.StartStopStep):
             call_soon=c.hub.call_soon if c.hub and has_children else calls.call_next if has_turns else None,
             read=self._read if has_turns else None,
             apart=c.pool.spawn_n if getattr(c.pool, "is_green", False) else None,
-            bucket_for=self._bucket_for,
+            bucket_for=lambda task_name: self._intake.bucket_for(task_name),
             is_alive=self._is_alive,
             slots=self._slots,
             log=self._log,
@@ -292,7 +292,8 @@ class ShardsStep(bootsteps.StartStopStep):
 
         The broker sends twice a heartbeat, and the main thread looks now and then whether something was read.
         """
-        connection = self._consumer.connection and self._consumer.connection.connection
+        # kombu's `connection` would connect anew, in the middle of whatever asks.
+        connection: Any = getattr(self._consumer.connection, "_connection", None)
         heartbeat_seconds = getattr(connection, "heartbeat", None)
         if not heartbeat_seconds or not connection.last_heartbeat_received:
             return True
@@ -309,9 +310,6 @@ class ShardsStep(bootsteps.StartStopStep):
         """
         pool = self._consumer.pool
         return max(1, pool.num_processes) if pool.active and not self._stopping else 0
-
-    def _bucket_for(self, task_name: str) -> Any:
-        return None if self._consumer.disable_rate_limits else self._consumer.task_buckets[task_name]
 
     def _read(self) -> bool:
         """Read what the connection has received, and say whether that was anything."""

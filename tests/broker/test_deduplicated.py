@@ -287,9 +287,12 @@ def counted(shop: Shop, what: str) -> int:
     return 0
 
 
-def test_a_worker_without_a_store_for_claims_does_not_start(shop: Shop) -> None:
-    # Given the same tasks without a result backend
-    shop.env["SHOP_BACKEND"] = "rpc://"
-    # When a worker starts, then it ends with an error that lists what serves
-    with pytest.raises(Exception, match=r"(?s)NoUsableStore.*redis"):
-        shop.worker()
+@pytest.mark.parametrize("pool", [("-c", "1"), ("-c", "1", "-P", "threads"), ("-P", "solo")])
+def test_without_a_store_for_claims_a_worker_ends_with_one_line(shop: Shop, pool: tuple[str, ...]) -> None:
+    # Given deduplicated tasks without a result backend, when a worker starts
+    worker = shop.worker(*pool, wait_seconds=0, SHOP_BACKEND="rpc://")
+    # Then it ends with a failure, and one line lists what serves
+    assert worker.wait() != 0
+    [line] = [line for line in worker.output.splitlines() if "does not start" in line]
+    assert "redis://" in line
+    assert "Traceback" not in worker.output

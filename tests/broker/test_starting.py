@@ -138,3 +138,14 @@ def test_a_restart_under_the_name_of_a_connection_that_lingers_recovers_by_itsel
     second.wait_for(" ready.", timeout_seconds=120)
     shop.send("step", "a", 1)
     assert wait_until(lambda: shop.trace.count() == 1, timeout_seconds=60), shop.verdict()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_shard_that_there_is_not_ends_the_worker_with_one_line(shop: Shop, pool: str) -> None:
+    # When a worker is to consume a shard that the group does not have
+    worker = shop.worker(*POOLS[pool], "-Q", f"{shop.group}.099", wait_seconds=0)
+    # Then it ends with a failure, and the line that says why is no traceback's last
+    assert worker.wait() != 0
+    [line] = [line for line in worker.output.splitlines() if "does not start" in line]
+    assert "has the shards 0 to" in line
+    assert "Traceback" not in worker.output

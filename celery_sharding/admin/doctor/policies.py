@@ -111,7 +111,8 @@ def _judge_queue(
     if queue.get("type") == "stream":
         limits = [key for key in ("max-age", "max-length-bytes") if key in definition]
         if limits and name == names.manifest:
-            yield "error", f"{which} sets {' and '.join(limits)}: the manifest forgets what shards there are", fix
+            text = f"{which} sets {' and '.join(limits)}: the manifest may forget records that a worker has not read"
+            yield "error", text, fix
         elif limits:
             yield "warning", f"{which} sets {' and '.join(limits)}: attempts and history may be forgotten sooner", fix
         return
