@@ -18,8 +18,8 @@ from kombu import Connection
 from kombu.serialization import dumps
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin.removal import delete_group
-from celery_sharding.admin.switch import ensure_group
+from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.testing import ServerNotReady, WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names

@@ -22,8 +22,8 @@ from kombu import Connection
 from benchmarks.field import Field, open_field, read_ends
 from benchmarks.results import Row, Setup, limit
 from celery_sharding import Sharding
-from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.errors import ShardingError
+from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.testing import ServerNotReady, WorkerNode
 from celery_sharding.testing.processes import wait_until
 

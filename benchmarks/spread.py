@@ -15,8 +15,8 @@ from kombu import Connection
 
 from benchmarks.field import Field, open_field
 from benchmarks.results import Row, Setup, limit
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.streams import read_to_end
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing import ServerNotReady, WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names

@@ -30,21 +30,21 @@ from celery.utils.imports import symbol_by_name
 from kombu import Connection
 from kombu.utils.objects import cached_property as amqp_property
 
-from celery_sharding.app_settings import mask_settings
-from celery_sharding.backing import Backing, open_backing
+from celery_sharding.brokers.base import Backing, open_backing
+from celery_sharding.celery_hooks.app_settings import mask_settings
+from celery_sharding.celery_hooks.eager import check_eager_calls
+from celery_sharding.celery_hooks.result_backend import name_backend_errors
+from celery_sharding.celery_hooks.worker_start import tell_start_errors
 from celery_sharding.config import Settings, ShardGroup, check_names, read_settings, suggest
-from celery_sharding.eager import check_eager_calls
 from celery_sharding.errors import ConfigurationError
-from celery_sharding.patience import patience_seconds
-from celery_sharding.publishing import WatchPublish, send_sharded
-from celery_sharding.result_backend import name_backend_errors
-from celery_sharding.routing import ShardRouter, TaskRules
+from celery_sharding.publish.hook import WatchPublish, send_sharded
+from celery_sharding.publish.patience import patience_seconds
+from celery_sharding.publish.router import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
-from celery_sharding.worker_start import tell_start_errors
 
 logger = logging.getLogger(__name__)
 
-STEPS = ("celery_sharding.worker.step:ShardsStep", "celery_sharding.worker.heartbeat_file:HeartbeatStep")
+STEPS = ("celery_sharding.worker.bootstep:ShardsStep", "celery_sharding.worker.liveness_file:HeartbeatStep")
 
 
 class Sharding:

@@ -21,8 +21,8 @@ from opentelemetry import trace
 
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.extension import Sharding
-from celery_sharding.headers import SHARD_ATTRIBUTE
 from celery_sharding.topology import Names
+from celery_sharding.wire import SHARD_ATTRIBUTE
 
 KEY_HASH = "celery_sharding.key_hash"
 

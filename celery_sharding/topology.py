@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.pipelining import Look, exist_at_once, look_for_exchange, look_for_queue
-from celery_sharding.refusals import explained, is_out_of_reach
+from celery_sharding.rabbitmq.pipelining import Look, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 PREFIX = "shards."
 RING_TYPE = "x-consistent-hash"

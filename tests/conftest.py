@@ -85,7 +85,7 @@ def restart_broker() -> Callable[[], None]:
 @pytest.fixture
 def group_name(broker_url: str) -> Iterator[str]:
     """A group that nobody used before; what the test declares of it is deleted afterwards."""
-    from celery_sharding.admin.removal import delete_group
+    from celery_sharding.layout.cleanup import delete_group
 
     name = f"t{uuid.uuid4().hex[:12]}"
     yield name

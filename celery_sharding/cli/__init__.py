@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from celery_sharding.cli.exits import Verbs
-from celery_sharding.worker.forgotten import warn_of_forgotten
-from celery_sharding.worker.remote import install_commands
+from celery_sharding.worker.celery_hooks.forgotten import warn_of_forgotten
+from celery_sharding.worker.celery_hooks.remote import install_commands
 
 # Celery's command line loads this package before it checks the name of what it is to inspect.
 install_commands()

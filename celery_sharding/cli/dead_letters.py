@@ -9,15 +9,15 @@ from datetime import datetime
 
 import click
 
-from celery_sharding.admin.dead_letters import LETTERS_MAX, Listing, Progress, discard, read_dead, replay
-from celery_sharding.admin.letters import DeadLetter, letter_to_json
-from celery_sharding.admin.lines import printable
 from celery_sharding.cli.asking import ask, check_can_ask
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding, name_group, operator_name
 from celery_sharding.cli.tables import align
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.extension import Sharding
+from celery_sharding.monitoring.lines import printable
+from celery_sharding.operations.dead_letters import LETTERS_MAX, Listing, Progress, discard, read_dead, replay
+from celery_sharding.operations.letters import DeadLetter, letter_to_json
 
 _VERB = "dead-letters"
 _REASON_LENGTH = 80

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import click
 
-from celery_sharding.admin.lines import printable
-from celery_sharding.admin.switch import check_queue_type, find_fault
-from celery_sharding.backing import process_name
+from celery_sharding.brokers.base import process_name
 from celery_sharding.cli.exits import explained
 from celery_sharding.cli.groups import choose_groups, connected, find_sharding, open_backing
 from celery_sharding.cli.tables import align
 from celery_sharding.config import ShardGroup
 from celery_sharding.extension import Sharding
-from celery_sharding.layout import Layout
-from celery_sharding.manifest import load
-from celery_sharding.protocol import check_protocol
+from celery_sharding.layout.ensure import check_queue_type, find_fault
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.model import Layout
+from celery_sharding.layout.protocol import check_protocol
+from celery_sharding.monitoring.lines import printable
 from celery_sharding.topology import Names
 
 

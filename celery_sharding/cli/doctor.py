@@ -10,16 +10,16 @@ from typing import Any
 
 import click
 
-from celery_sharding.admin.channels import allowed_channels, describe_shortage, needed_channels
-from celery_sharding.admin.doctor import Finding, Patient, examine
-from celery_sharding.admin.lines import printable
-from celery_sharding.admin.management import open_management
-from celery_sharding.admin.moments import format_moment
-from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.cli.doctor_app import examine_app
 from celery_sharding.cli.exits import Unhealthy, explained
 from celery_sharding.cli.groups import choose_groups, connected, find_sharding
-from celery_sharding.manifest import load
+from celery_sharding.layout.channels import allowed_channels, describe_shortage, needed_channels
+from celery_sharding.layout.manifest import load
+from celery_sharding.monitoring.doctor import Finding, Patient, examine
+from celery_sharding.monitoring.lines import printable
+from celery_sharding.monitoring.management import open_management
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.timestamps import format_moment
 from celery_sharding.topology import Names
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from celery_sharding.admin.doctor import Finding
 from celery_sharding.config import Settings
 from celery_sharding.dedup.stores import check_tasks, is_deduplicated, store_for
 from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
 from celery_sharding.extension import Sharding
+from celery_sharding.monitoring.doctor import Finding
 
 # What no claim is called: scopes are names of tasks.
 _PROBE = "celery-sharding:doctor"

@@ -7,10 +7,10 @@ import threading
 
 import click
 
-from celery_sharding.admin.management import open_management
-from celery_sharding.admin.watcher import Watcher
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding
+from celery_sharding.monitoring.management import open_management
+from celery_sharding.monitoring.watcher import Watcher
 
 # Prometheus asks every 15 s or less often.
 _EVERY_SECONDS = 3.0

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from celery_sharding.admin.export import plan_export, to_definitions, to_operator
-from celery_sharding.admin.permissions import ROLES, Permissions, Role, celery_names, permissions_for
 from celery_sharding.cli.exits import WrongUsage, explained
 from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding
 from celery_sharding.config import suggest
+from celery_sharding.operations.export import plan_export, to_definitions, to_operator
+from celery_sharding.operations.permissions import ROLES, Permissions, Role, celery_names, permissions_for
 
 
 @click.command("export")

@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from celery_sharding.admin.locating import Located, Place, locate_keys
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.status import ShardStatus
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
 from celery_sharding.cli.tables import align
 from celery_sharding.errors import ShardKeyError
 from celery_sharding.keys import key_text
-from celery_sharding.layout import Layout
-from celery_sharding.manifest import load
-from celery_sharding.protocol import check_protocol
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.model import Layout
+from celery_sharding.layout.protocol import check_protocol
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.status import ShardStatus
+from celery_sharding.operations.locate import Located, Place, locate_keys
 from celery_sharding.topology import Names
 
 _HEADINGS = ("KEY", "SHARD", "GENERATION", "OWNER", "STATE", "QUEUE")

@@ -8,8 +8,6 @@ from datetime import datetime
 
 import click
 
-from celery_sharding.admin import pausing
-from celery_sharding.admin.history import Entry, read_history, to_json
 from celery_sharding.cli.exits import Unhealthy, explained
 from celery_sharding.cli.groups import (
     NOT_DECLARED,
@@ -21,6 +19,8 @@ from celery_sharding.cli.groups import (
     operator_name,
 )
 from celery_sharding.cli.tables import align
+from celery_sharding.monitoring.history import Entry, read_history, to_json
+from celery_sharding.operations import pause as pausing
 
 
 @click.command()

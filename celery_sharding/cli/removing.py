@@ -6,15 +6,15 @@ import re
 
 import click
 
-from celery_sharding.admin.group_removal import check_removable, remove_group
-from celery_sharding.admin.leftovers import Finding, collect
-from celery_sharding.admin.purge import count_purgeable
-from celery_sharding.admin.purge import purge as purge_shards
 from celery_sharding.cli.asking import ask, ask_name, check_can_ask
 from celery_sharding.cli.exits import Unhealthy, explained
 from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding, name_group, operator_name
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import GroupInUse
+from celery_sharding.operations.gc import Finding, collect
+from celery_sharding.operations.purge import count_purgeable
+from celery_sharding.operations.purge import purge as purge_shards
+from celery_sharding.operations.remove_group import check_removable, remove_group
 from celery_sharding.topology import Names
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from celery_sharding.admin.status import GroupStatus, ShardStatus
 from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED
 from celery_sharding.cli.tables import align, shorten
 from celery_sharding.config import suggest
-from celery_sharding.protocol import describe_need, is_known
+from celery_sharding.layout.protocol import describe_need, is_known
+from celery_sharding.monitoring.status import GroupStatus, ShardStatus
 
 # Below this, a worker's name says nothing any more.
 _NAME_MIN = 16

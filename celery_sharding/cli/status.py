@@ -11,16 +11,16 @@ import time
 
 import click
 
-from celery_sharding.admin.health import check_health
-from celery_sharding.admin.management import open_management
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.snapshot_json import to_json
-from celery_sharding.admin.status import Snapshot
-from celery_sharding.admin.watcher import View, Watcher
 from celery_sharding.cli.durations import format_duration, parse_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
 from celery_sharding.cli.rows import describe_group, read_columns
+from celery_sharding.monitoring.health import check_health
+from celery_sharding.monitoring.management import open_management
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.snapshot_json import to_json
+from celery_sharding.monitoring.status import Snapshot
+from celery_sharding.monitoring.watcher import View, Watcher
 
 _EVERY_SECONDS = 1.0
 _FIRST_SECONDS = 10.0
@@ -134,7 +134,9 @@ class _Printer:
 
 def _watch(watcher: Watcher, printer: _Printer) -> None:
     """Print the groups once a second, until Ctrl-C; a lost broker is told, and waited for."""
-    logging.getLogger("celery_sharding.admin.watcher").setLevel(logging.CRITICAL)  # it is printed here, with its age
+    logging.getLogger("celery_sharding.monitoring.watcher").setLevel(
+        logging.CRITICAL
+    )  # it is printed here, with its age
     watcher.start()
     try:
         shown, view = watcher.view, watcher.wait_newer(watcher.view, timeout_seconds=_FIRST_SECONDS)

@@ -37,7 +37,7 @@ from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.transaction import AlreadyDone
 from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
-from celery_sharding.headers import ASKS_STORE, COMMIT, RUN_ID
+from celery_sharding.wire import ASKS_STORE, COMMIT, RUN_ID
 
 logger = logging.getLogger(__name__)
 complaints = Complaints(logger)

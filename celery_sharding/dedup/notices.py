@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.wire import SHARD_ATTRIBUTE
 
 DEDUPLICATED, COMMIT_REFUSED = "deduplicated", "commit-refused"
 STORE_ANSWERS = "store-answers"

@@ -16,7 +16,7 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
-from celery_sharding.headers import SHARD_ATTRIBUTE
+from celery_sharding.wire import SHARD_ATTRIBUTE
 
 STORE, CLAIM = "store", "claim"
 

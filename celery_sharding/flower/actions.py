@@ -18,7 +18,6 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 from kombu.exceptions import OperationalError
 
-from celery_sharding.admin import dead_letters, pausing
 from celery_sharding.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -32,6 +31,8 @@ from celery_sharding.errors import (
     UnknownShard,
 )
 from celery_sharding.extension import Sharding
+from celery_sharding.operations import dead_letters
+from celery_sharding.operations import pause as pausing
 
 # No form of another site can send it, and none of Flower's answers allows another site's script to.
 HEADER = "X-Requested-By"

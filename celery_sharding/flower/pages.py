@@ -19,10 +19,10 @@ from prometheus_client import generate_latest
 from tornado import web
 from tornado.ioloop import IOLoop
 
-from celery_sharding.admin.judging import STATES
 from celery_sharding.errors import ShardingError, TopologyError, UnknownGroup, UnknownShard
 from celery_sharding.flower.actions import HEADER
 from celery_sharding.flower.feed import Feed
+from celery_sharding.monitoring.shard_state import STATES
 
 STATIC = Path(__file__).parent / "static"
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_sharding.admin.moments import read_moment
+from celery_sharding.timestamps import read_moment
 
 WINDOW_SECONDS = 600.0
 STEP_SECONDS = 5.0

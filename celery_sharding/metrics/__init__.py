@@ -14,11 +14,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from celery_sharding.admin.status import GroupStatus
-from celery_sharding.admin.totals import Totals
-from celery_sharding.admin.watcher import View
-from celery_sharding.histogram import BOUNDS_SECONDS
+from celery_sharding.journal.histogram import BOUNDS_SECONDS
 from celery_sharding.metrics import table
+from celery_sharding.monitoring.status import GroupStatus
+from celery_sharding.monitoring.totals import Totals
+from celery_sharding.monitoring.watcher import View
 
 _SHARD = ("group", "shard")
 _BOUNDS = (*(str(bound) for bound in BOUNDS_SECONDS), "+Inf")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from celery_sharding.admin.status import GroupStatus, ShardStatus
 from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED
+from celery_sharding.monitoring.status import GroupStatus, ShardStatus
 
 PREFIX = "celery_sharding"
 

@@ -37,9 +37,9 @@ from amqp.exceptions import AMQPError
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from celery_sharding.connecting import open_connection
 from celery_sharding.errors import LogError
-from celery_sharding.streams import encode
+from celery_sharding.rabbitmq.connect import open_connection
+from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.worker.log import Refusal, Refused
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from kombu import Connection
 from shops import Shop
 from virtual_hosts import VirtualHost
 
-from celery_sharding.admin.removal import delete_group
+from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.testing import FaultProxy
 from celery_sharding.topology import Names
 

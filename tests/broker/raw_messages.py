@@ -11,7 +11,7 @@ from kombu import Connection
 from kombu.compression import compress
 from kombu.serialization import dumps
 
-from celery_sharding.streams import publish_confirmed
+from celery_sharding.rabbitmq.streams import publish_confirmed
 from celery_sharding.topology import Names, brief_channel
 
 

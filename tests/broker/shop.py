@@ -14,7 +14,8 @@ from celery.exceptions import Reject
 from celery.worker.control import control_command
 from celery.worker.request import Request
 
-from celery_sharding import ShardGroup, Sharding, protocol
+from celery_sharding import ShardGroup, Sharding
+from celery_sharding.layout import protocol
 from celery_sharding.testing import Trace
 
 GROUP = os.environ["SHOP_GROUP"]

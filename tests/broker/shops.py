@@ -17,13 +17,13 @@ from celery.result import AsyncResult
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.status import GroupStatus
 from celery_sharding.dedup import claim_metadata
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.status import GroupStatus
 from celery_sharding.testing import Trace, Verdict, WorkerNode, check_order
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
-from celery_sharding.worker.acks import WAIT_SECONDS
+from celery_sharding.worker.run.ack_batch import WAIT_SECONDS
 
 
 class Shop:

@@ -11,10 +11,10 @@ from celery import Celery
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.dead_letters import list_dead
-from celery_sharding.admin.health import check_health
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.status import Snapshot
+from celery_sharding.monitoring.health import check_health
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.status import Snapshot
+from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
 

@@ -21,10 +21,10 @@ from click.testing import CliRunner, Result
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.cli import shards
-from celery_sharding.journal import dead_event, failure_event, handover_event, vitals_event
-from celery_sharding.streams import append
+from celery_sharding.journal.events import dead_event, failure_event, handover_event, vitals_event
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel

@@ -9,7 +9,7 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.lock import GroupLock
+from celery_sharding.layout.lock import GroupLock
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
 

@@ -21,13 +21,13 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin import group_removal
-from celery_sharding.admin.dead_letters import discard, list_dead, read_dead, replay
-from celery_sharding.admin.history import read_history
-from celery_sharding.admin.pausing import pause
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import DeadLetterError, LockHeld, TopologyError
-from celery_sharding.streams import publish_confirmed, read_to_end
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.monitoring.history import read_history
+from celery_sharding.operations import remove_group as group_removal
+from celery_sharding.operations.dead_letters import discard, list_dead, read_dead, replay
+from celery_sharding.operations.pause import pause
+from celery_sharding.rabbitmq.streams import publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 
@@ -40,7 +40,7 @@ import os, signal, sys
 import amqp
 from kombu import Connection
 from celery_sharding import ShardGroup
-from celery_sharding.admin.dead_letters import replay
+from celery_sharding.operations.dead_letters import replay
 
 acknowledge, calls = amqp.Channel.basic_ack, []
 

@@ -15,7 +15,7 @@ from celery.result import AsyncResult
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(120)

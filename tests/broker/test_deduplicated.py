@@ -18,7 +18,7 @@ from shops import Shop
 
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.errors import ClaimLost
-from celery_sharding.streams import read_backwards
+from celery_sharding.rabbitmq.streams import read_backwards
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(120)

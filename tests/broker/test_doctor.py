@@ -14,9 +14,9 @@ from shops import Shop
 from virtual_hosts import PASSWORD, VirtualHost
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
-from celery_sharding.admin.export import plan_export, to_definitions
-from celery_sharding.admin.switch import ensure_group
-from celery_sharding.streams import append
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.operations.export import plan_export, to_definitions
+from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 

@@ -14,11 +14,11 @@ from flower_server import FlowerServer, Show
 from kombu import Connection
 from tornado.web import create_signed_value
 
-from celery_sharding.admin.dead_letters import discard
-from celery_sharding.admin.history import read_history
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.snapshot_json import to_json
 from celery_sharding.flower.mount import mount
+from celery_sharding.monitoring.history import read_history
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.snapshot_json import to_json
+from celery_sharding.operations.dead_letters import discard
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
 

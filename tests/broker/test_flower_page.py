@@ -10,9 +10,9 @@ from browser import Browser
 from flower_server import FlowerServer, Show
 from kombu import Connection
 
-from celery_sharding.admin.history import read_history
-from celery_sharding.admin.snapshot_json import to_json
-from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.monitoring.history import read_history
+from celery_sharding.monitoring.snapshot_json import to_json
+from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
 

@@ -13,7 +13,7 @@ from commands import run_shards
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import brief_channel
 

@@ -16,13 +16,13 @@ from command_line import run_shards
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.admin.locating import locate_keys
-from celery_sharding.admin.steps import begin_reshard, carry_on
-from celery_sharding.admin.switch import ensure_fixed, ensure_group
-from celery_sharding.journal import vitals_event
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load
-from celery_sharding.streams import append
+from celery_sharding.journal.events import vitals_event
+from celery_sharding.layout.ensure import ensure_fixed, ensure_group
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.switch import begin_reshard, carry_on
+from celery_sharding.operations.locate import locate_keys
+from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 
@@ -31,8 +31,8 @@ KEYS = [f"key-{number}" for number in range(300)] + ["", "ä", "x" * 255]
 LOCATE_LONG = """
 import sys
 from kombu import Connection
-from celery_sharding.admin.locating import locate_keys
-from celery_sharding.layout import Layout, Segment
+from celery_sharding.operations.locate import locate_keys
+from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.topology import Names
 
 layout = Layout(segments=(Segment("ring", 1, 999),), generation=1, shards=999, limbo=1)

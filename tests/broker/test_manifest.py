@@ -11,7 +11,6 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import topology
-from celery_sharding.admin.removal import delete_group
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import (
     BrokerUnavailable,
@@ -22,11 +21,12 @@ from celery_sharding.errors import (
     TopologyError,
     TopologyMismatch,
 )
-from celery_sharding.layout import Layout
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import drained_event, load, write
-from celery_sharding.refusals import explained
-from celery_sharding.streams import append, read_to_end
+from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import drained_event, load, write
+from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.rabbitmq.streams import append, read_to_end
 from celery_sharding.topology import Names
 
 PAUSE = {"event": "pause", "shard": None}

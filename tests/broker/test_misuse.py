@@ -16,7 +16,7 @@ from commands import run_shards
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.removal import delete_group
+from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 

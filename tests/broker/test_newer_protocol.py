@@ -15,10 +15,10 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin.switch import ensure_fixed, ensure_group
 from celery_sharding.errors import ProtocolTooOld
 from celery_sharding.flower import actions
-from celery_sharding.streams import append, publish_confirmed, read_to_end
+from celery_sharding.layout.ensure import ensure_fixed, ensure_group
+from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel, count_consumers, fixed_exists
@@ -255,8 +255,8 @@ def test_queues_that_the_manifest_does_not_know_are_not_taken_in(
 
 def ensure_layout(connection: Connection, names: Names) -> Any:
     """Return the layout as it was before anything newer was known."""
-    from celery_sharding.folding import fold
-    from celery_sharding.layout import Layout
+    from celery_sharding.layout.fold import fold
+    from celery_sharding.layout.model import Layout
 
     layout = Layout()
     for offset, event in read_to_end(connection, names.manifest):

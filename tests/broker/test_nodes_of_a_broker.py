@@ -11,10 +11,10 @@ from celery import Celery
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.admin.switch import ensure_group
-from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import OutcomeUnknown
-from celery_sharding.manifest import load
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.manifest import load
+from celery_sharding.rabbitmq.connect import close_connection, open_connection
 from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.testing.processes import find_free_port
 from celery_sharding.topology import Names

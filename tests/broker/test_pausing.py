@@ -14,14 +14,14 @@ from publishing import Load
 from shops import Shop
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin import pausing
-from celery_sharding.admin.history import read_history
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.status import ShardStatus
-from celery_sharding.admin.steps import begin_reshard
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import TopologyError, UnknownShard
-from celery_sharding.manifest import load
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.switch import begin_reshard
+from celery_sharding.monitoring.history import read_history
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.status import ShardStatus
+from celery_sharding.operations import pause as pausing
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.order import Mark
 from celery_sharding.testing.processes import wait_until

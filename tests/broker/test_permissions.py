@@ -16,15 +16,15 @@ from shops import Shop
 from virtual_hosts import VirtualHost
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.admin.dead_letters import read_dead
-from celery_sharding.admin.locating import locate_keys
-from celery_sharding.admin.permissions import Permissions, permissions_for
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import PublishError, ShardingError, TopologyError, Unroutable
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load, operated_event, write
-from celery_sharding.streams import append
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import load, operated_event, write
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.operations.dead_letters import read_dead
+from celery_sharding.operations.locate import locate_keys
+from celery_sharding.operations.permissions import Permissions, permissions_for
+from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 

@@ -18,7 +18,7 @@ from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import BrokerUnavailable, Nacked, OutcomeUnknown, PublishError, Unroutable
-from celery_sharding.link import Link
+from celery_sharding.publish.connection import Link
 from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names

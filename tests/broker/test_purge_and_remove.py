@@ -12,14 +12,14 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import ShardGroup, topology
-from celery_sharding.admin.contents import existing_queues, group_exists, waiting_tasks
-from celery_sharding.admin.group_removal import remove_group
-from celery_sharding.admin.purge import count_purgeable, purge
-from celery_sharding.admin.switch import ensure_group, find_fault
 from celery_sharding.errors import GroupInUse, TopologyError
-from celery_sharding.journal import vitals_event
-from celery_sharding.manifest import load
-from celery_sharding.streams import append, publish_confirmed, read_to_end
+from celery_sharding.journal.events import vitals_event
+from celery_sharding.layout.contents import existing_queues, group_exists, waiting_tasks
+from celery_sharding.layout.ensure import ensure_group, find_fault
+from celery_sharding.layout.manifest import load
+from celery_sharding.operations.purge import count_purgeable, purge
+from celery_sharding.operations.remove_group import remove_group
+from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 

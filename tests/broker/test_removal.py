@@ -13,14 +13,14 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import topology
-from celery_sharding.admin.leftovers import Finding, collect
-from celery_sharding.admin.removal import remove_drained
-from celery_sharding.admin.switch import ensure_group, find_fault
 from celery_sharding.config import ShardGroup
-from celery_sharding.layout import Layout
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import drained_event, load
-from celery_sharding.streams import append, publish_confirmed, read_to_end
+from celery_sharding.layout.cleanup import remove_drained
+from celery_sharding.layout.ensure import ensure_group, find_fault
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import drained_event, load
+from celery_sharding.layout.model import Layout
+from celery_sharding.operations.gc import Finding, collect
+from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
 

@@ -11,14 +11,14 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin.history import read_history
-from celery_sharding.admin.pausing import pause
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.errors import LogError
-from celery_sharding.manifest import load
-from celery_sharding.retention import EVERY_MAX, Reading
-from celery_sharding.streams import decode, encode, read_records
-from celery_sharding.tail import Tail
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.retention import EVERY_MAX, Reading
+from celery_sharding.monitoring.history import read_history
+from celery_sharding.operations.pause import pause
+from celery_sharding.rabbitmq.streams import decode, encode, read_records
+from celery_sharding.rabbitmq.tail import Tail
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel, queue_exists
 

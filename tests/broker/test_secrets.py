@@ -19,8 +19,8 @@ from command_line import run_shards
 from virtual_hosts import VirtualHost
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
-from celery_sharding.admin.permissions import Permissions
 from celery_sharding.cli import shards
+from celery_sharding.operations.permissions import Permissions
 from celery_sharding.testing import WorkerNode
 
 pytestmark = pytest.mark.timeout(150)

@@ -6,10 +6,10 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.config import ShardGroup
-from celery_sharding.layout import Layout
-from celery_sharding.manifest import load
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.model import Layout
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(150)

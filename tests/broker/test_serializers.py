@@ -14,8 +14,8 @@ from kombu.compression import encoders
 from raw_messages import publish, task_message
 from shops import Shop
 
-from celery_sharding.admin.dead_letters import list_dead
-from celery_sharding.streams import read_to_end
+from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(240)

@@ -11,7 +11,7 @@ from celery import Celery
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
 

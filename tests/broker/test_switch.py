@@ -13,15 +13,15 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import topology
-from celery_sharding.admin.endings import CONTROL_HEADER, end_marker
-from celery_sharding.admin.steps import FLIPS, RECOVER, RESHARD, STEPS, begin_recovery, begin_reshard, carry_on
-from celery_sharding.admin.switch import ensure_fixed, ensure_group, find_fault
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
-from celery_sharding.layout import Layout
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import drained_event, load, write
-from celery_sharding.streams import append, publish_confirmed, read_to_end
+from celery_sharding.layout.end_markers import CONTROL_HEADER, end_marker
+from celery_sharding.layout.ensure import ensure_fixed, ensure_group, find_fault
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import drained_event, load, write
+from celery_sharding.layout.model import Layout
+from celery_sharding.layout.switch import FLIPS, RECOVER, RESHARD, STEPS, begin_recovery, begin_reshard, carry_on
+from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names, brief_channel
 
 RECOVERY_STEPS = range(1, len(STEPS["recover"]) + 1)

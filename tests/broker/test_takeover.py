@@ -11,7 +11,7 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.streams import read_to_end
+from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 

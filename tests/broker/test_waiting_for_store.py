@@ -11,7 +11,7 @@ from raw_messages import task_message
 from shops import Shop
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin import pausing
+from celery_sharding.operations import pause as pausing
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
 from celery_sharding.topology import brief_channel

@@ -10,12 +10,12 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin.removal import delete_group
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.admin.switch import ensure_group
-from celery_sharding.admin.watcher import View, Watcher
-from celery_sharding.journal import vitals_event
-from celery_sharding.streams import append
+from celery_sharding.journal.events import vitals_event
+from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.monitoring.watcher import View, Watcher
+from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
 from celery_sharding.topology import Names, brief_channel
 

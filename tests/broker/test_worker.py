@@ -12,7 +12,7 @@ from kombu import Connection
 from kombu.compression import decompress
 from shops import Shop
 
-from celery_sharding.streams import read_to_end
+from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(120)

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from celery_sharding.admin.permissions import Permissions
+from celery_sharding.operations.permissions import Permissions
 
 PASSWORD = "correct-horse-battery"
 _ALL = Permissions(".*", ".*", ".*")

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from embedded_shop import GROUP, app, plain, step
 
-from celery_sharding.embedded.backing import ShardConnection
-from celery_sharding.embedded.ring import shard_of
-from celery_sharding.embedded.sql import SqlShardChannel
+from celery_sharding.brokers.embedded.backing import ShardConnection
+from celery_sharding.brokers.embedded.ring import shard_of
+from celery_sharding.brokers.embedded.sql import SqlShardChannel
 from celery_sharding.topology import Names
 
 CHILD_SECONDS_MAX = 20

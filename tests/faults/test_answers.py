@@ -6,15 +6,15 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin.switch import ensure_group
-from celery_sharding.connecting import open_connection
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.rabbitmq.connect import open_connection
 from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.topology import Names
-from celery_sharding.worker.attempts import Attempts
+from celery_sharding.worker.executor import Runs
 from celery_sharding.worker.log_writer import LogWriter
-from celery_sharding.worker.runs import Runs
-from celery_sharding.worker.shard import Shard
-from celery_sharding.worker.state_writer import StateWriter
+from celery_sharding.worker.redelivery.attempts import Attempts
+from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.shard.shard import Shard
 
 pytestmark = pytest.mark.timeout(60)
 

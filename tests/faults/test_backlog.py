@@ -8,9 +8,9 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding import ShardGroup
-from celery_sharding.admin.switch import ensure_group
-from celery_sharding.journal import AttemptLog
-from celery_sharding.streams import Event, read_to_end
+from celery_sharding.journal.events import AttemptLog
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.rabbitmq.streams import Event, read_to_end
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(180)

@@ -10,9 +10,9 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.switch import ensure_group, find_fault
 from celery_sharding.config import ShardGroup
-from celery_sharding.manifest import load
+from celery_sharding.layout.ensure import ensure_group, find_fault
+from celery_sharding.layout.manifest import load
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
 
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.timeout(150)
 HOLDER = """
 import sys
 from kombu import Connection
-from celery_sharding.admin.steps import begin_recovery, carry_on
+from celery_sharding.layout.switch import begin_recovery, carry_on
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockLost
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import load
 from celery_sharding.topology import Names
 
 url, group = sys.argv[1], ShardGroup(sys.argv[2], 4)

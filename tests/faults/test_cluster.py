@@ -20,10 +20,10 @@ from kombu import Connection
 from shops import Shop
 from steady import SteadyPublisher
 
-from celery_sharding.admin.removal import delete_group
-from celery_sharding.admin.snapshot import read_snapshot
 from celery_sharding.errors import ShardingError
-from celery_sharding.manifest import load
+from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.manifest import load
+from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.testing import RabbitCluster, RabbitNode, ServerNotReady, WorkerNode
 from celery_sharding.testing.processes import wait_until
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import pytest
 from kombu import Connection
 
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import OutOfReach
-from celery_sharding.manifest import load
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.manifest import load
 from celery_sharding.testing import RabbitNode
 from celery_sharding.topology import Names
 

@@ -9,8 +9,8 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.admin.snapshot import read_snapshot
-from celery_sharding.streams import read_to_end
+from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
 
 pytestmark = pytest.mark.timeout(170)

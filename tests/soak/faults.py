@@ -13,7 +13,7 @@ from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import ShardingError
-from celery_sharding.manifest import load
+from celery_sharding.layout.manifest import load
 from celery_sharding.testing import Direction
 from celery_sharding.testing.processes import is_alive, wait_until
 from soak.field import Field, Party

@@ -22,10 +22,10 @@ from amqp import Message
 from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 
-from celery_sharding.admin.removal import delete_group
-from celery_sharding.admin.switch import find_fault
 from celery_sharding.errors import ShardingError
-from celery_sharding.manifest import load
+from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.ensure import find_fault
+from celery_sharding.layout.manifest import load
 from celery_sharding.testing import Trace, WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names

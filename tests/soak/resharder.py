@@ -15,13 +15,13 @@ from amqp.exceptions import AMQPError
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from celery_sharding.admin.steps import begin_reshard, carry_on
-from celery_sharding.admin.switch import ensure_group
 from celery_sharding.config import ShardGroup
-from celery_sharding.connecting import close_connection, open_connection
 from celery_sharding.errors import ShardingError
-from celery_sharding.lock import GroupLock
-from celery_sharding.manifest import load
+from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import load
+from celery_sharding.layout.switch import begin_reshard, carry_on
+from celery_sharding.rabbitmq.connect import close_connection, open_connection
 from celery_sharding.topology import Names
 from soak.plan import SHARDS_MAX
 

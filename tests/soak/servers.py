@@ -11,7 +11,7 @@ from typing import Any
 
 from kombu import Connection
 
-from celery_sharding.connecting import close_connection, open_connection
+from celery_sharding.rabbitmq.connect import close_connection, open_connection
 from celery_sharding.testing import Direction, FaultProxy, RabbitCluster, RabbitNode, RedisNode
 from celery_sharding.testing.processes import wait_until
 from soak.plan import NODE_KINDS, NODES, Kind

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_sharding.admin.status import ShardStatus
+from celery_sharding.monitoring.status import ShardStatus
 
 NOW = 1_000_000.0
 ROW = ShardStatus(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_sharding.worker.acks import WAIT_SECONDS, Acks, fewest_acks
+from celery_sharding.worker.run.ack_batch import WAIT_SECONDS, Acks, fewest_acks
 
 
 class Shard:

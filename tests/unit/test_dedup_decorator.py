@@ -30,9 +30,9 @@ from celery_sharding.errors import (
     NoUsableStore,
     StoreUnavailable,
 )
-from celery_sharding.headers import SHARD_ATTRIBUTE
-from celery_sharding.worker.request import install
-from celery_sharding.worker.retry import InPlaceRetry
+from celery_sharding.wire import SHARD_ATTRIBUTE
+from celery_sharding.worker.celery_hooks.request import install
+from celery_sharding.worker.run.retry import InPlaceRetry
 
 
 class Temporary(Exception):

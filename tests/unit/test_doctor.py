@@ -10,10 +10,10 @@ from celery import Celery
 from command_line import run_shards
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
-from celery_sharding.admin.doctor.policies import check_policies, read_policies
-from celery_sharding.admin.export import GUARD_PRIORITY, plan_export, to_operator
-from celery_sharding.admin.permissions import celery_names, permissions_for
 from celery_sharding.cli.doctor_app import examine_app, judge_redis
+from celery_sharding.monitoring.doctor.policies import check_policies, read_policies
+from celery_sharding.operations.export import GUARD_PRIORITY, plan_export, to_operator
+from celery_sharding.operations.permissions import celery_names, permissions_for
 from celery_sharding.topology import Names, queue_arguments
 
 NAMES = Names("orders")

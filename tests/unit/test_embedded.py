@@ -22,7 +22,7 @@ from kombu.compression import encoders
 from kombu.serialization import loads
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
-from celery_sharding.embedded.ring import shard_of
+from celery_sharding.brokers.embedded.ring import shard_of
 from celery_sharding.errors import LockHeld, TopologyMismatch, Unroutable, UnsupportedBroker
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import RING_TYPE, Names

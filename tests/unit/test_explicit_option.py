@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery, Task
 
-from celery_sharding.routing import explicit_option
+from celery_sharding.publish.router import explicit_option
 
 
 class Early(Task):

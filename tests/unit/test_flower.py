@@ -33,7 +33,7 @@ from celery_sharding.flower import format_task, mask_task
 from celery_sharding.flower.actions import Refused, check_origin, judge
 from celery_sharding.flower.mount import _add_entry, mount
 from celery_sharding.flower.recent import EVENTS_MAX, KEEP_SECONDS, STEP_SECONDS, Recent
-from celery_sharding.journal import failure_event, vitals_event
+from celery_sharding.journal.events import failure_event, vitals_event
 
 QUEUE = "shards.orders.g001.003"
 

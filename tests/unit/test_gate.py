@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.embedded import gate as module
-from celery_sharding.embedded.gate import gate
+from celery_sharding.brokers.embedded import gate as module
+from celery_sharding.brokers.embedded.gate import gate
 
 pytestmark = [
     pytest.mark.timeout(20),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from celery_sharding.errors import ConfigurationError
-from celery_sharding.worker.heartbeat_file import HeartbeatFile
+from celery_sharding.worker.liveness_file import HeartbeatFile
 
 
 def test_workers_with_one_setting_have_files_of_their_own(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_sharding.admin.history import describe_history, to_json
-from celery_sharding.manifest import drained_event, operated_event, reached_event
+from celery_sharding.layout.manifest import drained_event, operated_event, reached_event
+from celery_sharding.monitoring.history import describe_history, to_json
 from celery_sharding.topology import Names
 
 ORDERS = Names("orders")

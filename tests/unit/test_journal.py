@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from celery_sharding.journal import (
+from celery_sharding.journal.events import (
     Attempt,
     AttemptLog,
     attempt_event,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from celery_sharding.worker.lanes import Entry, Lanes, State
+from celery_sharding.worker.run.lanes import Entry, Lanes, State
 
 
 class Pool:

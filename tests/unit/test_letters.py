@@ -8,7 +8,7 @@ from datetime import datetime
 import amqp
 import pytest
 
-from celery_sharding.admin.letters import letter_to_json, read_letter, revive
+from celery_sharding.operations.letters import letter_to_json, read_letter, revive
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_sharding.worker.lanes import Lanes
-from celery_sharding.worker.limits import Limits
+from celery_sharding.worker.run.lanes import Lanes
+from celery_sharding.worker.run.limits import Limits
 
 
 class Bucket:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from celery_sharding.admin import management
-from celery_sharding.admin.management import ConsumerFacts, Management, QueueFacts, open_management
 from celery_sharding.config import Settings, read_settings
 from celery_sharding.errors import ConfigurationError, ManagementUnavailable
+from celery_sharding.monitoring import management
+from celery_sharding.monitoring.management import ConsumerFacts, Management, QueueFacts, open_management
 from celery_sharding.topology import Names
 
 QUEUE = "shards.orders.g001.000"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.folding import fold
-from celery_sharding.layout import Layout, Segment
-from celery_sharding.manifest import drained_event, finished_event, reached_event
+from celery_sharding.layout.fold import fold
+from celery_sharding.layout.manifest import drained_event, finished_event, reached_event
+from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")

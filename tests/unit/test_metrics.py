@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
-from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
-from celery_sharding.admin.totals import Totals
-from celery_sharding.admin.watcher import STALE_SECONDS, View
-from celery_sharding.histogram import BOUNDS_SECONDS
+from celery_sharding.journal.histogram import BOUNDS_SECONDS
 from celery_sharding.metrics import ShardCollector, register, table
+from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.monitoring.totals import Totals
+from celery_sharding.monitoring.watcher import STALE_SECONDS, View
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = (4.5, *range(1, len(BOUNDS_SECONDS) + 2))

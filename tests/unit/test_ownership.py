@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_sharding.worker.ownership import Balancer, Member, plan_moves
+from celery_sharding.worker.balance.plan import Balancer, Member, plan_moves
 
 
 def members(**owned: set[str]) -> dict[str, Member]:

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_sharding.patience import patience_seconds
+from celery_sharding.publish.patience import patience_seconds
 
 
 @pytest.fixture

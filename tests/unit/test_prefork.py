@@ -11,7 +11,7 @@ from celery.concurrency.asynpool import AsynPool
 from kombu.asynchronous import Hub
 
 from celery_sharding.testing.processes import is_alive
-from celery_sharding.worker.prefork import PreforkPool, direct_writer, listen_anew
+from celery_sharding.worker.celery_hooks.prefork import PreforkPool, direct_writer, listen_anew
 
 
 class CeleryPool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.admin.rates import Flow, measure_flow
-from celery_sharding.admin.vitals import VitalsLog
-from celery_sharding.journal import vitals_event
+from celery_sharding.journal.events import vitals_event
+from celery_sharding.monitoring.rates import Flow, measure_flow
+from celery_sharding.monitoring.vitals import VitalsLog
 
 QUEUE = "shards.orders.g001.000"
 NOW = 1_000_000.0

@@ -10,7 +10,7 @@ from celery.worker.consumer import Consumer
 from kombu import Connection
 
 from celery_sharding.testing.processes import find_free_port
-from celery_sharding.worker.reconnect import reconnect_sooner, take_turns
+from celery_sharding.worker.celery_hooks.reconnect import reconnect_sooner, take_turns
 
 
 def test_the_first_tries_of_a_worker_come_soon_after_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_sharding.folding import fold
-from celery_sharding.layout import Layout, Segment
-from celery_sharding.manifest import drained_event, finished_event, operated_event, reached_event
-from celery_sharding.retention import EVERY_MAX, EVERY_MIN, Reading, snapshot_event
-from celery_sharding.streams import decode
+from celery_sharding.layout.fold import fold
+from celery_sharding.layout.manifest import drained_event, finished_event, operated_event, reached_event
+from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.layout.retention import EVERY_MAX, EVERY_MIN, Reading, snapshot_event
+from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")

@@ -14,7 +14,7 @@ from kombu.transport.memory import Transport
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnknownGroup, UnsupportedOption
-from celery_sharding.headers import MARKS
+from celery_sharding.wire import MARKS
 
 # The same in every process that collects the tests, since it stands in their names.
 FUTURE = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)

@@ -15,13 +15,13 @@ from celery.signals import task_failure
 from kombu.message import Message
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.headers import MESSAGE_ID_HEADER
-from celery_sharding.worker.attempts import Attempts
-from celery_sharding.worker.delivery import Delivery
-from celery_sharding.worker.request import DELIVERY, ShardRequest
-from celery_sharding.worker.runs import Runs
-from celery_sharding.worker.shard import Shard
-from celery_sharding.worker.state_writer import StateWriter
+from celery_sharding.wire import MESSAGE_ID_HEADER
+from celery_sharding.worker.celery_hooks.request import DELIVERY, ShardRequest
+from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.redelivery.attempts import Attempts
+from celery_sharding.worker.run.delivery import Delivery
+from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.shard.shard import Shard
 
 GROUP = ShardGroup("orders", shards=1)
 DEAD = "shards.orders.dead"

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from unit.rows import NOW, ROW
 
-from celery_sharding.admin.status import GroupStatus
 from celery_sharding.cli.durations import format_duration, parse_duration
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.rows import DEFAULT_COLUMNS, describe_group, read_columns
 from celery_sharding.cli.tables import align
+from celery_sharding.monitoring.status import GroupStatus
 
 
 @pytest.mark.parametrize(

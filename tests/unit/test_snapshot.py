@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.admin.snapshot import judge_group
-from celery_sharding.admin.snapshot_json import to_json
-from celery_sharding.admin.status import GroupStatus, ShardStatus, Snapshot
-from celery_sharding.admin.vitals import VitalsLog, fold_vitals
-from celery_sharding.journal import vitals_event
-from celery_sharding.layout import Layout, OpenSwitch, Segment
+from celery_sharding.journal.events import vitals_event
+from celery_sharding.layout.model import Layout, OpenSwitch, Segment
+from celery_sharding.monitoring.snapshot import judge_group
+from celery_sharding.monitoring.snapshot_json import to_json
+from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.monitoring.vitals import VitalsLog, fold_vitals
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")

@@ -8,8 +8,8 @@ import threading
 import pytest
 from celery import Celery
 
-from celery_sharding.worker import state_writer
-from celery_sharding.worker.state_writer import StateWriter
+from celery_sharding.worker.run import state_writer
+from celery_sharding.worker.run.state_writer import StateWriter
 
 
 def run_now(call) -> None:

@@ -9,9 +9,9 @@ from celery import Celery
 from celery.worker.consumer import Control, Gossip, Tasks
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.headers import RUN_ATTRIBUTES
-from celery_sharding.worker.step import ShardsStep
-from celery_sharding.worker.strays import Strays
+from celery_sharding.wire import RUN_ATTRIBUTES
+from celery_sharding.worker.bootstep import ShardsStep
+from celery_sharding.worker.celery_hooks.strays import Strays
 
 
 def test_shards_are_given_up_before_celery_waits_for_the_broker_to_cancel_its_own_consumers() -> None:

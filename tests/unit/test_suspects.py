@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_sharding.worker.lanes import Entry, State
-from celery_sharding.worker.suspects import Suspects
+from celery_sharding.worker.redelivery.suspects import Suspects
+from celery_sharding.worker.run.lanes import Entry, State
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import OutOfReach, PluginMissing, TopologyError, TopologyMismatch
-from celery_sharding.refusals import explain, explained
+from celery_sharding.rabbitmq.refusals import explain, explained
 from celery_sharding.topology import Names, queue_arguments
 
 

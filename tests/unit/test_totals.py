@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.admin.totals import Totals, TotalsLog, shard_label
-from celery_sharding.histogram import BOUNDS_SECONDS, Histogram
-from celery_sharding.journal import handover_event, vitals_event
+from celery_sharding.journal.events import handover_event, vitals_event
+from celery_sharding.journal.histogram import BOUNDS_SECONDS, Histogram
+from celery_sharding.monitoring.totals import Totals, TotalsLog, shard_label
 
 QUEUE = "shards.orders.g001.003"
 SHARD = ("orders", "3")

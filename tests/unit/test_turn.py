@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from celery_sharding.worker.turn import Turn
+from celery_sharding.worker.run.pump import Turn
 
 
 class Loop:

@@ -11,9 +11,9 @@ import pytest
 from celery.app.task import Context
 
 from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
-from celery_sharding.headers import ASKS_STORE, SHARD_ATTRIBUTE
-from celery_sharding.worker.lanes import Entry, Lanes, State
-from celery_sharding.worker.waits import Waits
+from celery_sharding.wire import ASKS_STORE, SHARD_ATTRIBUTE
+from celery_sharding.worker.run.lanes import Entry, Lanes, State
+from celery_sharding.worker.run.waits import Waits
 
 
 class Worker:

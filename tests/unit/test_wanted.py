@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from celery_sharding.folding import fold
-from celery_sharding.layout import Layout
+from celery_sharding.layout.fold import fold
+from celery_sharding.layout.model import Layout
 from celery_sharding.topology import Names
-from celery_sharding.worker.wanted import find_blocked, find_paused, find_wanted
+from celery_sharding.worker.consume.wanted import find_blocked, find_paused, find_wanted
 
 ORDERS = Names("orders")
 SWITCH = {"event": "switch", "kind": "recover", "generation": 1, "shards": 4, "limbo": 1, "next_limbo": 2}

@@ -16,7 +16,7 @@ from pathlib import Path
 from amqp.exceptions import AMQPError
 from kombu import Connection
 
-from celery_sharding.admin.removal import delete_group
+from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.testing import RabbitNode, ServerMissing
 
 INSTALLER = Path(__file__).resolve().parents[3] / "scripts" / "install_servers"

@@ -1,0 +1,283 @@
+"""The embedded backing: publishes, arranges a group, and gives a worker channels and a log."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from celery_sharding.brokers.embedded.gate import gate
+from celery_sharding.brokers.embedded.memory import MemoryStore
+from celery_sharding.brokers.embedded.ring import register
+from celery_sharding.brokers.embedded.stores import Store
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable
+from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.topology import Names
+from celery_sharding.worker.log import Refusal, Refused
+
+if TYPE_CHECKING:
+    from celery_sharding.extension import Sharding
+    from celery_sharding.worker.log import Record
+
+_PAUSE_SECONDS = 0.1
+_LOG_PATIENCE_SECONDS = 30.0
+# Queue, body, properties, and what is called when it is stored, or can never be.
+_Put = tuple[str, bytes, dict[str, Any], Callable[[], None] | None, Refused | None]
+
+
+class EmbeddedBacking:
+    """The groups of one app on an embedded broker; safe for threads, and for forks where the broker is a file."""
+
+    has_logs = False
+
+    def __init__(self, sharding: Sharding) -> None:
+        register()
+        self._sharding = sharding
+        connection = sharding.connect()
+        if connection.transport.driver_type == "memory":
+            self._store: Store = MemoryStore()
+        else:
+            from celery_sharding.brokers.embedded.sql import SqlStore  # needs the extra `sqlalchemy`
+
+            self._store = SqlStore(connection)
+        self._outlet = Outlet(sharding.connect, self._store)
+
+    def publish(
+        self,
+        group: str,
+        key: str,
+        payload: bytes,
+        *,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+        task_id: str | None,
+        timeout_seconds: float | None = None,
+        patience_seconds: float = 0.0,
+    ) -> None:
+        """Publish one message and return when it is stored.
+
+        Raises:
+            BrokerUnavailable: The database did not take it in time; nothing was stored.
+        """
+        settings = self._sharding.settings
+        refused: tuple[type[Exception], ...] = (*self._store.errors, BrokerUnavailable, Unroutable)
+        label = f"task {headers.get('task')}[{task_id}] of group {group!r}"
+        try:
+            self._outlet.send(
+                payload,
+                exchange=Names(group).publish,
+                routing_key=key,
+                arranged=settings.group(group, needed_by="a published task"),
+                timeout_seconds=max(timeout_seconds or settings.publish_timeout_seconds, patience_seconds),
+                content_type=content_type,
+                content_encoding=content_encoding,
+                headers=headers,
+                properties={**properties, "delivery_mode": 2},
+            )
+        except refused as exc:
+            cls = Unroutable if isinstance(exc, Unroutable) else BrokerUnavailable
+            raise cls(f"{label} was not stored: {exc}", task_id=task_id, group=group) from exc
+
+    def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
+        """Make the group ready for a worker; its layout is one ring that never changes.
+
+        Raises:
+            TopologyMismatch: The group has another number of shards, and messages wait in them.
+        """
+        try:
+            self._outlet.arrange(group)
+        except self._store.errors as exc:
+            raise TopologyError(f"group {group.name!r} could not be made ready: {exc}", group=group.name) from exc
+        segment = Segment("ring", 1, group.shards, group.queue_type)
+        return Layout(offset=0, segments=(segment,), generation=1, shards=group.shards)
+
+    def consumer_connection(self, consumer: Any, group: ShardGroup) -> ShardConnection:
+        """Return what the shards of a group open their channels on; this worker is the group's only one from now on.
+
+        Raises:
+            LockHeld: Another worker consumes the group.
+        """
+        self._store.lock(group.name, owner=consumer.hostname)
+        # Lanes go on in the thread that handles the pool's results. If it waited there for a slot, which only it can
+        # free, a worker with ordinary tasks beside would stand still for ever. The lanes count their slots themselves.
+        consumer.pool.putlocks = False
+        return ShardConnection(consumer.connection, self._store.channel_class)
+
+    def open_log(
+        self, *, post: Callable[[Callable[[], None]], None], inline: AbstractContextManager[None] | None
+    ) -> EmbeddedLog:
+        return EmbeddedLog(self._outlet, self._store, post)
+
+
+class ShardConnection:
+    """The worker's connection, opening channels that read shards."""
+
+    def __init__(self, connection: Any, channel_class: type[Any]) -> None:
+        self._connection = connection
+        self._channel_class = channel_class
+
+    def channel(self) -> Any:
+        """Open a channel; the worker's loop reads it beside its own."""
+        transport = self._connection.connection
+        channel = self._channel_class(transport)
+        transport.channels.append(channel)
+        return channel
+
+
+class Outlet:
+    """Where this process publishes: one connection and channel, used by one thread at a time."""
+
+    def __init__(self, connect: Callable[[], Any], store: Store) -> None:
+        self._connect = connect
+        self._store = store
+        self._connection: Any = None
+        self._channel: Any = None
+        self._arranged: set[str] = set()
+        self._pid = os.getpid()
+
+    def arrange(self, group: ShardGroup) -> None:
+        """Make the queues and bindings of the group, whatever was done before."""
+        with gate:
+            self._arranged.discard(group.name)
+            self._arrange(self._open(), group)
+
+    def send(
+        self,
+        body: bytes,
+        *,
+        exchange: str,
+        routing_key: str,
+        timeout_seconds: float,
+        arranged: ShardGroup | None = None,
+        **message: Any,
+    ) -> None:
+        """Publish a message; a failed write stored nothing, so it is tried again until the time is over.
+
+        Args:
+            arranged: The group that the exchange belongs to, made ready first.
+            message: As `prepare_message` of a virtual channel takes it.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            with gate:
+                try:
+                    channel = self._open()
+                    if arranged is not None:
+                        self._arrange(channel, arranged)
+                    headers = dict(message.get("headers") or {})
+                    prepared = channel.prepare_message(body, **{**message, "headers": headers})
+                    channel.basic_publish(prepared, exchange, routing_key)
+                    return
+                except self._store.errors:
+                    self._close()
+                    if time.monotonic() + _PAUSE_SECONDS > deadline:
+                        raise
+            time.sleep(_PAUSE_SECONDS)
+
+    def _open(self) -> Any:
+        if self._pid != os.getpid():
+            self._store.after_fork()
+            self._connection = self._channel = None
+            self._arranged.clear()
+            self._pid = os.getpid()
+        if self._channel is None:
+            self._connection = self._connect()
+            self._channel = self._connection.channel()
+        return self._channel
+
+    def _arrange(self, channel: Any, group: ShardGroup) -> None:
+        if group.name not in self._arranged:
+            self._store.arrange(channel, Names(group.name), group.shards)
+            channel.queue_declare(Names(group.name).dead)
+            self._arranged.add(group.name)
+
+    def _close(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        self._arranged.clear()
+        if connection is not None:
+            connection.collect()
+
+
+class EmbeddedLog:
+    """A worker's log where there are no streams: events are not kept, dead letters are stored before `then` is called.
+
+    What can't be stored is kept and tried again with the next write; its message stays unacknowledged meanwhile.
+    """
+
+    def __init__(self, outlet: Outlet, store: Store, post: Callable[[Callable[[], None]], None]) -> None:
+        self._outlet = outlet
+        self._store = store
+        self._post = post
+        self._lock = threading.Lock()
+        self._waiting: deque[_Put] = deque()
+
+    def append(
+        self,
+        stream: str,
+        event: dict[str, Any],
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        refused: Refused | None = None,
+    ) -> None:
+        if then is not None:
+            self._post(then)
+
+    def append_all(self, records: list[Record]) -> None:
+        for stream, event, then in records:
+            self.append(stream, event, then)
+
+    def put(
+        self,
+        queue: str,
+        body: bytes,
+        then: Callable[[], None] | None = None,
+        *,
+        optional: bool = False,
+        refused: Refused | None = None,
+        **properties: Any,
+    ) -> None:
+        """Store `body` in `queue`, then call `then`. `properties` are those of the AMQP message."""
+        self._waiting.append((queue, body, properties, then, refused))
+        self.flush(_LOG_PATIENCE_SECONDS)
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Store what waits; False if the broker did not take it."""
+        while self._waiting:
+            with self._lock:
+                if not self._waiting:
+                    break
+                queue, body, properties, then, refused = self._waiting[0]
+                try:
+                    self._outlet.send(
+                        body,
+                        exchange="",
+                        routing_key=queue,
+                        timeout_seconds=timeout_seconds,
+                        content_type=properties.get("content_type"),
+                        content_encoding=properties.get("content_encoding"),
+                        headers=properties.get("application_headers"),
+                        properties={"correlation_id": properties.get("correlation_id"), "delivery_mode": 2},
+                    )
+                except self._store.errors:
+                    return False
+                except Exception as exc:
+                    # What the headers hold cannot be written as JSON, or what it may be.
+                    then = None if refused is None else partial(refused, Refusal(repr(exc)))
+                self._waiting.popleft()
+            if then is not None:
+                self._post(then)
+        return True
+
+    def stop(self) -> None:
+        """Store what waits, and let another worker have the groups."""
+        self.flush(2.0)
+        self._store.unlock_all()

@@ -1,0 +1,1 @@
+"""Where Celery is bent in every process of an app."""

@@ -1,0 +1,1 @@
+"""What happens in a group: facts that may be forgotten."""

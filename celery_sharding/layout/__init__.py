@@ -1,0 +1,1 @@
+"""Which queues of a group are live, and who may change that."""

@@ -1,0 +1,39 @@
+"""Ending a segment: markers behind its last messages, and the facts that nothing before them is left.
+
+    live -> ended      the stream has left it, and each of its queues holds an end marker
+    ended -> drained   the owner of each queue has reached the marker with nothing running, and said so
+
+Markers are put under the group's lock; that a queue is drained may be said by anybody, again, and in any order.
+"""
+
+from __future__ import annotations
+
+import amqp
+
+from celery_sharding.errors import LogError
+from celery_sharding.layout.manifest import drained_event, write
+from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.rabbitmq.streams import append, publish_confirmed
+from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.wire import CONTROL_HEADER
+
+_CONFIRM_SECONDS = 30.0
+
+
+def end_segment(connection: Opener, names: Names, layout: Layout, segment: Segment, *, by: str) -> Layout:
+    """Put an end marker into each queue of `segment`, which the stream has left, and record that. Under the lock."""
+    with brief_channel(connection) as channel:
+        for queue in segment.queues(names):
+            try:
+                publish_confirmed(channel, end_marker(segment), queue, timeout_seconds=_CONFIRM_SECONDS)
+            except LogError as exc:
+                if not exc.facts.get("missing"):
+                    raise
+                # Nobody can reach a marker in a queue that someone deleted.
+                append(channel, names.manifest, drained_event(segment.name, queue, by=by, reason="queue deleted"))
+    return write(connection, names, layout, {"event": "ended", "segment": segment.name}, by=by)
+
+
+def end_marker(segment: Segment) -> amqp.Message:
+    """Return the message behind which nothing of `segment` comes."""
+    return amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "end", "segment": segment.name})

@@ -1,0 +1,168 @@
+"""The manifest of a group: the stream of small events that its layout is folded from (`folding`).
+
+Nothing else says how many shards are live, which limbo takes what cannot be routed, or what is consumed next.
+
+    layout events   created, switch, step, switched, ended, removed, pause, resume
+                    written only under the group's lock; each names in `base` the offset of the layout event it builds
+                    on. One whose base is not the last is void: every reader ignores it (compare and set), so a holder
+                    who lost the lock without knowing changes nothing.
+    facts           reached, finished, drained
+                    written by the owner of a queue, without the lock, and any number of times.
+    notes           operated
+                    what an operator did that changes no layout (dead letters replayed, a purge): for the history only.
+    snapshot        {through, state}: stands for all records up to `through`, which may go (`retention`).
+    requires        {"protocol": n}: from now on only versions that know it may act on the group. Without the lock.
+
+Each may say which protocol its reader must know (`protocol`).
+
+A segment is consumed until each of its queues has reported that nothing is left of it (`drained`), or nothing but a
+few keys that wait for a retry (`reached`). Then the next segment is consumed beside it, while those keys are held back
+there until each is reported as `finished` in the queue that it waits in. So a key that retries for long holds no other.
+
+A switch is recorded before it is done (`switch`), so is each of its steps (`step`), and its end (`switched`). Segments
+enter the chain with `switch`; consumers get to a segment only when all before it are passed, and a segment is not
+ended before the switch away from it is over, so the order is right at any moment in between.
+
+`read`, `load`, `load_to_write` and `write` talk to a broker, nothing else here does. Whoever is about to change a
+group begins with `load_to_write`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from celery_sharding.errors import LogError, ManifestConflict, OutOfReach
+from celery_sharding.layout.model import Layout
+from celery_sharding.layout.protocol import check_protocol
+from celery_sharding.layout.retention import SNAPSHOT, Reading
+from celery_sharding.rabbitmq.streams import NONCE, Event, append, read_records
+from celery_sharding.topology import Names, Opener, brief_channel
+
+logger = logging.getLogger(__name__)
+
+
+def drained_event(segment: str, queue: str, *, by: str, reason: str = "") -> Event:
+    """Return the fact that nothing of `segment` is left to run in `queue`."""
+    return {"event": "drained", "segment": segment, "queue": queue, "by": by, "at": time.time(), "reason": reason}
+
+
+def reached_event(segment: str, queue: str, *, digests: Iterable[str], by: str) -> Event:
+    """Return the fact that nothing of `segment` is left to run in `queue` but the keys of `digests`."""
+    event = {"event": "reached", "segment": segment, "queue": queue, "keys": sorted(digests)}
+    return event | {"by": by, "at": time.time()}
+
+
+def finished_event(segment: str, queue: str, *, digest: str, by: str) -> Event:
+    """Return the fact that nothing of the key of `digest` is left to run in `queue`, which has reached its end."""
+    return {"event": "finished", "segment": segment, "queue": queue, "key": digest, "by": by, "at": time.time()}
+
+
+def operated_event(verb: str, *, by: str, result: str, **facts: Any) -> Event:
+    """Return that the operator `by` did something that changes no layout, as `replay`, and how it ended, in words."""
+    return {"event": "operated", "verb": verb, "by": by, "at": time.time(), "result": result, **facts}
+
+
+def read(
+    connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0
+) -> tuple[Reading, list[tuple[int, Event]]]:
+    """Read the manifest to its end; return what it folds into, and the events after the start of that.
+
+    Each call appends a nonce, so a process that looks often should tail the stream instead. If a snapshot is due, it is
+    appended.
+
+    Args:
+        since: What is known already; must come from this manifest.
+
+    Raises:
+        LogError: The manifest was not read, is `missing`, or what is left of it does not say what the layout is.
+    """
+    start: Literal["first"] | int = "first" if since is None else since.through + 1
+    records = read_records(connection, names.manifest, offset=start, timeout_seconds=timeout_seconds)
+    reading = Reading(since)
+    for offset, event in records:
+        reading.note(offset, event)
+    if reading.misses is not None:
+        raise LogError(
+            f"the manifest of group {names.group!r} begins at record {reading.misses}, and no snapshot in it stands "
+            "for those before: its layout is not known. Its own retention never leaves it so; restore "
+            f"{names.manifest!r}, and do not delete it, for the group would be made anew over queues with messages",
+            stream=names.manifest,
+            misses=reading.misses,
+        )
+    append_snapshot(connection, names, reading, timeout_seconds=timeout_seconds)
+    since_start = reading.start.through
+    kept = [(offset, event) for offset, event in records if event is not None and offset > since_start]
+    return reading, [(offset, event) for offset, event in kept if event["event"] not in (NONCE, SNAPSHOT)]
+
+
+def append_snapshot(connection: Opener, names: Names, reading: Reading, *, timeout_seconds: float = 30.0) -> None:
+    """Append a snapshot if one is due; whoever reads next does it if this fails."""
+    if not reading.is_snapshot_due:
+        return
+    event = reading.make_snapshot(by=f"{os.getpid()}@{socket.gethostname()}")
+    try:
+        with brief_channel(connection) as channel:
+            append(channel, names.manifest, event, timeout_seconds=timeout_seconds)
+    except (LogError, OutOfReach) as exc:
+        logger.warning("group %s: a snapshot of its layout was not stored: %s", names.group, exc)
+
+
+def load(connection: Opener, names: Names, *, since: Layout | None = None, timeout_seconds: float = 30.0) -> Layout:
+    """Read the manifest to its end, as `read` does; without a manifest, return the empty layout.
+
+    Raises:
+        LogError: The manifest was not read.
+    """
+    try:
+        reading, _ = read(connection, names, since=since, timeout_seconds=timeout_seconds)
+    except LogError as exc:
+        if exc.facts.get("missing"):
+            return Layout()
+        raise
+    return reading.layout
+
+
+def load_to_write(connection: Opener, names: Names) -> Layout:
+    """Read the manifest to its end, before something of the group is changed.
+
+    Raises:
+        ProtocolTooOld: This version may not act on the group.
+        LogError: The manifest was not read.
+    """
+    layout = load(connection, names)
+    check_protocol(names.group, layout.protocol)
+    return layout
+
+
+def write(
+    connection: Opener, names: Names, layout: Layout, event: Event, *, by: str, timeout_seconds: float = 30.0
+) -> Layout:
+    """Append a layout event that builds on `layout`, and return the layout after it.
+
+    Only under the group's lock, on the lock's own connection.
+
+    Raises:
+        ManifestConflict: The manifest had moved on: the event is void.
+        ProtocolTooOld: This version may not act on the group; nothing was written.
+        LogError: It is unknown whether the event was written. Read the manifest again.
+    """
+    check_protocol(names.group, layout.protocol)
+    nonce = uuid.uuid4().hex
+    body = {**event, "base": layout.offset, "by": by, "at": time.time(), "id": nonce}
+    with brief_channel(connection) as channel:
+        append(channel, names.manifest, body, timeout_seconds=timeout_seconds)
+    reading, events = read(connection, names, since=layout, timeout_seconds=timeout_seconds)
+    layout = reading.layout
+    written = next((offset for offset, found in events if found.get("id") == nonce), None)
+    if written is None or layout.offset != written:
+        raise ManifestConflict(
+            f"the manifest of group {names.group!r} moved on while {event['event']!r} was written; nothing was changed",
+            group=names.group,
+        )
+    return layout

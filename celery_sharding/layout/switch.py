@@ -1,0 +1,278 @@
+"""The steps of a switch: how the stream of a group is moved from one segment of the chain to the next.
+
+While a ring is missing, messages run into limbo *k*, in order. Recovery makes a new generation *g*, and moves the
+stream into it by one unbind:
+
+    1  declare the ring and queues of g; let go of the old ring, if it is still there
+    2  bind  shards.<group> -> limbo k          the same queue, reached directly
+    3  bind  unrouted -> limbo k+1, unbind unrouted -> limbo k
+    4  bind  next -> g
+    5  unbind shards.<group> -> limbo k         the flip: what shards.<group> cannot route goes to next
+    6  bind  shards.<group> -> g
+    7  unbind next -> g
+
+so the chain goes on with limbo k, then g.
+
+Resharding moves the stream from the live generation to a new one *g* of another number of shards, in the same way:
+
+    1  declare the ring and queues of g
+    2  bind  next -> g
+    3  unbind shards.<group> -> the live ring   the flip
+    4  bind  shards.<group> -> g
+    5  unbind next -> g
+
+so g follows the live generation. If the live ring is lost before step 2, messages are in limbo k, and g must take none
+before them: the ring of g is deleted, too, and the switch counts as flipped; g stays empty, and a recovery puts limbo
+k behind it. If that is only seen after step 2, g takes messages already, which came after those in limbo k: the reshard
+goes on as a recovery that has flipped, whose chain is limbo k, then g.
+
+The broker looks at shards.<group>, next and unrouted one after the other, so a message may have been found unroutable
+at the first before step 2 or 6, and come to the last only now. It would overtake those behind it, or be doubled, if
+what is behind had changed meanwhile; hence the pauses before `unrouted` moves and before `next` lets go of g.
+
+Each step is recorded in the manifest before it is done, and every step may be done again, so whoever comes next carries
+on: from step 1 as long as the flip was not recorded and g is empty (what was lost in between is declared anew), else
+from the flip (messages may be in g, so its ring must never be declared again; if it is gone, they are in the limbo, and
+a recovery follows).
+
+Everything here is done under the group's lock, on the lock's connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+
+from celery_sharding import topology
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import TopologyError
+from celery_sharding.layout.manifest import write
+from celery_sharding.layout.model import Layout, OpenSwitch
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.topology import Names, Opener, brief_channel
+
+RECOVER, RESHARD = "recover", "reshard"
+# A message that the broker is routing while a binding changes has reached its queue within this time.
+GRACE_SECONDS = 0.2
+
+
+def begin_recovery(connection: Opener, group: ShardGroup, layout: Layout, *, by: str) -> Layout:
+    """Record the intent to make a new generation after the current limbo; `carry_on` does it. Under the lock."""
+    event = {
+        "event": "switch",
+        "kind": RECOVER,
+        "generation": layout.generation + 1,
+        "shards": layout.shards or group.shards,
+        "limbo": layout.limbo,
+        "next_limbo": layout.limbo + 1,
+        "queue_type": group.queue_type,
+    }
+    return write(connection, Names(group.name), layout, event, by=by)
+
+
+def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shards: int, by: str) -> Layout:
+    """Record the intent to go on with `shards` shards; `carry_on` does it. Under the lock, on a group that is whole.
+
+    Raises:
+        ConfigurationError: There can't be so many shards.
+        TopologyError: The group has that many, a switch is under way, or single shards are paused.
+    """
+    group = dataclasses.replace(group, shards=shards)
+    if layout.switch is not None or layout.generation == 0 or layout.cut_off:
+        raise TopologyError(
+            f"group {group.name!r} is in the middle of a switch; run `celery shards declare`, then try again",
+            group=group.name,
+        )
+    if shards == layout.shards:
+        raise TopologyError(f"group {group.name!r} has {shards} shards already", group=group.name)
+    if paused := sorted(index for index in layout.paused if index is not None):
+        # What is paused does not drain, so every key of the group would wait for it.
+        raise TopologyError(
+            f"the shards {', '.join(map(str, paused))} of group {group.name!r} are paused; resume them first",
+            group=group.name,
+        )
+    event = {
+        "event": "switch",
+        "kind": RESHARD,
+        "generation": layout.generation + 1,
+        "shards": shards,
+        "queue_type": group.queue_type,
+    }
+    return write(connection, Names(group.name), layout, event, by=by)
+
+
+def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, last_step: int | None = None) -> Layout:
+    """Do the open switch of `layout` from where it stands to its end, or up to and with `last_step`. Under the lock."""
+    names = Names(group.name)
+    switch = layout.switch
+    if switch is None:
+        return layout
+    if switch.kind not in STEPS:
+        raise TopologyError(
+            f"group {group.name!r} is in a switch of the kind {switch.kind!r}, which this version cannot carry on; "
+            "start a worker of the version that began it",
+            group=group.name,
+        )
+    first = _choose_first(connection, names, layout, switch)
+    for number, step in enumerate(STEPS[switch.kind], start=1):
+        if number < first:
+            continue
+        intent = {"event": "step", "generation": switch.generation, "step": number}
+        layout = write(connection, names, layout, intent, by=by)
+        if step in _AFTER_PAUSE:
+            time.sleep(GRACE_SECONDS)
+        with brief_channel(connection) as channel:
+            step(channel, group, layout, switch)
+        if switch.kind == RESHARD and number == _LEAD_STEP and not _is_fed(connection, names, layout, switch):
+            time.sleep(GRACE_SECONDS)
+            if topology.count_ready(connection, names.limbo(layout.limbo)):
+                layout = _put_limbo_first(connection, group, layout, switch, by=by)
+                return carry_on(connection, group, layout, by=by, last_step=last_step)
+        if number == last_step:
+            return layout
+    return write(connection, names, layout, {"event": "switched", "generation": switch.generation}, by=by)
+
+
+def _choose_first(connection: Opener, names: Names, layout: Layout, switch: OpenSwitch) -> int:
+    """Return the step from which to carry on; a ring that must not take anything is deleted."""
+    flip = FLIPS[switch.kind]
+    if switch.step >= flip:
+        return flip
+    if switch.kind == RESHARD and not _is_fed(connection, names, layout, switch):
+        is_led = switch.step >= _LEAD_STEP and not layout.cut_off
+        if is_led and topology.ring_exists(connection, names, switch.generation):
+            return _LEAD_STEP
+        # What is published waits in limbo; it must not be overtaken by what the new ring would take.
+        with brief_channel(connection) as channel:
+            channel.exchange_delete(names.ring(switch.generation))
+        return flip
+    return flip if _holds_messages(connection, names, switch) else 1
+
+
+def _is_fed(connection: Opener, names: Names, layout: Layout, switch: OpenSwitch) -> bool:
+    """Tell whether the ring that a reshard leaves still takes messages; older ones, which may be there, do not."""
+    rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
+    left = max((ring for ring in rings if ring != switch.generation), default=0)
+    return not layout.cut_off and topology.ring_exists(connection, names, left)
+
+
+def _put_limbo_first(connection: Opener, group: ShardGroup, layout: Layout, switch: OpenSwitch, *, by: str) -> Layout:
+    """Let a reshard go on as a recovery from its flip on: what is in limbo came before all that the new ring takes.
+
+    The new ring is bound to `next`, so nothing more is unroutable, and `unrouted` may move.
+    """
+    event = {
+        "event": "switch",
+        "kind": RECOVER,
+        "generation": switch.generation,
+        "shards": switch.shards,
+        "limbo": layout.limbo,
+        "next_limbo": layout.limbo + 1,
+        "queue_type": group.queue_type,
+        "step": FLIPS[RECOVER],
+    }
+    recovery = dataclasses.replace(switch, kind=RECOVER, limbo=layout.limbo, next_limbo=layout.limbo + 1)
+    # Before it is recorded: whoever comes next does this again, since only then it counts as flipped.
+    with brief_channel(connection) as channel:
+        _move_unrouted(channel, group, layout, recovery)
+    return write(connection, Names(group.name), layout, event, by=by)
+
+
+def _holds_messages(connection: Opener, names: Names, switch: OpenSwitch) -> bool:
+    """Tell whether anything is in the queues that are empty until the flip.
+
+    Then the switch had come farther than the manifest says: a broker that lost power may have forgotten its last
+    events, or someone deleted the exchanges, and what was published since they came back is there.
+    """
+    queues = [names.shard(switch.generation, index) for index in range(switch.shards)]
+    if switch.next_limbo is not None:
+        queues.append(names.limbo(switch.next_limbo))
+    return any(topology.count_ready(connection, queue) for queue in queues)
+
+
+def _declare_new(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    topology.declare_ring(channel, group, switch.generation, switch.shards)
+    with explained(group.name, names.publish):
+        for segment in layout.segments:
+            # A ring that lost a queue is still there, and sends keys elsewhere: no more messages to it.
+            if segment.kind == "ring":
+                channel.exchange_unbind(names.ring(segment.number), names.publish, "")
+
+
+def _declare_beside(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    topology.declare_ring(channel, group, switch.generation, switch.shards)
+
+
+def _hold_in_limbo(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names, (limbo, _) = Names(group.name), _limbos(switch)
+    topology.declare_limbo(channel, group, limbo)
+    with explained(group.name, names.publish):
+        channel.queue_bind(names.limbo(limbo), names.publish, "")
+
+
+def _move_unrouted(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names, (limbo, next_limbo) = Names(group.name), _limbos(switch)
+    topology.declare_limbo(channel, group, next_limbo)
+    with explained(group.name, names.unrouted):
+        channel.queue_bind(names.limbo(next_limbo), names.unrouted, "")
+        channel.queue_unbind(names.limbo(limbo), names.unrouted, "")
+
+
+def _lead_next(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    with explained(group.name, names.next):
+        channel.exchange_bind(names.ring(switch.generation), names.next, "")
+
+
+def _flip(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names, (limbo, _) = Names(group.name), _limbos(switch)
+    with explained(group.name, names.publish):
+        channel.queue_unbind(names.limbo(limbo), names.publish, "")
+
+
+def _leave_rings(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    for segment in layout.segments:
+        if segment.kind == "ring" and segment.number != switch.generation:
+            channel.exchange_unbind(names.ring(segment.number), names.publish, "")
+
+
+def _attach(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    if layout.cut_off:
+        return
+    # Either the ring has been there since step 4, or it is gone for ever and messages wait in the next limbo: then it
+    # must get nothing more, since what it gets would overtake them.
+    with contextlib.suppress(amqp_errors.NotFound):
+        channel.exchange_bind(names.ring(switch.generation), names.publish, "")
+
+
+def _release_next(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
+    names = Names(group.name)
+    with explained(group.name, names.next):
+        channel.exchange_unbind(names.ring(switch.generation), names.next, "")
+
+
+def _limbos(switch: OpenSwitch) -> tuple[int, int]:
+    if switch.limbo is None or switch.next_limbo is None:
+        raise TopologyError(f"the open switch to g{switch.generation:03d} names no limbo; its manifest is damaged")
+    return switch.limbo, switch.next_limbo
+
+
+Step = Callable[[Any, ShardGroup, Layout, OpenSwitch], None]
+# By kind of switch: its steps, from 1.
+STEPS: dict[str, tuple[Step, ...]] = {
+    RECOVER: (_declare_new, _hold_in_limbo, _move_unrouted, _lead_next, _flip, _attach, _release_next),
+    RESHARD: (_declare_beside, _lead_next, _leave_rings, _attach, _release_next),
+}
+_AFTER_PAUSE = (_move_unrouted, _release_next)
+# Of a reshard: from its intent on, the new ring may take what the one before it does not.
+_LEAD_STEP = 2
+# By kind of switch: the step that moves the stream; from its intent on there is no way back.
+FLIPS = {RECOVER: 5, RESHARD: 3}

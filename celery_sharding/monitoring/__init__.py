@@ -1,0 +1,1 @@
+"""What is so: the state of groups, for every face that shows it."""

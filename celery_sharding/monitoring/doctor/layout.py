@@ -1,0 +1,144 @@
+"""Checks of what stands on the broker, by plain AMQP: version, plugin, exchanges, queues and their arguments."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+
+from celery_sharding import topology
+from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatch
+from celery_sharding.layout.ensure import find_fault
+from celery_sharding.monitoring.doctor.finding import Finding, Patient, unchecked
+from celery_sharding.monitoring.health import SWITCH_SECONDS, name_some
+from celery_sharding.rabbitmq.connect import close_connection, open_connection
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.topology import RING_TYPE, brief_channel
+
+_OLDEST, _BEST = (3, 10), (4, 0)
+
+
+def check_version(patient: Patient) -> Iterator[Finding]:
+    properties = getattr(patient.connection.connection, "server_properties", {})
+    product, text = properties.get("product", "the broker"), str(properties.get("version", ""))
+    version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+    if len(version) < 2:
+        yield Finding("note", "version", f"{product} does not tell its version", "")
+    elif version < _OLDEST:
+        yield Finding("error", "version", f"{product} {text} is too old", "run RabbitMQ 3.10 or later, best 4.0")
+    elif version < _BEST:
+        yield Finding(
+            "note",
+            "version",
+            f"{product} {text} works; it keeps rings in memory, so a restart costs a new generation, and it cannot be "
+            "told which standby is next",
+            "RabbitMQ 4 spreads shards sooner; on Khepri rings survive a restart",
+        )
+    else:
+        yield Finding("ok", "version", f"{product} {text}")
+
+
+def check_plugin(patient: Patient) -> Iterator[Finding]:
+    layout = patient.layout
+    if layout.generation and topology.ring_exists(patient.connection, patient.names, layout.generation):
+        yield Finding("ok", "plugin", "the consistent-hash exchange is there")
+        return
+    # A connection of its own: brokers before 4 close it when they do not know the type.
+    ring = f"{patient.names.publish}.locate.{uuid.uuid4().hex}"
+    connection = open_connection(patient.connect())
+    try:
+        with brief_channel(connection) as channel, explained(patient.group.name, ring):
+            channel.exchange_declare(ring, RING_TYPE, durable=False, auto_delete=True)
+            channel.exchange_delete(ring)
+        yield Finding("ok", "plugin", "the consistent-hash exchange is there")
+    except PluginMissing:
+        yield Finding(
+            "error",
+            "plugin",
+            "the broker has no consistent-hash exchange, so no ring can be made",
+            "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node",
+        )
+    except TopologyError as exc:
+        yield unchecked("plugin", exc)
+    finally:
+        close_connection(connection)
+
+
+def check_configuration(patient: Patient) -> Iterator[Finding]:
+    group, layout = patient.group, patient.layout
+    live = layout.segment(f"g{layout.generation:03d}")
+    if live is None:
+        return
+    if live.shards != group.shards:
+        yield Finding(
+            "warning",
+            "configuration",
+            f"{live.shards} shards are live, {group.shards} are configured; the live ones count",
+            f"set shards={live.shards}",
+        )
+    if live.queue_type != group.queue_type:
+        yield Finding(
+            "error",
+            "configuration",
+            f"the queues are {live.queue_type} queues, {group.queue_type} is configured; no worker will start",
+            f"set queue_type={live.queue_type!r}, or choose another name for a group of {group.queue_type} queues",
+        )
+    if (live.shards, live.queue_type) == (group.shards, group.queue_type):
+        yield Finding("ok", "configuration", f"{live.shards} {live.queue_type} shards, as configured")
+
+
+def check_layout(patient: Patient) -> Iterator[Finding]:
+    layout = patient.layout
+    fault = find_fault(patient.connection, patient.names, layout)
+    if fault is None:
+        yield Finding("ok", "layout", f"generation {layout.generation} is whole")
+        return
+    switch = layout.switch
+    if switch is not None and switch.at is not None and time.time() - switch.at < SWITCH_SECONDS:
+        yield Finding("note", "layout", f"{fault}, since a moment", "look again in a minute")
+    else:
+        yield Finding(
+            "error", "layout", fault, "run `celery shards declare`; workers do so by themselves, when they run"
+        )
+
+
+def check_arguments(patient: Patient) -> Iterator[Finding]:
+    """Declare what exists once more, which the broker refuses if it was declared otherwise."""
+    layout, names, connection = patient.layout, patient.names, patient.connection
+    queues = [names.limbo(layout.limbo)] if layout.limbo else []
+    queues += [names.shard(layout.generation, index) for index in range(layout.shards)]
+    refused: list[str] = []
+    fix = ""
+    try:
+        if all(exchange_exists(connection, name) for name, _ in topology.fanouts(names)):
+            topology.check_fixed(connection, patient.group)
+        for queue in queues:
+            try:
+                if topology.queue_exists(connection, queue):
+                    topology.check_queue(connection, patient.group, queue)
+            except TopologyMismatch as exc:
+                refused.append(queue)
+                fix = fix or exc.message
+    except TopologyMismatch as exc:
+        yield Finding("error", "arguments", f"{exc.entity} was declared otherwise", exc.message)
+        return
+    except TopologyError as exc:
+        yield unchecked("arguments", exc)
+        return
+    if refused:
+        yield Finding("error", "arguments", f"declared otherwise: {name_some(refused)}", fix)
+    else:
+        yield Finding("ok", "arguments", f"exchanges and {len(queues)} queues are as declared by this version")
+
+
+def exchange_exists(connection: Any, name: str) -> bool:
+    """Tell whether a fanout exchange exists."""
+    with brief_channel(connection) as channel:
+        try:
+            channel.exchange_declare(name, "fanout", passive=True)
+        except amqp_errors.NotFound:
+            return False
+        return True

@@ -1,0 +1,120 @@
+"""What is to be said of one queue, from what is known of it; no broker.
+
+States of a shard, the first that fits:
+
+    waiting      an earlier segment of the chain is not drained yet: nobody consumes it, on purpose
+    missing      its queue is gone, or out of reach
+    paused       an operator paused it, or the group: nothing of it starts until it is resumed
+    stuck        its last owner says nothing any more, and is connected still: it hangs, is stopped, or runs a long task
+                 in a solo pool
+    unowned      no worker reports to own it
+    draining     a queue of an earlier segment, on its way out
+    no standby   its owner is the only one who consumes it
+    idle         nothing to do
+    ok
+
+`STATES` says in words what each means, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from celery_sharding.monitoring.rates import Flow, measure_flow
+from celery_sharding.monitoring.vitals import Vital
+
+# By then a broker has noticed that a lost owner is gone, and what it held is counted as ready again.
+_RETURNED_SECONDS = 90.0
+
+# State → (what it means, what to do, "" for nothing).
+STATES = {
+    "ok": ("its owner works on it, and a standby is there", ""),
+    "idle": ("nothing to do, and a standby is there", ""),
+    "no standby": (
+        "its owner is the only one who consumes it",
+        "start one more worker of this group, so that a lost one is replaced within seconds",
+    ),
+    "paused": ("an operator paused it: messages wait in order", "`celery shards resume` lets it go on; see `history`"),
+    "unowned": (
+        "no worker reports to own it, so nothing of it runs",
+        "start a worker that consumes it; if some run, see their logs, and whether -Q or cancel_consumer leaves it out",
+    ),
+    "stuck": (
+        "its last owner is silent and connected still: it hangs, is stopped, or runs a long task in a solo pool",
+        "look at that worker's process; kill it if it does not come back, and a standby takes over in order",
+    ),
+    "missing": (
+        "its queue is gone, or its broker node is down",
+        "look at the broker's nodes; if somebody deleted it, a worker makes a new generation by itself",
+    ),
+    "draining": ("a queue of an earlier segment, which is worked off before its successors", ""),
+    "waiting": ("an earlier segment is worked off before it, so that the order is kept", "see the rows above it"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of one queue.
+
+    Attributes:
+        ready: Messages in it that nobody holds; None: it is gone, or out of reach.
+        consumers: How many consume it, the owner and the standbys, by the broker's word.
+        owner: What its owner said last, `before` some seconds earlier.
+        last: What its last owner said last, however long ago.
+        counted: What `ready` was earlier, as (seconds ago, messages), the oldest first.
+    """
+
+    ready: int | None
+    consumers: int = 0
+    owner: Vital | None = None
+    before: Vital | None = None
+    last: Vital | None = None
+    standbys: tuple[str, ...] = ()
+    counted: Sequence[tuple[float, int]] = ()
+
+
+def judge_state(known: Known, *, live: bool, in_turn: bool, paused: bool) -> str:
+    """Return the state of a shard.
+
+    Args:
+        live: It is of the live generation.
+        in_turn: Its segment is to be consumed now.
+    """
+    if not in_turn:
+        return "waiting"
+    if known.ready is None:
+        return "missing"
+    if paused:
+        return "paused"
+    if known.owner is None:
+        return "stuck" if known.last is not None and known.consumers > len(known.standbys) else "unowned"
+    if not live:
+        return "draining"
+    if not known.standbys:
+        return "no standby"
+    return "ok" if known.ready or known.owner.held else "idle"
+
+
+def judge_lag(known: Known, now: float) -> tuple[float | None, bool]:
+    """Return the age of the oldest waiting message, None if unknown, and whether it is an estimate."""
+    ready, owner, last = known.ready, known.owner, known.last
+    if ready is None:
+        return None, False
+    if owner is not None:
+        if owner.lag_seconds is not None or not ready:
+            return owner.lag_seconds or 0.0, False
+        if not owner.held:
+            return 0.0, True  # it has just come, and is being delivered
+        # All that it holds runs. What waits was published after the newest of that.
+        return (None, False) if owner.behind_seconds is None else (owner.behind_seconds, True)
+    if last is not None and (ready or (last.held and now - last.at < _RETURNED_SECONDS)):
+        return (last.lag_seconds or 0.0) + max(0.0, now - last.at), True
+    return (None, False) if ready else (0.0, False)
+
+
+def judge_flow(known: Known) -> Flow:
+    """Return how fast messages come and go; not known without an owner, who may have left some to be returned."""
+    if known.owner is None or known.ready is None:
+        return Flow()
+    return measure_flow(known.owner, known.before, ready=known.ready, counted=known.counted)

@@ -1,0 +1,264 @@
+"""The dead letters of a group: looked at, replayed, discarded.
+
+    dead ──replay──▶ published to the group again, under its key ──confirmed──▶ taken out of the queue
+    dead ──discard──▶ taken out of the queue
+
+A look takes letters without acknowledging them and closes its channel, which gives them back. Meanwhile nobody else
+sees them, so looks and actions take turns under a lock of their own: thousands of letters take a while, and pausing and
+mending the group must not wait for that. Workers write letters at any time; one that comes when an action has begun is
+left alone. What another reader holds, as the management page may, is waited for a moment.
+
+A process that is killed between confirm and acknowledgement leaves a letter that was replayed: it may be replayed a
+second time, under its task id, by which `@deduplicate` knows it. Nothing is ever lost. Letters of one key are replayed
+in the order in which they died, which is that in which they had been published; their successors have run long ago.
+
+Every action is noted in the manifest (`manifest.operated_event`) when it begins and when it ends, without keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.notes import noted
+from celery_sharding.operations.letters import DeadLetter, read_letter, revive
+from celery_sharding.rabbitmq.confirms import ConfirmedBatches
+from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.foreign import read_foreign
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.topology import Names, brief_channel, queue_exists
+
+# Letters of one action, all held in memory; what is beyond is left to the next.
+LETTERS_MAX = 50_000
+_LOCK_SECONDS = 10.0
+# What another reader gave back comes a moment later.
+_LOOK_AGAIN_SECONDS, _WAIT_SECONDS = 0.1, 3.0
+_BATCH = 200
+_NOTED_IDS_MAX = 100
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The first letters of the queue, and how many `more` there are behind them."""
+
+    letters: tuple[DeadLetter, ...]
+    more: int
+
+
+def list_dead(connect: Connect, group: str, *, limit: int) -> list[DeadLetter]:
+    """Return the first `limit` dead letters of a group. `read_dead` says more."""
+    return list(read_dead(connect, group, limit=limit).letters)
+
+
+def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
+    """Look at the first `limit` dead letters of a group, which stay where they are.
+
+    Takes the lock of dead letters, and about a millisecond for each, and the broker counts a delivery of it: not for a
+    loop. How many there are stands in every snapshot.
+
+    Raises:
+        LockHeld: Another process held the lock all the time.
+        TopologyError: The group has no dead-letter queue, or this user may not read it.
+        BrokerUnavailable: The broker could not be reached, or was lost.
+    """
+    with _locked(connect, Names(group), by="shards dead-letters") as connection, brief_channel(connection) as channel:
+        taken, more = _take(channel, Names(group), limit=limit)
+        return Listing(tuple(each.letter for each in taken), more)
+
+
+def replay(
+    connect: Connect,
+    group: ShardGroup,
+    ids: Collection[str] | None,
+    *,
+    by: str,
+    on_progress: Progress | None = None,
+) -> list[DeadLetter]:
+    """Publish dead letters to their group again, and return them in the order in which that was done.
+
+    Args:
+        ids: Of the letters; None for all that have a key.
+        by: Who does it, for the group's history.
+        on_progress: Called with how many are done, and of how many.
+
+    Raises:
+        DeadLetterError: There is no such letter, or it has no key; none was replayed.
+        TopologyError: The broker did not take one. Those before it were replayed, and the history says how many.
+        Others as for `read_dead`.
+    """
+    names = Names(group.name)
+    with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
+        taken = _choose(source, names, ids)
+        keyless = [each.letter.id for each in taken if not each.letter.key]
+        if keyless and ids is not None:
+            raise DeadLetterError(
+                f"{', '.join(keyless)}: without a shard key, since no worker wrote it; it can only be discarded",
+                ids=tuple(keyless),
+            )
+        taken = sorted((each for each in taken if each.letter.key), key=lambda each: each.letter.dead_at or 0.0)
+        done: list[_Taken] = []
+        with _noted(connection, names, "replay", taken, done, by=by), brief_channel(connection) as target:
+            batches = ConfirmedBatches(target)
+            for batch in _split(taken):
+                stored = _publish(batches, names, batch)
+                for each in stored:
+                    source.basic_ack(each.tag)
+                done += stored
+                if on_progress is not None:
+                    on_progress(len(done), len(taken))
+                if len(stored) < len(batch):
+                    raise TopologyError(
+                        f"the broker did not store {len(batch) - len(stored)} of the letters; they are still there. "
+                        "Run `celery shards declare`, then replay the rest",
+                        group=names.group,
+                    )
+            _await_acknowledged(source)
+    return [each.letter for each in done]
+
+
+def discard(
+    connect: Connect,
+    group: str,
+    ids: Collection[str] | None,
+    *,
+    by: str,
+) -> list[DeadLetter]:
+    """Throw dead letters away for good, and return them. Arguments and errors as for `replay`."""
+    names = Names(group)
+    with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
+        taken = _choose(source, names, ids)
+        done: list[_Taken] = []
+        with _noted(connection, names, "discard", taken, done, by=by):
+            for each in taken:
+                source.basic_ack(each.tag)
+                done.append(each)
+            _await_acknowledged(source)
+    return [each.letter for each in done]
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A letter that this process holds, and by which tag."""
+
+    tag: int
+    letter: DeadLetter
+
+
+@contextlib.contextmanager
+def _locked(connect: Connect, names: Names, *, by: str) -> Iterator[Any]:
+    try:
+        with (
+            GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
+            lock.operation() as connection,
+        ):
+            if not queue_exists(connection, names.dead):
+                raise TopologyError(
+                    f"group {names.group!r} has no dead letters, since it was never declared", group=names.group
+                )
+            yield connection
+    except LockLost as exc:
+        raise BrokerUnavailable(
+            f"the broker was lost ({exc.__cause__}); letters that were replayed just before may be there still, and "
+            "would run twice when they are replayed again",
+            group=names.group,
+        ) from exc
+
+
+def _take(channel: Any, names: Names, *, limit: int, wanted: Collection[str] | None = None) -> tuple[list[_Taken], int]:
+    """Take letters from the front of the queue, up to `limit` or until all that are `wanted` are found.
+
+    Returns:
+        What was taken, and how many more there are.
+    """
+    read_foreign(channel)  # bodies as they are
+    found: list[_Taken] = []
+    missing = set(wanted or ())
+    seen: Counter[str] = Counter()
+    more = 0
+    looks_until = time.monotonic() + (_LOOK_AGAIN_SECONDS if wanted is None else _WAIT_SECONDS)
+    with explained(names.group, names.dead):
+        while len(found) < limit and (wanted is None or missing):
+            message = channel.basic_get(names.dead)
+            if message is None:
+                more = 0
+                if time.monotonic() >= looks_until:
+                    break
+                time.sleep(_LOOK_AGAIN_SECONDS)
+                continue
+            more = int(message.delivery_info["message_count"])
+            letter = read_letter(message, names)
+            seen[letter.id] += 1
+            if seen[letter.id] > 1:
+                letter = dataclasses.replace(letter, id=f"{letter.id}.{seen[letter.id]}")
+            found.append(_Taken(message.delivery_tag, letter))
+            missing.discard(letter.id)
+    return found, more
+
+
+def _choose(channel: Any, names: Names, ids: Collection[str] | None) -> list[_Taken]:
+    """Take the letters called `ids`, or all; what else is taken is given back with the channel."""
+    taken, _ = _take(channel, names, limit=LETTERS_MAX, wanted=ids)
+    if ids is None:
+        return taken
+    missing = sorted(set(ids) - {each.letter.id for each in taken})
+    if missing:
+        raise DeadLetterError(
+            f"no such dead letter in group {names.group!r}: {', '.join(missing)}; it may have been replayed or "
+            "discarded meanwhile. Nothing was done",
+            ids=tuple(missing),
+        )
+    return [each for each in taken if each.letter.id in ids]
+
+
+def _split(taken: Sequence[_Taken]) -> Iterator[list[_Taken]]:
+    """Yield batches in order, none with two letters of a key: if the first were refused, the second would pass it."""
+    batch: list[_Taken] = []
+    keys: set[str | None] = set()
+    for each in taken:
+        if each.letter.key in keys or len(batch) == _BATCH:
+            yield batch
+            batch, keys = [], set()
+        batch.append(each)
+        keys.add(each.letter.key)
+    if batch:
+        yield batch
+
+
+def _publish(batches: ConfirmedBatches, names: Names, batch: Sequence[_Taken]) -> list[_Taken]:
+    """Publish the letters of a batch; return those that were stored."""
+    at = time.time()
+    letters = [(revive(each.letter, names.group, at=at), names.publish, str(each.letter.key)) for each in batch]
+    refused = batches.publish(letters)
+    return [each for position, each in enumerate(batch) if position not in refused]
+
+
+def _await_acknowledged(channel: Any) -> None:
+    """Wait until the broker has taken the acknowledgements, as any call that it answers shows."""
+    channel.basic_qos(0, 1, False)
+
+
+def _noted(
+    connection: Any, names: Names, verb: str, taken: Sequence[_Taken], done: Sequence[_Taken], *, by: str
+) -> contextlib.AbstractContextManager[None]:
+    """Write to the history what becomes of `taken`, of which `done` is done in the end; nothing if there is none."""
+    if not taken:
+        return contextlib.nullcontext()
+    return noted(
+        connection,
+        names,
+        verb,
+        by=by,
+        result=lambda: f"{len(done)} of {len(taken)} done",
+        count=len(taken),
+        ids=[each.letter.id for each in taken[:_NOTED_IDS_MAX]],
+    )

@@ -1,0 +1,95 @@
+"""Pausing a group, or one shard of it, and resuming it: two events of its manifest, which every worker obeys.
+
+    consumed ──pause──▶ paused ──resume──▶ consumed
+
+A pause lasts until it is resumed, whatever restarts meanwhile. It is obeyed in `worker.group`: nothing of what is
+paused starts, what runs may end, and then nobody consumes it; messages wait in their queues, in order.
+
+A shard and the whole group are paused apart from each other. Who pauses the group pauses what comes before its shards,
+too: the limbo. Who resumes the group resumes all that was paused in it.
+
+The end of a queue can only be seen by who consumes it. So while a shard with an end to come is paused (a switch has
+left it: a reshard, or a broker that lost its ring at a restart), the chain waits for it, and with it all shards of the
+next generation. A reshard is refused while single shards are paused.
+"""
+
+from __future__ import annotations
+
+from celery_sharding.config import ShardGroup, check_shard
+from celery_sharding.errors import TopologyError
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import load_to_write, write
+from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.topology import Names
+
+_LOCK_SECONDS = 15.0
+
+
+def pause(connect: Connect, group: ShardGroup, index: int | None, *, by: str) -> bool:
+    """Pause one shard of a group, or all of it (None); return False if it was paused already.
+
+    When this has returned, workers are told within milliseconds. What runs then goes on to its end.
+
+    Args:
+        connect: Makes a connection to RabbitMQ; its settings are used.
+        by: Who does it, for the history.
+
+    Raises:
+        UnknownShard: The group has no such shard.
+        TopologyError: The group is not declared.
+        BrokerUnavailable: The broker could not be reached.
+        LockHeld: Another process held the group's lock all the time.
+        LogError, LockLost: The broker failed on the way; it may be paused or not. It may be done again.
+    """
+    return _change(connect, group, index, by=by, verb="pause")
+
+
+def resume(connect: Connect, group: ShardGroup, index: int | None, *, by: str) -> bool:
+    """Resume one shard of a group, or all of it (None); return False if nothing of it was paused.
+
+    Arguments and errors as for `pause`.
+
+    Raises:
+        TopologyError: One shard is to be resumed of a group that is paused as a whole.
+    """
+    return _change(connect, group, index, by=by, verb="resume")
+
+
+def _change(connect: Connect, group: ShardGroup, index: int | None, *, by: str, verb: str) -> bool:
+    names = Names(group.name)
+    owner = f"shards {verb}, {by}"
+    with (
+        GroupLock(connect, names, owner=owner, timeout_seconds=_LOCK_SECONDS) as lock,
+        lock.operation() as connection,
+    ):
+        layout = load_to_write(connection, names)
+        _check(layout, group.name, index)
+        if not (_needs_pause(layout, index) if verb == "pause" else _needs_resume(layout, group.name, index)):
+            return False
+        write(connection, names, layout, {"event": verb, "shard": index}, by=by)
+        return True
+
+
+def _check(layout: Layout, group: str, index: int | None) -> None:
+    if not layout.limbo or (index is not None and not layout.shards):
+        raise TopologyError(
+            f"group {group!r} is not declared yet; run `celery shards declare {group}` or start a worker", group=group
+        )
+    if index is not None:
+        check_shard(group, index, layout.shards)
+
+
+def _needs_pause(layout: Layout, index: int | None) -> bool:
+    return None not in layout.paused and index not in layout.paused
+
+
+def _needs_resume(layout: Layout, group: str, index: int | None) -> bool:
+    if index is None:
+        return bool(layout.paused)
+    if None in layout.paused:
+        raise TopologyError(
+            f"group {group!r} is paused as a whole; run `celery shards resume {group}`, which resumes all its shards",
+            group=group,
+        )
+    return index in layout.paused

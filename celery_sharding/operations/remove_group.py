@@ -1,0 +1,156 @@
+"""Removing a whole group from the broker, and refusing to while anything of it waits or is consumed.
+
+    whole ──nothing waits, no worker──▶ closed: `shards.<group>` is deleted, so every publish is an error
+    closed ──what was on its way has arrived, still nothing waits──▶ gone: queues and rings, the manifest last
+    closed ──a message had arrived──▶ whole again: the exchange is made anew and bound as it was
+
+All of it under both locks of the group. Whoever is killed in between leaves a group that a worker or `shards declare`
+makes whole, or the next removal removes. A publisher that finds no exchange may declare the group anew when the lock is
+free; then its message waits in the new one, and is not lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from amqp.exceptions import AMQPError
+
+from celery_sharding import topology
+from celery_sharding.errors import GroupInUse, TopologyError
+from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.contents import existing_queues, group_exists, holds_tasks
+from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.manifest import load_to_write
+from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.rabbitmq.streams import decode
+from celery_sharding.rabbitmq.tail import Tail
+from celery_sharding.topology import Names, brief_channel
+
+_LOCK_SECONDS = 10.0
+# A message that the broker is routing while the exchange is deleted has reached its queue within this time.
+_SETTLING_SECONDS = 1.0
+# Workers that follow the group, even without consuming anything of it, write to the journal once a second.
+_LISTEN_SECONDS = 2.5
+
+
+def check_removable(connect: Connect, group: str) -> None:
+    """Raise what `remove_group` would, and change nothing."""
+    with _locked(connect, group, by="shards remove") as (connection, names, layout):
+        _check(connection, names, layout)
+
+
+def remove_group(connect: Connect, group: str, *, by: str) -> None:
+    """Delete everything of a group from the broker, its history included.
+
+    Args:
+        by: Who does it.
+
+    Raises:
+        GroupInUse: Something waits, or a worker follows the group; `obstacles` says what and where. All is kept.
+        TopologyError: The broker knows no such group, or a switch is under way.
+        LockHeld, LockLost, BrokerUnavailable: As for the lock.
+    """
+    with _locked(connect, group, by=by) as (connection, names, layout):
+        _check(connection, names, layout)
+        with _closed(connection, names, layout):
+            time.sleep(_SETTLING_SECONDS)
+            _refuse(names, _find_waiting(connection, names, layout))
+        delete_group(connection, group)
+
+
+@contextlib.contextmanager
+def _locked(connect: Connect, group: str, *, by: str) -> Iterator[tuple[Any, Names, Layout]]:
+    names = Names(group)
+    with (
+        # Who replays dead letters holds some that nobody else sees.
+        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
+        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
+        lock.operation() as connection,
+    ):
+        if not group_exists(connection, names):
+            raise TopologyError(
+                f"no such group on the broker: there is nothing that is called {names.publish} or begins with it",
+                group=group,
+            )
+        layout = load_to_write(connection, names)
+        if layout.switch is not None:
+            raise TopologyError(
+                f"group {group!r} is in the middle of a switch; run `celery shards declare`, then try again",
+                group=group,
+            )
+        yield connection, names, layout
+
+
+def _check(connection: Any, names: Names, layout: Layout) -> None:
+    obstacles = [f"worker {worker} follows it" for worker in _listen_for_workers(connection, names)]
+    _refuse(names, obstacles + _find_waiting(connection, names, layout))
+
+
+def _refuse(names: Names, obstacles: list[str]) -> None:
+    if obstacles:
+        raise GroupInUse(
+            f"group {names.group!r} is in use, and nothing was removed: {'; '.join(obstacles)}",
+            group=names.group,
+            obstacles=tuple(obstacles),
+        )
+
+
+def _find_waiting(connection: Any, names: Names, layout: Layout) -> list[str]:
+    """Return what speaks against a removal: consumers of the group's queues, and what waits there."""
+    found = []
+    for queue in existing_queues(connection, names, layout):
+        if topology.count_consumers(connection, queue):
+            found.append(f"somebody consumes {queue}")
+        elif holds_tasks(connection, queue):
+            found.append(f"messages wait in {queue}, about {topology.count_ready(connection, queue) or 1}")
+    if topology.queue_exists(connection, names.dead):
+        if topology.count_consumers(connection, names.dead):
+            found.append(f"somebody consumes {names.dead}")
+        with brief_channel(connection) as channel:
+            letter = channel.basic_get(names.dead)
+            if letter is not None:
+                found.append(f"dead letters: {letter.delivery_info['message_count'] + 1}")
+    return found
+
+
+def _listen_for_workers(connection: Any, names: Names) -> list[str]:
+    """Return the workers that write vitals of the group now; clocks do not matter."""
+    heard: set[str] = set()
+
+    def note(body: bytes, offset: int) -> None:
+        event = decode(body, stream=names.journal, offset=offset)
+        if event is not None and event.get("event") == "vitals":
+            heard.add(str(event.get("by")))
+
+    if topology.queue_exists(connection, names.journal):
+        tail = Tail(connection, names.journal, "next", note)
+        deadline = time.monotonic() + _LISTEN_SECONDS
+        while (left_seconds := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=left_seconds)
+        tail.close()
+    return sorted(heard)
+
+
+@contextlib.contextmanager
+def _closed(connection: Any, names: Names, layout: Layout) -> Iterator[None]:
+    """Take the publishers' exchange away; make it anew, as it was, if the block fails."""
+    existed = topology.fixed_exists(connection, names)
+    with brief_channel(connection) as channel, explained(names.group, names.publish):
+        channel.exchange_delete(names.publish)
+    try:
+        yield
+    except BaseException:
+        if existed:
+            # A connection that was lost leaves it to a worker or `shards declare`.
+            with contextlib.suppress(AMQPError, OSError), brief_channel(connection) as channel:
+                topology.declare_entrance(channel, names.group)
+                ring = layout.generation if not layout.cut_off else 0
+                if ring and topology.ring_exists(connection, names, ring):
+                    channel.exchange_bind(names.ring(ring), names.publish, "")
+        raise

@@ -1,0 +1,331 @@
+"""One connection of a publisher, with one channel in confirm mode.
+
+A link sends one message at a time and says what became of it. It never waits without a limit, never sends a message
+twice, never opens itself again, and is used by one thread at a time. The connection below kombu's is used directly,
+since kombu's would reconnect in silence, under a channel that is gone.
+
+    open ─send─▶ open        confirmed, returned, unsendable, or unknown while the broker blocks publishers
+    open ─send─▶ unusable    nacked, refused, unsent, or unknown for any other reason; to be closed by its user
+    unusable ─close─▶ closed
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+from amqp.exceptions import AMQPError, ChannelError, NotFound
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from celery_sharding.errors import BrokerUnavailable, PublishRefused
+from celery_sharding.rabbitmq.connect import bound_reads, cleared_is_lost, connect_from, unbound_reads
+from celery_sharding.rabbitmq.refusals import explain_connecting
+
+logger = logging.getLogger(__name__)
+
+# What opening the channel of a new connection may take at least, however little is left for the publish.
+_OPEN_SECONDS_MIN = 1.0
+_CLOSE_SECONDS = 1.0
+# Of a frame: its own 8 bytes, and 12 of a header's before the properties.
+_HEADER_FRAME_BYTES = 20
+
+
+class Fate(enum.Enum):
+    """What became of one message."""
+
+    CONFIRMED = enum.auto()
+    RETURNED = enum.auto()
+    NACKED = enum.auto()
+    REFUSED = enum.auto()
+    """The broker closed the channel or the connection because of it; not stored."""
+    UNSENDABLE = enum.auto()
+    """AMQP cannot carry it as it is; not sent."""
+    UNSENT = enum.auto()
+    """Not all of it left this process: the broker has nothing to store."""
+    BLOCKED = enum.auto()
+    """Not sent, because the broker would not take it now."""
+    UNKNOWN = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one message, and the error that told."""
+
+    fate: Fate
+    cause: Exception | None = None
+
+    @property
+    def is_unsent(self) -> bool:
+        """Say whether the connection failed before the message had left; another connection may do."""
+        return self.fate is Fate.UNSENT
+
+    @property
+    def is_gone(self) -> bool:
+        """Say whether the broker has no such exchange."""
+        return self.fate is Fate.REFUSED and isinstance(self.cause, NotFound)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Say whether the broker did not store the message, but may do so on a new channel."""
+        return self.fate is Fate.NACKED or self.is_gone
+
+
+CONFIRMED = Answer(Fate.CONFIRMED)
+
+
+class Link:
+    """An open connection to publish on.
+
+    Args:
+        template: Its settings are used; the connection itself is not.
+        policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
+        deadline: For connecting, all tries together, and for opening the channel (monotonic).
+        first_node: The node of the broker to try first, by its number in the URL; `node` is the one that was reached.
+        on_blocked: Called with the link when the broker starts or stops to block publishers; see `blocked`.
+
+    Raises:
+        BrokerUnavailable: There is no connection to the broker; the message says what took the time.
+        PublishRefused: The broker does not let this user in, and will not by itself.
+    """
+
+    def __init__(
+        self,
+        template: Connection,
+        *,
+        policy: dict[str, Any],
+        deadline: float,
+        first_node: int,
+        on_blocked: Callable[[Link], None],
+    ) -> None:
+        self.blocked = False
+        self.usable = True
+        self.groups: set[str] = set()
+        self._notify = on_blocked
+        self._tag = 0
+        self._sent: tuple[Any, Any] | None = None
+        self._fate: Fate | None = None
+        self._returned = False
+        self._amqp: Any = None
+        limit_seconds = max(deadline - time.monotonic(), _OPEN_SECONDS_MIN)
+        deadline = time.monotonic() + limit_seconds
+        # Nobody ticks heartbeats of a link that lies idle; TCP keepalive, which py-amqp turns on, finds a dead peer.
+        kombu_connection: Any = template.clone(
+            heartbeat=0,
+            connect_timeout=min(template.connect_timeout or limit_seconds, limit_seconds),
+            transport_options={
+                **(template.transport_options or {}),
+                "confirm_publish": False,
+                "on_blocked": self._on_blocked,
+                "on_unblocked": self._on_unblocked,
+            },
+        )
+        doing = "connecting"
+        try:
+            self.node = connect_from(kombu_connection, first_node, deadline=deadline, timeout=limit_seconds, **policy)
+            self._amqp = kombu_connection.connection
+            doing = "opening a channel"
+            # py-amqp waits without a limit for the answers to most methods, and writes without one.
+            self._amqp.sock.settimeout(limit_seconds)
+            with cleared_is_lost():
+                self.channel = self._amqp.channel()
+                self.channel.confirm_select(nowait=True)
+        except (OSError, AMQPError, OperationalError) as exc:
+            self.close()
+            refusal = explain_connecting(exc)
+            if refusal is not None:
+                raise PublishRefused(refusal) from exc
+            raise BrokerUnavailable(f"no connection to the broker: {doing} failed: {_words(exc)}") from exc
+        except BaseException:
+            self.close()
+            raise
+        unbound_reads(self._amqp)
+        self.channel.events["basic_ack"].add(self._on_ack)
+        self.channel.events["basic_nack"].add(self._on_nack)
+        self.channel.events["basic_return"].add(self._on_return)
+
+    @property
+    def connection(self) -> Any:
+        """The connection itself, to open further channels on."""
+        return self._amqp
+
+    @contextmanager
+    def within(self, deadline: float) -> Iterator[Any]:
+        """Yield the connection; no read on it goes on beyond `deadline` (monotonic) meanwhile."""
+        bound_reads(self._amqp, deadline)
+        try:
+            with cleared_is_lost():
+                yield self._amqp
+        finally:
+            unbound_reads(self._amqp)
+
+    def send(self, message: Any, exchange: str, key: str, *, mark: Any, deadline: float) -> Answer:
+        """Publish `message` and wait until `deadline` (monotonic) for what becomes of it.
+
+        Args:
+            message: As `channel.prepare_message` makes it, with a `correlation_id`.
+            mark: Name of the header whose value tells this message from others with its `correlation_id`.
+        """
+        self._sent = self._identity(message, mark)
+        self._mark = mark
+        self._fate, self._returned = None, False
+        try:
+            properties = message._serialize_properties()
+        except Exception as exc:  # whatever the type of a header raises
+            return Answer(Fate.UNSENDABLE, ValueError(f"a header or property cannot be encoded for AMQP: {exc!r}"))
+        frame_bytes = len(properties) + _HEADER_FRAME_BYTES
+        if 0 < self._amqp.frame_max < frame_bytes:
+            return Answer(
+                Fate.UNSENDABLE,
+                ValueError(
+                    f"its headers have {frame_bytes} bytes, and {self._amqp.frame_max} fit the frame that the broker "
+                    "takes; put what is large into the arguments"
+                ),
+            )
+        self._tag += 1
+        begun_at: int | None = None
+
+        def begin() -> bytes:
+            nonlocal begun_at
+            begun_at = self._amqp.bytes_sent  # counts frames, each after its last byte was handed over
+            return properties  # type: ignore[no-any-return]
+
+        # py-amqp asks for them as it begins to write; before, it reads, and answers what it has read. Read of 5.4.2.
+        message._serialize_properties = begin
+        try:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError("no time left to send it")
+            with cleared_is_lost():
+                self.channel.basic_publish(
+                    message, exchange=exchange, routing_key=key, mandatory=True, timeout=remaining
+                )
+                while self._fate is None:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        raise TimeoutError("no confirm in time")
+                    self._amqp.drain_events(timeout=remaining)
+        except (OSError, AMQPError) as exc:
+            if self._fate is not None:
+                # The answer was there, and something else came with it.
+                self.usable = False
+            elif begun_at is None or self._amqp.bytes_sent == begun_at:
+                # The old connection is closed by our user, so what may have left of the message is never completed.
+                self.usable = False
+                return Answer(Fate.UNSENT, exc)
+            elif isinstance(exc, ChannelError) or _is_unreadable(exc):
+                self.usable = False
+                return Answer(Fate.REFUSED, exc)
+            else:
+                # A blocked connection is kept: what it holds is processed when the alarm clears, and the next publish
+                # must see that the broker is blocked instead of trying a new connection.
+                self.usable = self.blocked and isinstance(exc, TimeoutError)
+                return Answer(Fate.UNKNOWN, exc)
+        if self._fate is Fate.NACKED:
+            # RabbitMQ 3.10 may go on refusing on a channel whose first publish fell into a leader's failover.
+            self.usable = False
+            return Answer(Fate.NACKED)
+        return Answer(Fate.RETURNED) if self._returned else CONFIRMED
+
+    def refresh(self, *, deadline: float = 0.0) -> bool:
+        """Read what the broker has sent meanwhile; False if the connection is gone.
+
+        Args:
+            deadline: How long (monotonic) to wait for a broker that blocks publishers to unblock.
+        """
+        try:
+            while self._amqp.connected:
+                patience = deadline - time.monotonic() if self.blocked else 0.0
+                if not _readable(self._amqp.sock, max(0.0, patience)):
+                    return True
+                with cleared_is_lost():
+                    self._amqp.drain_events(timeout=_CLOSE_SECONDS)
+        except (OSError, AMQPError) as exc:
+            logger.debug("an idle publisher's connection is gone: %s", exc)
+        return False
+
+    def close(self) -> None:
+        """Close without a word to a broker that may not answer."""
+        self.usable = False
+        if self._amqp is None:
+            return
+        try:
+            with cleared_is_lost():
+                if self._amqp.connected:
+                    self._amqp.sock.settimeout(_CLOSE_SECONDS)  # for the farewell of TLS
+                self._amqp.collect()
+        except (OSError, AMQPError):
+            logger.debug("closing a publisher's connection failed", exc_info=True)
+
+    def forget(self) -> None:
+        """Give up the copy of a connection that a fork left here; the parent goes on using the real one.
+
+        Closing it the usual way would shut the shared TCP stream down.
+        """
+        transport = getattr(self._amqp, "_transport", None)
+        sock = getattr(transport, "sock", None)
+        if transport is not None and sock is not None:
+            transport.sock = None
+            os.close(sock.detach())
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        self._note(tag, multiple, Fate.CONFIRMED)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        self._note(tag, multiple, Fate.NACKED)
+
+    def _note(self, tag: int, multiple: bool, fate: Fate) -> None:
+        # A smaller tag is the late answer for a publish whose outcome has been called unknown.
+        if tag == self._tag or (multiple and tag > self._tag):
+            self._fate = fate
+
+    def _on_return(self, error: Exception, exchange: str, key: str, message: Any) -> None:
+        # The ack of a returned message follows it, so this only takes a note; raising here would leave that ack unread
+        # and confirm the next publish falsely. An earlier message, of unknown outcome, may come back late.
+        if self._identity(message, self._mark) == self._sent:
+            self._returned = True
+
+    @staticmethod
+    def _identity(message: Any, mark: str) -> tuple[Any, Any]:
+        return message.properties.get("correlation_id"), (message.headers or {}).get(mark)
+
+    def _on_blocked(self, reason: str) -> None:
+        logger.warning("the broker blocks publishers: %s", reason)
+        self.blocked = True
+        self._notify(self)
+
+    def _on_unblocked(self) -> None:
+        self.blocked = False
+        self._notify(self)
+
+
+def _readable(sock: Any, timeout_seconds: float) -> bool:
+    """Say whether the socket has something to read, decrypted bytes in a TLS buffer included."""
+    if getattr(sock, "pending", None) is not None and sock.pending():
+        return True
+    if not hasattr(select, "poll"):
+        # eventlet takes it away, and has its own `select`, which knows no limit of file descriptors.
+        return bool(select.select([sock], [], [], timeout_seconds)[0])
+    poll = select.poll()
+    poll.register(sock, select.POLLIN | select.POLLERR | select.POLLHUP)
+    return bool(poll.poll(timeout_seconds * 1000))
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Say whether the broker could not read what came on the connection, which was one message, and made nothing of it.
+
+    py-amqp raises the same error for what it cannot read itself, which says nothing; then there is no method.
+    """
+    return isinstance(error, amqp_errors.FrameError) and error.method_sig is not None
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

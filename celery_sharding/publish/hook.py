@@ -1,0 +1,226 @@
+"""The one hook through which task messages leave.
+
+Celery builds every task message in `app.amqp.send_task_message`. `send_sharded` stands around it: signals, serializers,
+compression and task-sent events stay Celery's, while the message itself is published by the backing, confirmed and
+mandatory, instead of the caller's producer. Other messages pass untouched.
+
+A sharded task leaves here for its group or raises; what would overtake or outlive its order is refused or dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from amqp.exceptions import AMQPError
+from kombu import Producer
+from kombu.connection import PooledConnection
+from kombu.exceptions import OperationalError
+
+from celery_sharding.errors import UnsupportedOption
+from celery_sharding.publish.router import is_ordinary_retry
+from celery_sharding.rabbitmq.connect import FAREWELL_SECONDS, bound_waits
+from celery_sharding.topology import Names
+from celery_sharding.wire import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id, without_handed_on
+
+logger = logging.getLogger(__name__)
+
+# AMQP properties that a caller may set; the others are Celery's, or could break the order.
+_PROPERTIES = ("correlation_id", "reply_to", "message_id", "app_id", "user_id", "type", "timestamp", "cluster_id")
+
+
+WatchPublish = Callable[[], Callable[[str, str, str | None], None]]  # called with group, key and task id
+
+
+class Sender(Protocol):
+    """What the hook needs of the extension."""
+
+    def backing(self) -> Any:
+        """Return what publishes sharded tasks; `Publisher.publish` says how."""
+
+    def is_sharded(self, task_name: str) -> bool:
+        """Say whether the tasks of this name belong to a group."""
+
+    @property
+    def watch_publish(self) -> WatchPublish | None:
+        """Called before a sharded task is built; what it returns is called just before the message leaves."""
+
+    def patience_seconds(self, options: Mapping[str, Any]) -> float:
+        """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""
+
+    def is_own_broker(self, connection: Any) -> bool:
+        """Say whether a kombu connection leads to the app's broker."""
+
+
+def send_sharded(
+    stock: Callable[..., Any], sender: Sender, producer: Any, name: str, message: Any, **options: Any
+) -> Any:
+    """Send a task message: a sharded one confirmed and mandatory, any other as Celery does.
+
+    Args:
+        stock: Celery's own `send_task_message`.
+
+    Raises:
+        UnsupportedOption: eta or countdown on a sharded task, a router or a broker of the caller's own; nothing was
+            published.
+        PublishError: The broker did not confirm.
+    """
+    headers = options.get("headers") or {}
+    group = headers.get(GROUP_HEADER)
+    is_delayed = (message.headers.get("eta") if message.headers else message.body.get("eta")) is not None
+    if group is not None and is_delayed and sender.is_sharded(name):
+        raise refuse_delay(name)
+    # Past the router a group is only named by headers that were handed on.
+    if group is None or options.get("exchange") != Names(group).publish:
+        if sender.is_sharded(name) and not is_ordinary_retry():
+            raise refuse_router(name)
+        if headers:
+            options["headers"] = without_handed_on(headers)
+        return stock(producer, name, message, **options)
+    if not sender.is_own_broker(producer.connection):
+        raise refuse_broker(name)
+    # Quorum queues of RabbitMQ 4 deliver a higher priority first; and the broker would dead-letter what has expired,
+    # where Celery's worker stores REVOKED: it reads `expires` from the headers.
+    for dropped in ("priority", "expiration"):
+        options.pop(dropped, None)
+    # Celery writes these over the message's own.
+    options["headers"] = {**headers, SENT_AT_HEADER: time.time(), MESSAGE_ID_HEADER: new_message_id()}
+    publish = partial(sender.backing().publish, patience_seconds=sender.patience_seconds(options))
+    options["retry"] = False
+    note = None if sender.watch_publish is None else sender.watch_publish()
+    try:
+        return stock(_ShardProducer(producer, group, publish, note), name, message, **options)
+    except BaseException:
+        # Celery's pool closes the connection that it lent for a publish that failed, and waits without a limit for the
+        # broker's answer to that.
+        if isinstance(producer.__connection__, PooledConnection):
+            bound_waits(producer.connection, FAREWELL_SECONDS)
+        raise
+
+
+def refuse_router(task: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r} is sharded, but was sent past the app's router and would leave without its key; remove "
+        "router=… or route_name=… from the call",
+        task=task,
+        option="router",
+    )
+
+
+def refuse_delay(task: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r} is sharded and called with eta or countdown, which cannot keep the order of its key; "
+        "publish it when it is due, or use a task outside the group as a timer",
+        task=task,
+        option="eta",
+    )
+
+
+def refuse_broker(task: str) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"task {task!r} is sharded, and its group lives on the app's broker; the call names another by "
+        "connection=… or producer=…. Remove it, or use an app of that broker",
+        task=task,
+        option="connection",
+    )
+
+
+class _ShardProducer(Producer):
+    """Stands in for the caller's producer: publishes the task itself, leaves events to the real one.
+
+    A producer of kombu's, so that whoever wraps `Producer.publish` or `Producer._publish` to see what leaves, as
+    instrumentation does, sees this, too, and may add headers. What is other is the channel that it ends in.
+    """
+
+    def __init__(
+        self,
+        producer: Any,
+        group: str,
+        publish: Callable[..., None],
+        note: Callable[[str, str, str | None], None] | None,
+    ) -> None:
+        super().__init__(None, auto_declare=False)  # type: ignore[no-untyped-call]
+        self.__connection__ = producer.connection
+        self._channel = _ShardChannel(group, publish, note, connection=producer.connection)
+        self._producer = producer
+        self._exchange = Names(group).publish
+
+    def publish(self, body: Any, **options: Any) -> Any:  # type: ignore[override]
+        if options.get("exchange") != self._exchange:
+            return self._publish_event(body, options)
+        return super().publish(body, **options)  # type: ignore[no-untyped-call]
+
+    def _publish_event(self, body: Any, options: dict[str, Any]) -> Any:
+        """Send the task-sent event. The task is confirmed by now: the caller must not take it for lost."""
+        try:
+            return self._producer.publish(body, **options)
+        except (
+            OSError,
+            AMQPError,
+            OperationalError,
+            *self._producer.connection.connection_errors,
+        ) as exc:  # such as SQL's
+            logger.warning("the task-sent event of a task of group %s was not sent: %s", self._channel.group, exc)
+            return None
+
+
+class _ShardChannel:
+    """What `Producer._publish` needs of a channel, and who wraps it.
+
+    Datadog's asks for `channel.connection.host`, and a publish failed if there were none.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        publish: Callable[..., None],
+        note: Callable[[str, str, str | None], None] | None,
+        *,
+        connection: Any,
+    ) -> None:
+        self.group = group
+        self._client = connection
+        self._publish = publish
+        self._note = note
+
+    @property
+    def connection(self) -> SimpleNamespace:
+        """What is asked of the connection of a channel: where it leads to, and kombu's."""
+        client = self._client
+        port = client.port or client.transport.default_port
+        return SimpleNamespace(host=f"{client.hostname or 'localhost'}:{port}", client=client)
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: Any,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+    ) -> dict[str, Any]:
+        return {
+            "payload": body if isinstance(body, bytes) else body.encode(),
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+            "headers": headers,
+            "properties": {name: properties[name] for name in _PROPERTIES if properties.get(name) is not None},
+            "task_id": headers.get("id") or properties.get("correlation_id"),
+        }
+
+    def basic_publish(
+        self,
+        message: dict[str, Any],
+        *,
+        routing_key: str,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **_: Any,
+    ) -> None:
+        if self._note is not None:
+            self._note(self.group, routing_key, message["task_id"])
+        self._publish(self.group, routing_key, **message, timeout_seconds=confirm_timeout or timeout)

@@ -1,0 +1,331 @@
+"""Confirmed, mandatory publishes to groups on RabbitMQ.
+
+What a publish may end in, and what was stored then:
+
+    confirmed           stored; the call returns
+    PublishRefused      the broker refuses the user or the message, or AMQP cannot carry it; the error names the cause
+                        and the fix: not stored
+    Unroutable          returned by the broker: not stored
+    Nacked              refused by the broker, on new channels too: not stored
+    OutcomeUnknown      sent, and no answer within the time-out or before the connection died: stored or not. It is
+                        never sent again from here: bytes on an old connection may still be processed, and a second copy
+                        would arrive behind its successors
+    BrokerBlocked       an alarm blocks publishers: nothing was sent
+    BrokerUnavailable   no connection, or it died before all of the message had left: not stored
+    a TopologyError     the group is missing and could not be declared: nothing was sent
+
+All of it within the time-out. Who cannot tell anybody, a task whose chain goes on, is patient: as long as nothing is
+stored, and that may pass, the publish begins anew.
+
+A publisher keeps connections of its own (`Link`), each used by one thread at a time. While the broker blocks
+publishers, only a connection that it has told so is watched; no other is tried, since what is sent on it would wait
+there, too, and arrive in an order that nobody knows. A forked child never touches its parent's connections: it drops
+their file descriptors without a word to the broker and opens its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from amqp.exceptions import AccessRefused, AMQPError
+from kombu import Connection
+
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    LockHeld,
+    Nacked,
+    PublishRefused,
+    ShardingError,
+    TopologyError,
+    Unroutable,
+)
+from celery_sharding.layout.ensure import ensure_fixed, passes_by_itself
+from celery_sharding.publish.call import Call
+from celery_sharding.publish.connection import Answer, Fate, Link
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.topology import Names, fixed_exists
+from celery_sharding.wire import MESSAGE_ID_HEADER
+
+logger = logging.getLogger(__name__)
+
+IDLE_LINKS_MAX = 10
+NACK_PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+UNSENT_TRIES_MAX = 3
+_PATIENT_PAUSE_SECONDS, _PATIENT_PAUSE_SECONDS_MAX = 0.2, 1.0
+
+
+class Publisher:
+    """Publishes to the groups of one app, from any thread and after any fork.
+
+    Args:
+        connect: Returns an unconnected kombu connection to the broker.
+        find_group: Returns the configured group of a name.
+        timeout_seconds: From the call to the confirm, waiting for a blocked broker included.
+        retry_policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        find_group: Callable[[str], ShardGroup],
+        *,
+        timeout_seconds: float,
+        retry_policy: dict[str, Any],
+    ) -> None:
+        self._connect = connect
+        self._find_group = find_group
+        self._timeout_seconds = timeout_seconds
+        self._policy = {name: value for name, value in retry_policy.items() if name in _CONNECT_OPTIONS}
+        self._first_node = 0
+        self._start_anew()
+        os.register_at_fork(after_in_child=_forget_in_child(weakref.ref(self)))
+
+    def publish(
+        self,
+        group: str,
+        key: str,
+        payload: bytes,
+        *,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+        task_id: str | None,
+        timeout_seconds: float | None = None,
+        patience_seconds: float = 0.0,
+    ) -> None:
+        """Publish one message and return when the broker has confirmed it.
+
+        Args:
+            timeout_seconds: None: the publisher's.
+            patience_seconds: How long to begin anew as long as nothing is stored and the reason may pass; the last try
+                may take its time-out longer.
+
+        Raises:
+            PublishError: As the module says; `task_id` and `group` tell which message.
+            TopologyError: The group's exchanges are missing and could not be declared. Nothing was sent.
+        """
+        label = f"task {headers.get('task')}[{task_id}] of group {group!r}"
+        give_up_at = time.monotonic() + patience_seconds
+        pause = _PATIENT_PAUSE_SECONDS
+        while True:
+            try:
+                self._publish_once(
+                    Call(group, label, task_id),
+                    key,
+                    payload,
+                    deadline=time.monotonic() + (timeout_seconds or self._timeout_seconds),
+                    content_type=content_type,
+                    content_encoding=content_encoding,
+                    headers=headers,
+                    properties={"delivery_mode": 2, **properties},
+                )
+                return
+            except ShardingError as exc:
+                left = give_up_at - time.monotonic()
+                if left <= 0 or not _may_pass(exc):
+                    raise
+                logger.warning("%s; trying again for %.0f s", exc, left)
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _PATIENT_PAUSE_SECONDS_MAX)
+
+    def _publish_once(self, call: Call, key: str, payload: bytes, *, deadline: float, **message: Any) -> None:
+        refused = unsent = 0
+        while True:
+            link = self._take(call, deadline, fresh=bool(refused or unsent))
+            try:
+                answer = self._look(link, call, deadline) or link.send(
+                    link.channel.prepare_message(payload, **message),
+                    call.exchange,
+                    key,
+                    mark=MESSAGE_ID_HEADER,
+                    deadline=deadline,
+                )
+            except BaseException:
+                self._discard(link)
+                raise
+            self._give_back(link)
+            if answer.fate is Fate.CONFIRMED:
+                return
+            if answer.is_unsent:
+                unsent += 1
+                if unsent < UNSENT_TRIES_MAX and time.monotonic() < deadline:
+                    continue
+            elif answer.is_refusal and refused < len(NACK_PAUSES_SECONDS):
+                pause = NACK_PAUSES_SECONDS[refused]
+                refused += 1
+                if time.monotonic() + pause < deadline:
+                    time.sleep(pause)
+                    continue
+            raise call.failed(answer) from answer.cause
+
+    def _take(self, call: Call, deadline: float, *, fresh: bool) -> Link:
+        """Take a live link for this thread alone; a new one if none is idle, or if it has to be `fresh`.
+
+        While the broker blocks publishers, take one that it has told so, or wait until another thread brings it back,
+        and watch it until the broker unblocks or the time is over.
+        """
+        while True:
+            with self._changed:
+                told: set[Link] = set()
+                while self._blocked and not (told := self._blocked.intersection(self._idle)):
+                    if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                        raise call.blocked()
+                if told:
+                    link = told.pop()
+                    self._idle.remove(link)
+                elif self._idle and not fresh:
+                    link = self._idle.pop()
+                else:
+                    break
+            was_blocked = link.blocked
+            try:
+                alive = link.refresh(deadline=deadline)
+            except BaseException:
+                self._discard(link)
+                raise
+            if not alive:
+                self._discard(link)
+            elif not was_blocked and not link.blocked:
+                return link
+            else:
+                still_blocked = link.blocked
+                self._give_back(link)
+                if still_blocked:
+                    raise call.blocked()
+        return self._open(call, deadline)
+
+    def _open(self, call: Call, deadline: float) -> Link:
+        try:
+            with call.timed("connecting"):
+                link = Link(
+                    self._connect(),
+                    policy=self._policy,
+                    deadline=deadline,
+                    first_node=self._first_node,
+                    on_blocked=self._note_blocked,
+                )
+        except BrokerUnavailable as exc:
+            raise call.unavailable(exc) from exc
+        except PublishRefused as exc:
+            raise call.refused(exc) from exc
+        self._first_node = link.node
+        self._links.add(link)
+        return link
+
+    def _look(self, link: Link, call: Call, deadline: float) -> Answer | None:
+        """See once on every link that the group can be published to, and declare it if need be.
+
+        Returns:
+            The answer to a publish on a link that turned out to be dead; None if all is well.
+        """
+        if call.group in link.groups:
+            return None
+        names = Names(call.group)
+        try:
+            with call.timed("looking for the group's exchange"), link.within(deadline) as connection:
+                try:
+                    exists = fixed_exists(connection, names)
+                except AccessRefused:
+                    # RabbitMQ 4.3 wants the right to configure for a look, which who only publishes has not.
+                    exists = True
+            if not exists:
+                # Declaring writes to the manifest, and would wait long for a broker that blocks publishers. It tells
+                # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
+                # frame before the body.
+                probe = link.channel.prepare_message(b"probe")
+                answer = link.send(probe, "", f"{names.publish}.probe", mark=MESSAGE_ID_HEADER, deadline=deadline)
+                if answer.fate is Fate.UNKNOWN and link.blocked:
+                    return Answer(Fate.BLOCKED, answer.cause)
+                if answer.fate is Fate.REFUSED and isinstance(answer.cause, AccessRefused):
+                    # Who may write to the group only may not declare it either: the manifest is written to that way.
+                    with explained(call.group, names.publish):
+                        raise answer.cause
+                if answer.fate is not Fate.RETURNED:
+                    return Answer(Fate.UNSENT, answer.cause)
+                with call.timed("declaring the group's exchanges"), explained(call.group, names.publish):
+                    ensure_fixed(
+                        self._connect,
+                        self._find_group(call.group),
+                        owner=f"publisher {os.getpid()}@{socket.gethostname()}",
+                        wait_seconds=max(0.0, deadline - time.monotonic()),
+                    )
+        except BrokerUnavailable as exc:
+            raise call.unavailable(exc) from exc
+        except TopologyError as exc:
+            if time.monotonic() < deadline or not passes_by_itself(exc):
+                raise
+            raise call.unavailable(f"the group's exchanges are missing, and were not declared in time: {exc}") from exc
+        except (OSError, AMQPError) as exc:
+            link.usable = False
+            return Answer(Fate.UNSENT, exc)
+        link.groups.add(call.group)
+        return None
+
+    def _give_back(self, link: Link) -> None:
+        """Keep a link for the next publish, or close it."""
+        with self._changed:
+            kept = link.usable and (link.blocked or len(self._idle) < IDLE_LINKS_MAX)
+            if kept:
+                self._idle.append(link)
+                self._changed.notify_all()
+        if not kept:
+            self._discard(link)
+
+    def _discard(self, link: Link) -> None:
+        # Its node may hang; the one after it is as good.
+        self._first_node = link.node + 1
+        self._links.discard(link)
+        with self._changed:
+            self._blocked.discard(link)
+            self._changed.notify_all()
+        link.close()
+
+    def _note_blocked(self, link: Link) -> None:
+        with self._changed:
+            if link.blocked:
+                self._blocked.add(link)
+            else:
+                self._blocked.discard(link)
+            self._changed.notify_all()
+
+    def _start_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._links: set[Link] = set()
+        self._idle: deque[Link] = deque()
+        self._blocked: set[Link] = set()
+
+    def _forget_links(self) -> None:
+        links = self._links
+        self._start_anew()
+        for link in links:
+            link.forget()
+
+
+_CONNECT_OPTIONS = frozenset({"max_retries", "interval_start", "interval_step", "interval_max"})
+
+
+def _may_pass(error: ShardingError) -> bool:
+    """Say whether a publish that stored nothing may go through later, without anybody doing anything."""
+    if isinstance(error, TopologyError):
+        return isinstance(error, LockHeld) or passes_by_itself(error)
+    return isinstance(error, BrokerUnavailable | BrokerBlocked | Nacked | Unroutable)
+
+
+def _forget_in_child(publisher: weakref.ref[Publisher]) -> Callable[[], None]:
+    def forget() -> None:
+        alive = publisher()
+        if alive is not None:
+            alive._forget_links()
+
+    return forget

@@ -1,0 +1,62 @@
+"""What waits in queues, and how many consume them, by passive declarations: plain AMQP, and cheap.
+
+Many queues are asked for at once, and the answers are taken one after the other, so that a look at hundreds of shards
+costs a few round trips. Counts are hints: brokers count late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from amqp import exceptions as amqp_errors
+from amqp import spec
+
+from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.topology import Opener, brief_channel
+
+_AT_ONCE = 100
+
+
+def count_queues(connection: Opener, group: str, queues: Iterable[str]) -> tuple[dict[str, int | None], dict[str, int]]:
+    """Return the waiting messages of each queue (None: it is gone, or out of reach), and its consumers.
+
+    Raises:
+        TopologyError: The broker's user may not see a queue.
+        OSError, amqp's ConnectionError: The connection was lost.
+    """
+    ready: dict[str, int | None] = {}
+    consumers: dict[str, int] = {}
+    left, size = list(queues), _AT_ONCE
+    with brief_channel(connection) as channel:
+        while left:
+            for queue in left[:size]:
+                _ask(channel, queue)
+            counted = _take_answers(channel, group, left[:size], ready, consumers)
+            # At a queue that is missing the broker closes the channel and forgets what was asked behind it.
+            size = 1 if counted < size else min(2 * size, _AT_ONCE)
+            left = left[counted:]
+    return ready, consumers
+
+
+def _ask(channel: Any, queue: str) -> None:
+    """Send what `channel.queue_declare(queue, passive=True)` sends, without waiting for the answer."""
+    passive, durable, exclusive, auto_delete, nowait = True, False, False, False, False
+    arguments = (0, queue, passive, durable, exclusive, auto_delete, nowait, None)
+    channel.send_method(spec.Queue.Declare, "BsbbbbbF", arguments)
+
+
+def _take_answers(
+    channel: Any, group: str, queues: Sequence[str], ready: dict[str, int | None], consumers: dict[str, int]
+) -> int:
+    """Take the answers for `queues` up to the first that is missing; return how many queues were answered for."""
+    for number, queue in enumerate(queues, start=1):
+        with explained(group, queue):
+            try:
+                _, messages, consuming = channel.wait(spec.Queue.DeclareOk, returns_tuple=True)
+            except amqp_errors.NotFound:
+                # py-amqp has opened the channel again before it raised this.
+                ready[queue] = None
+                return number
+        ready[queue], consumers[queue] = int(messages), int(consuming)
+    return len(queues)

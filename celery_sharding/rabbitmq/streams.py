@@ -1,0 +1,268 @@
+"""Appending to a stream, and reading one to its end.
+
+A stream is the group's append-only log. Events are JSON objects with a name in `event` and `"v": 1`; names and fields
+that this version does not know are passed on as they are, so newer writers do not stop older readers.
+
+The end of a stream is found by appending a nonce and reading up to it: message counts can't tell (a stream of five
+messages shows 0 or 5, by version of the broker). Nonces are never returned to the caller.
+
+Nothing here is safe for two threads on one connection, and reading drains the connection's events: use a connection
+that no event loop reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+import amqp
+from amqp import exceptions as amqp_errors
+
+from celery_sharding.errors import LogError, TopologyError
+from celery_sharding.rabbitmq.refusals import is_out_of_reach, out_of_reach
+from celery_sharding.topology import Opener, brief_channel, queue_exists
+
+logger = logging.getLogger(__name__)
+
+EVENT_VERSION = 1
+NONCE = "nonce"
+_PREFETCH = 500
+# Vitals of many shards are long, and a batch is in memory as a whole.
+_BATCH_FIRST, _BATCH_GROWTH, _BATCH_MAX = 20, 4, 1_000
+_PERSISTENT = 2
+
+Event = dict[str, Any]
+
+
+def append(channel: Any, stream: str, event: Mapping[str, Any], *, timeout_seconds: float = 10.0) -> None:
+    """Append one event and wait until the broker has confirmed it.
+
+    After a failure the channel is closed, since a late confirm would be taken for that of the next event.
+
+    Raises:
+        LogError: The event was refused, or its confirm did not come in time; then it may be in the log or not.
+            `missing` is true if there is no such stream, `passes` if trying again may help.
+        OutOfReach: The stream's node is not up.
+    """
+    message = amqp.Message(encode(event), delivery_mode=_PERSISTENT, content_type="application/json")
+    publish_confirmed(channel, message, stream, timeout_seconds=timeout_seconds)
+
+
+def publish_confirmed(
+    channel: Any, message: amqp.Message, queue: str, *, timeout_seconds: float, exchange: str = ""
+) -> None:
+    """Put `message` into `queue` itself, or publish it to `exchange` under that key, and wait for the confirm.
+
+    Raises:
+        LogError, OutOfReach: As for `append`.
+    """
+    returned: list[Any] = []
+
+    # py-amqp would raise out of the wait and leave the ack of the returned message for the next publish to find.
+    def note_return(exc: Exception, *_: Any) -> None:
+        returned.append(exc)
+
+    channel.events["basic_return"].add(note_return)
+    if not channel._confirm_selected:
+        # py-amqp would wait for the answer, far from the broker for long.
+        channel.confirm_select(nowait=True)
+        channel._confirm_selected = True
+    try:
+        channel.basic_publish_confirm(
+            message, exchange=exchange, routing_key=queue, mandatory=True, confirm_timeout=timeout_seconds
+        )
+    except amqp_errors.MessageNacked as exc:
+        _close(channel)
+        raise LogError(
+            f"the broker refused to store an event in {queue!r}; see its log", stream=queue, passes=True
+        ) from exc
+    except TimeoutError as exc:
+        _close(channel)
+        raise LogError(
+            f"no confirm from {queue!r} within {timeout_seconds} s; the event may be stored or not",
+            stream=queue,
+            passes=True,
+        ) from exc
+    except amqp_errors.ChannelError as exc:
+        raise _refused(queue, exc) from exc
+    finally:
+        channel.events["basic_return"].discard(note_return)
+    if returned:
+        if exchange:
+            raise LogError(f"no queue takes what {exchange!r} is sent", stream=exchange, missing=True)
+        if queue_exists(channel.connection, queue):
+            raise out_of_reach(queue, stream=queue)
+        raise LogError(f"there is no queue {queue!r} on the broker", stream=queue, missing=True)
+
+
+def read_to_end(
+    connection: Opener,
+    stream: str,
+    *,
+    offset: Literal["first"] | int | datetime = "first",
+    timeout_seconds: float = 30.0,
+) -> list[tuple[int, Event]]:
+    """Return the events of `stream` with their offsets, up to the moment of the call.
+
+    Args:
+        offset: "first"; or the offset of the first event wanted, at most one past the last; or a moment, before which
+            some events may come along.
+        timeout_seconds: For the whole read.
+
+    Raises:
+        LogError: The end was not reached in time, or there is no such stream (`missing`).
+    """
+    found = read_records(connection, stream, offset=offset, timeout_seconds=timeout_seconds)
+    least = offset if isinstance(offset, int) else 0
+    return [(number, event) for number, event in _without_nonces(found) if number >= least]
+
+
+def read_records(
+    connection: Opener, stream: str, *, offset: Literal["first"] | int | datetime, timeout_seconds: float = 30.0
+) -> list[tuple[int, Event | None]]:
+    """Return all there is in `stream`, up to the moment of the call: nonces, too, and None for what is no event.
+
+    If the stream does not keep `offset` any more, it begins with the first record there is. Arguments and errors as for
+    `read_to_end`.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    nonce = uuid.uuid4().hex
+    with brief_channel(connection) as channel:
+        append(channel, stream, {"event": NONCE, "nonce": nonce}, timeout_seconds=timeout_seconds)
+
+        def is_end(_: int, event: Event | None) -> bool:
+            return event is not None and event.get("event") == NONCE and event.get("nonce") == nonce
+
+        return _consume_until(channel, stream, is_end, offset=offset, prefetch=_PREFETCH, deadline=deadline)
+
+
+def read_backwards(
+    connection: Opener, stream: str, *, timeout_seconds: float = 30.0
+) -> Iterator[list[tuple[int, Event]]]:
+    """Yield the events of `stream`, the last few first, then ever larger batches before them, to its beginning.
+
+    Within a batch, events stand in the order of the log. What was confirmed before the call is there. A moment to start
+    from would be no use: if the reader's clock is ahead, the broker waits for that moment before it sends anything
+    (measured on 3.10, 4.0 and 4.3).
+
+    Args:
+        timeout_seconds: For each batch.
+
+    Raises:
+        LogError: As for `read_to_end`.
+    """
+
+    def read(start: int | Literal["last"], stop: int | None, prefetch: int) -> list[tuple[int, Event | None]]:
+        deadline = time.monotonic() + timeout_seconds
+        with brief_channel(connection) as channel:
+            return _consume_until(
+                channel,
+                stream,
+                lambda number, _: stop is None or number >= stop - 1,
+                offset=start,
+                prefetch=min(prefetch, _PREFETCH),
+                deadline=deadline,
+            )
+
+    with brief_channel(connection) as channel:  # an empty stream would never deliver a last event
+        append(channel, stream, {"event": NONCE, "nonce": uuid.uuid4().hex}, timeout_seconds=timeout_seconds)
+    stop, size = read("last", None, 1)[0][0] + 1, _BATCH_FIRST
+    while stop > 0:
+        start = max(0, stop - size)
+        found = read(start, stop, size)
+        yield [(number, event) for number, event in _without_nonces(found) if number < stop]
+        # What is older than the stream's maximum age is gone; the broker starts at the first there is.
+        stop = start if found[0][0] == start else 0
+        size = min(size * _BATCH_GROWTH, _BATCH_MAX)
+
+
+def _consume_until(
+    channel: Any,
+    stream: str,
+    is_end: Callable[[int, Event | None], bool],
+    *,
+    offset: str | int | datetime,
+    prefetch: int,
+    deadline: float,
+) -> list[tuple[int, Event | None]]:
+    """Return what is delivered up to the message for which `is_end` is true; None for what is no event."""
+    found: list[tuple[int, Event | None]] = []
+    ended = False
+    unacknowledged = 0
+
+    def take(message: Any) -> None:
+        nonlocal ended, unacknowledged
+        unacknowledged += 1
+        if unacknowledged >= prefetch // 2:  # the broker sends on only against acknowledgements
+            channel.basic_ack(message.delivery_tag, multiple=True)
+            unacknowledged = 0
+        if ended:
+            return
+        number = int(message.headers["x-stream-offset"])
+        event = decode(message.body, stream=stream, offset=number)
+        found.append((number, event))
+        ended = is_end(number, event)
+
+    try:
+        channel.basic_qos(0, prefetch, False)
+        tag = channel.basic_consume(stream, callback=take, arguments={"x-stream-offset": offset})
+        while not ended:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LogError(
+                    f"the end of {stream!r} was not reached in time; is the broker overloaded?",
+                    stream=stream,
+                    passes=True,
+                )
+            with contextlib.suppress(socket.timeout):
+                channel.connection.drain_events(timeout=left)
+        # Else py-amqp would warn of each message that is still on its way when the channel is closed.
+        channel.basic_cancel(tag)
+    except amqp_errors.ChannelError as exc:
+        raise _refused(stream, exc) from exc
+    return found
+
+
+def _without_nonces(found: list[tuple[int, Event | None]]) -> list[tuple[int, Event]]:
+    return [(number, event) for number, event in found if event is not None and event.get("event") != NONCE]
+
+
+def encode(event: Mapping[str, Any]) -> bytes:
+    """Return the body of an event's message."""
+    text = json.dumps({"v": EVENT_VERSION, **event}, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="backslashreplace")  # half a surrogate pair, escaped as JSON does it
+
+
+def decode(body: bytes | str, *, stream: str, offset: int) -> Event | None:
+    """Return the event in `body`; None, and a warning, if it is none."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):  # that, if it is nested deeply
+        event = None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        logger.warning("%s: message %d is no event of this library; passed over", stream, offset)
+        return None
+    return event
+
+
+def _refused(queue: str, exc: amqp_errors.ChannelError) -> TopologyError:
+    if is_out_of_reach(exc):
+        return out_of_reach(queue, stream=queue)
+    return LogError(
+        f"the broker refused the use of {queue!r} ({exc.reply_text}); its user needs write and read on the group's "
+        "names and on amq.default",
+        stream=queue,
+    )
+
+
+def _close(channel: Any) -> None:
+    with contextlib.suppress(amqp_errors.AMQPError, OSError):
+        if channel.is_open:
+            channel.close()

@@ -1,0 +1,1 @@
+"""Where Celery, kombu and billiard are bent in a worker."""

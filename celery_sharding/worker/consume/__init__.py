@@ -1,0 +1,1 @@
+"""Which queues this worker consumes, and what becomes of a message that arrives."""

@@ -1,0 +1,1 @@
+"""What a redelivered message must pass before it begins."""

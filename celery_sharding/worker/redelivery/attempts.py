@@ -1,0 +1,69 @@
+"""What a worker knows of earlier attempts and retries of a group's messages, tailed from the attempts stream."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable
+
+from celery_sharding.journal.events import Attempt, AttemptLog
+from celery_sharding.rabbitmq.streams import NONCE, decode
+from celery_sharding.worker.log import Log
+
+logger = logging.getLogger(__name__)
+
+
+class Attempts:
+    """The attempts of one group; complete once everything written before the last `catch_up` was read.
+
+    `stream` is None on an embedded broker, where nothing outlives the worker.
+    """
+
+    def __init__(self, stream: str | None, log: Log) -> None:
+        self._stream = stream
+        self._log = log
+        self._known = AttemptLog()
+        self.is_complete = stream is None
+        self._nonce = uuid.uuid4().hex
+        self._waiting: list[Callable[[], None]] = []
+
+    def catch_up(self) -> None:
+        """Mark the end of what is to be read: a shard was taken, and its last owner may just have written."""
+        if self._stream is not None:
+            self._nonce = uuid.uuid4().hex
+            self.is_complete = False
+            self._log.append(self._stream, {"event": NONCE, "nonce": self._nonce})
+
+    def on_message(self, body: bytes, offset: int) -> None:
+        """Take one message of the stream."""
+        event = decode(body, stream=str(self._stream), offset=offset)
+        if event is None:
+            return
+        self._known.note(event)
+        if event.get("event") == NONCE and event.get("nonce") == self._nonce:
+            self.is_complete = True
+            waiting, self._waiting = self._waiting, []
+            for call in waiting:
+                try:
+                    call()
+                except Exception:
+                    logger.exception("a redelivered message could not be judged; it is delivered again later")
+
+    def when_complete(self, call: Callable[[], None]) -> None:
+        """Call now, or when everything written before the last `catch_up` was read."""
+        if self.is_complete:
+            call()
+        else:
+            self._waiting.append(call)
+
+    def when_written(self, call: Callable[[], None], *, call_soon: Callable[[Callable[[], None]], None]) -> None:
+        """Call, by `call_soon`, when everything written so far is confirmed: a stream confirms in order."""
+        if self._stream is not None:
+            # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
+            nonce = {"event": NONCE, "nonce": uuid.uuid4().hex}
+            self._log.append(self._stream, nonce, lambda: call_soon(call))
+        else:
+            call()
+
+    def get(self, message_id: str) -> Attempt | None:
+        return self._known.get(message_id)

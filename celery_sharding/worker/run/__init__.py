@@ -1,0 +1,1 @@
+"""What a run is made of: its delivery, its lane, its end."""

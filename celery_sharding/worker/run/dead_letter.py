@@ -1,0 +1,157 @@
+"""Storing a message as a dead letter: whole, with why, where and when it died.
+
+    full ──stored──▶ acknowledged
+     └──refused for good──▶ reduced: without what is largest of its own headers ──stored──▶ acknowledged
+                              └──refused for good──▶ held: it stays at the broker, unacknowledged, and its lane waits
+
+The letter is confirmed before the message may be acknowledged. Its body is the message's, byte for byte. The journal
+hears of it without the error's text, which may hold data.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from amqp.serialization import dumps
+
+from celery_sharding.journal.events import dead_event
+from celery_sharding.texts import ID_CHARACTERS_MAX, cut, plain_text
+from celery_sharding.wire import (
+    ATTEMPTS_HEADER,
+    DEAD_AT_HEADER,
+    DROPPED_HEADER,
+    ERROR_HEADER,
+    GROUP_HEADER,
+    KEY_HEADER,
+    QUEUE_HEADER,
+    REASON_HEADER,
+)
+from celery_sharding.worker.log import Refusal
+from celery_sharding.worker.run.delivery import Delivery
+
+if TYPE_CHECKING:
+    from celery_sharding.worker.log import Log
+
+logger = logging.getLogger(__name__)
+
+_SHORT_BYTES_MAX = 255
+# Of a reduced letter: the error's characters, the bytes kept free for what says why it died, and its headers' bytes if
+# it is not their size that was refused.
+_ERROR_CHARACTERS, _OURS_BYTES, _HEADERS_BYTES = 500, 2_500, 8_000
+# Without these it could not be replayed.
+_NEEDED = ("task", "id", "compression", "lang", "retries", "timelimit", "root_id", "parent_id", "group")
+
+
+def store_dead_letter(
+    log: Log,
+    delivery: Delivery,
+    *,
+    node: str,
+    reason: str,
+    error: str | None,
+    stored: Callable[[], None],
+    held: Callable[[], None],
+) -> None:
+    """Store `delivery` in its group's dead-letter queue, and call `stored` when the broker has it.
+
+    Args:
+        held: Called instead if it can never be stored.
+    """
+    names, message, task = delivery.shard.names, delivery.message, delivery.headers.get("task")
+    reason, error = cut(reason), cut(error or "")
+    task = None if task is None else cut(task, ID_CHARACTERS_MAX)
+    task_id = None if delivery.task_id is None else cut(delivery.task_id, ID_CHARACTERS_MAX)
+    detail = f" ({error})" if error else ""
+    logger.error("%s: task %s[%s] becomes a dead letter: %s%s", delivery.label, task, task_id, reason, detail)
+    delivery.shard.count("dead")
+    ours = {
+        GROUP_HEADER: delivery.shard.group.name,
+        KEY_HEADER: delivery.key,
+        QUEUE_HEADER: delivery.shard.queue,
+        REASON_HEADER: reason,
+        ERROR_HEADER: error,
+        ATTEMPTS_HEADER: delivery.attempts or 0,
+        DEAD_AT_HEADER: time.time(),
+    }
+
+    def journal(why: str) -> None:
+        event = dead_event(
+            delivery.shard.queue,
+            owner=node,
+            task_id=task_id,
+            task=task,
+            reason=why,
+            attempts=delivery.attempts or 0,
+        )
+        log.append(names.journal, event, optional=True)
+
+    def put(headers: dict[str, Any], refused: Callable[[Refusal], None]) -> None:
+        log.put(
+            names.dead,
+            delivery.body,
+            stored,
+            refused=refused,
+            content_type=_short(message.content_type) or "application/octet-stream",
+            content_encoding=_short(message.content_encoding) or "binary",
+            correlation_id=_short(delivery.task_id),
+            application_headers=headers,
+        )
+
+    def reduce(refusal: Refusal) -> None:
+        logger.warning("%s: the dead letter of %s[%s] is reduced: %s", delivery.label, task, task_id, refusal.why)
+        room_bytes = (refusal.headers_bytes_max or _HEADERS_BYTES) - _OURS_BYTES
+        put(_reduced(delivery.headers, ours, room_bytes=room_bytes), hold)
+
+    def hold(refusal: Refusal) -> None:
+        why = cut(refusal.why, _ERROR_CHARACTERS)
+        logger.error(
+            "%s: the dead letter of %s[%s] cannot be stored in %s: %s. Its message is kept at the broker, and later "
+            "ones of its key wait for it. Raise the broker's limit and restart this worker, or take the message out "
+            "of %s",
+            delivery.label,
+            task,
+            task_id,
+            names.dead,
+            why,
+            delivery.shard.queue,
+        )
+        journal(f"held, since its dead letter cannot be stored: {why}")
+        held()
+
+    put({**delivery.headers, **ours}, reduce)
+    journal(reason)
+
+
+def _reduced(headers: dict[str, Any], ours: dict[str, Any], *, room_bytes: int) -> dict[str, Any]:
+    """Return the headers of a reduced letter: those that fit, the needed and the small ones first."""
+    sizes = {name: size for name, value in headers.items() if (size := _size_bytes(name, value)) is not None}
+    kept: dict[str, Any] = {}
+    for name in sorted(sizes, key=lambda name: (name not in _NEEDED, sizes[name])):
+        if sizes[name] <= room_bytes:
+            room_bytes -= sizes[name]
+            kept[name] = headers[name]
+    dropped = sorted(cut(name, 40) for name in headers if name not in kept and name not in ours)
+    cut_ones = {
+        name: cut(value, _ERROR_CHARACTERS if name == ERROR_HEADER else ID_CHARACTERS_MAX)
+        for name, value in ours.items()
+        if isinstance(value, str)
+    }
+    return {**kept, **ours, **cut_ones, DROPPED_HEADER: cut(", ".join(dropped), _ERROR_CHARACTERS)}
+
+
+def _size_bytes(name: Any, value: Any) -> int | None:
+    """Return what a header takes on the wire; None if it cannot be sent."""
+    try:
+        return len(dumps("F", [{name: value}]))
+    except Exception:
+        # As where the message is sent: there is no one error for it.
+        return None
+
+
+def _short(value: Any) -> str:
+    """Return a property that AMQP calls a short string; "" if it is not short."""
+    text = plain_text(value or "")
+    return text if len(text.encode()) <= _SHORT_BYTES_MAX else ""

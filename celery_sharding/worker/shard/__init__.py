@@ -1,0 +1,1 @@
+"""One shard queue in this worker, and the end of its segment."""
