@@ -8,10 +8,9 @@ import time
 import uuid
 from collections import Counter
 
-from shop import apply_event, ledger
-
 from celery_sharding.errors import PublishError
 from celery_sharding.testing import check_order
+from shop import apply_event, ledger
 
 ORDERS = 40
 SENT = "sent"

@@ -24,6 +24,7 @@ from celery_sharding.rabbitmq.streams import append, read_backwards
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
+from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -57,7 +58,7 @@ class Store:
         self._folder = folder
         (folder / "store.py").write_text(APP)
         (folder / "plain.py").write_text(PLAIN_APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         self.env = {"STORE_GROUP": group, "STORE_BROKER": broker_url, "PYTHONPATH": path}
         self.workers: list[WorkerNode] = []
 

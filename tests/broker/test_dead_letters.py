@@ -16,9 +16,7 @@ from typing import Any
 
 import amqp
 import pytest
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.errors import DeadLetterError, LockHeld, TopologyError
@@ -30,6 +28,8 @@ from celery_sharding.operations.pause import pause
 from celery_sharding.rabbitmq.streams import publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

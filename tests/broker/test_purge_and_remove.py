@@ -7,9 +7,7 @@ import time
 
 import amqp
 import pytest
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup, topology
 from celery_sharding.errors import GroupInUse, TopologyError
@@ -22,6 +20,8 @@ from celery_sharding.operations.remove_group import remove_group
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

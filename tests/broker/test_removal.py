@@ -10,7 +10,6 @@ import time
 import amqp
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
@@ -23,6 +22,7 @@ from celery_sharding.operations.gc import Finding, collect
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, brief_channel
+from support.shops import Shop
 
 LONG_AGO = time.time() - 3_600
 

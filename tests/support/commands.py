@@ -1,4 +1,4 @@
-"""Commands of `celery -A app shards …`, run as people and programs run them."""
+"""Commands of `celery -A app shards …`: run as people and programs run them, or called in this process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import pty
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Any
+
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+
+from celery_sharding.cli import shards
 
 
 def run_shards(
@@ -26,3 +32,9 @@ def run_shards(
         if ours is not None:
             os.close(ours)
             os.close(stdin)
+
+
+def call_shards(app: Any, *arguments: str) -> Result:
+    """Call a command in this process: as fast as a call, and with the same exit codes; stdout and stderr are apart."""
+    context = CLIContext(app=app, no_color=True, workdir=None)
+    return CliRunner().invoke(shards, list(arguments), obj=context, prog_name="celery shards", catch_exceptions=False)

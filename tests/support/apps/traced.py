@@ -9,9 +9,9 @@ from celery.signals import worker_process_init
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from shop import app, step
 
 from celery_sharding.otel import instrument
+from shop import app, step
 
 __all__ = ["app", "step"]
 app.conf.task_default_queue = f"{os.environ['SHOP_GROUP']}-plain"

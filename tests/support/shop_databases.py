@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import django
 import pymysql
+import pytest
 from celery import Celery, _state
 from django.apps import apps
 from django.conf import settings
@@ -22,6 +24,14 @@ from celery_sharding.dedup.transaction import Effects
 
 ENGINES = {"sqlite": "sqlite3", "postgresql": "postgresql", "mysql": "mysql"}
 SQLITE_WAIT_SECONDS = 60
+
+DATABASES = [
+    pytest.param((kind, database), marks=pytest.mark.xdist_group(group), id=f"{kind}-{database}")
+    for kind in ("sqlalchemy", "django")
+    for database, group in (("sqlite", "files"), ("postgresql", "postgresql"), ("mariadb", "mariadb"))
+    # The tests of Django share the settings of a process, and so the process.
+    for group in (["django"] if kind == "django" else [group])
+]
 
 payments = Table("payments", MetaData(), Column("order_id", Integer), mysql_engine="InnoDB")
 claims = claim_metadata.tables["celery_sharding_claims"]
@@ -204,3 +214,8 @@ def django_database(url: str) -> dict[str, Any]:
     if name == "mysql":
         pymysql.install_as_MySQLdb()
     return found | {"HOST": place.host, "PORT": place.port, "USER": place.username}
+
+
+def url_of(database: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Return the URL of one of `DATABASES`: a file in `folder`, or the server that the fixture of that name starts."""
+    return f"sqlite:///{folder / 'shop.sqlite'}" if database == "sqlite" else request.getfixturevalue(database).url

@@ -7,9 +7,9 @@ import time
 
 import sqlalchemy
 import sqlalchemy.orm
-from shop import app, sharded, trace
 
 from celery_sharding import current_claim, deduplicate
+from shop import app, sharded, trace
 
 
 @app.task(**sharded)

@@ -7,6 +7,7 @@ import os
 from celery import Task, signals
 from celery.exceptions import Reject, WorkerShutdown
 from celery.worker.request import Request
+
 from shop import app, sharded, trace
 
 __all__ = ["app"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from celery.worker.control import control_command
+
 from shop import app, sharded, trace
 
 __all__ = ["app"]

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from programs import find_program
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
 from celery_sharding.testing.processes import wait_until
+from support.programs import find_program
 
 # Where pictures of the pages go; a temporary folder if it is not set.
 _PICTURES = "SHARDING_TEST_PICTURES"

@@ -1,4 +1,4 @@
-"""Processes that claim: python claiming_process.py URL hold KEY | race KEY COUNT PROCESSES
+"""Processes that claim: python -m support.claiming_process URL hold KEY | race KEY COUNT PROCESSES
 
 Says "ready", waits for a line on stdin, then acts and prints one line for each claim that it got. `hold` claims KEY and
 waits to be killed; `race` claims and commits KEY.0 to KEY.COUNT-1 in each of PROCESSES processes, which begin together.

@@ -26,8 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from celery_sharding.testing.processes import wait_until
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = frozenset({"python", "sh", "text", "json", ""})
 NOT_RUN = {
     "docker": "needs a Docker engine, and has tests of its own; that the files exist is checked",

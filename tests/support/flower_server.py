@@ -21,6 +21,7 @@ from celery import Celery
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import find_free_port, tail, wait_until
+from support.paths import python_path
 
 # Made by scripts/make_venv: the oldest Flower that is supported.
 OLD_FLOWER = Path(sys.prefix) / "flower-2.0"
@@ -68,7 +69,7 @@ class Show:
     def __init__(self, group: str, broker_url: str, folder: Path, *, other_group: str | None = None) -> None:
         self.group, self.folder, self.broker_url = group, folder, broker_url
         (folder / "show.py").write_text(APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         other = f"{group}-b" if other_group is None else other_group
         self.env = {"SHOW_GROUP": group, "SHOW_OTHER": other, "SHOW_BROKER": broker_url, "PYTHONPATH": path}
         self.workers: list[WorkerNode] = []

@@ -11,7 +11,6 @@ from pathlib import Path
 import pymemcache
 import redis
 import sqlalchemy
-from claiming_process import app_for
 
 from celery_sharding.dedup.claims import Store
 from celery_sharding.dedup.stores import store_for
@@ -21,6 +20,10 @@ from celery_sharding.dedup.stores.memcached import MemcachedStore
 from celery_sharding.dedup.stores.memory import MemoryStore
 from celery_sharding.dedup.stores.records import row_id
 from celery_sharding.dedup.stores.schema import records_table
+from support.claiming_process import app_for
+
+# Of a claim in seconds, where a test asks for none of its own.
+LEASE, TTL = 60.0, 3_600.0
 
 
 @dataclass

@@ -19,10 +19,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
-from programs import find_program
-
 from celery_sharding.testing import ServerNotReady
 from celery_sharding.testing.processes import exchange_bytes, find_free_port, tail, wait_until
+from support.programs import find_program
 
 _USER_OF_ROOT = "nobody"
 _START_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""Kills a task after each of its database statements: python killed_payer.py sqlalchemy|django URL RECORDS
+"""Kills a task after each of its database statements: python -m support.killed_payer sqlalchemy|django URL RECORDS
 
 URL is the database of the effects, RECORDS that of the claim store. Prints after how many statements a run was killed
 in turn; each left one effect when the task was run again. Exits 1 and says after which statement one did not.
@@ -18,10 +18,10 @@ from celery import Celery
 from django.conf import settings
 from django.db import connections
 from django.db.backends.signals import connection_created
-from shop_databases import Shop, open_shop
 from sqlalchemy import Engine, create_engine, event, text
 
 from celery_sharding.dedup import deduplicate
+from support.shop_databases import Shop, open_shop
 
 
 def main(kind: str, url: str, records: str) -> int:

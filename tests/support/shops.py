@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 import uuid
@@ -24,6 +23,7 @@ from celery_sharding.testing import Trace, Verdict, WorkerNode, check_order
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
 from celery_sharding.worker.run.ack_batch import WAIT_SECONDS
+from support.paths import APPS, python_path
 
 
 class Shop:
@@ -43,7 +43,7 @@ class Shop:
             "SHOP_BACKEND": backend or f"file://{folder}/results",
             "SHOP_LEDGER": f"sqlite:///{folder}/ledger.db",
             "SHOP_TRACE": str(self.trace.path),
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": python_path(APPS),
         }
         self.app = Celery("publisher", broker=broker_url, backend=self.env["SHOP_BACKEND"], set_as_current=False)
         self.app.conf.sharding_routes = {f"{app}.*": {"group": group, "key": "key"}}

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable
 
 import sqlalchemy as sa
-from embedded_shop import GROUP, app, plain, step
 
 from celery_sharding.brokers.embedded.backing import ShardConnection
 from celery_sharding.brokers.embedded.ring import shard_of
 from celery_sharding.brokers.embedded.sql import SqlShardChannel
 from celery_sharding.topology import Names
+from embedded_shop import GROUP, app, plain, step
 
 CHILD_SECONDS_MAX = 20
 in_transaction, forking = threading.Event(), threading.Event()

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 _DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 _STAND_INS = Path(__file__).with_name("stand-ins.Dockerfile")
 _BUILD_SECONDS = 1_200.0

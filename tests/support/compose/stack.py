@@ -13,9 +13,9 @@ from typing import Any, Self
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from engine import ROOT, run_docker
-
 from celery_sharding.testing.processes import find_free_port
+from support.compose.engine import run_docker
+from support.paths import ROOT
 
 CLUSTER = "deploy/compose/cluster.yml"
 _PORTS = ("RABBITMQ_PORT", "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")

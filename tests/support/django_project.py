@@ -29,7 +29,7 @@ DATABASES = {
     },
     "mariadb": {"ENGINE": "django.db.backends.mysql", **server("DJANGO_MARIADB")},
 }
-DATABASE_ROUTERS = ["django_project.Router"]
+DATABASE_ROUTERS = ["support.django_project.Router"]
 _CACHE = "django.core.cache.backends"
 CACHES = {
     "default": {"BACKEND": f"{_CACHE}.dummy.DummyCache"},

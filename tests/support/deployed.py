@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 KUBERNETES = ROOT / "deploy" / "k8s"
 SYSTEMD = ROOT / "deploy" / "systemd"
 HARDENED = SYSTEMD / "celery-sharding-.service.d" / "hardened.conf"

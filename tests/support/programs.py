@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from celery_sharding.testing import ServerMissing
+from support.paths import ROOT
 
-_INSTALL = Path(__file__).parents[1] / "scripts" / "install_servers"
+_INSTALL = ROOT / "scripts" / "install_servers"
 
 
 def find_program(name: str, *, package: str, folders: Sequence[str] = ()) -> str:

@@ -9,6 +9,7 @@ with warnings.catch_warnings():
     import sentry_sdk
     from sentry_sdk.integrations.celery import CeleryIntegration
 from celery.signals import celeryd_init, worker_process_init
+
 from shop import app, sharded
 
 __all__ = ["app"]
