@@ -41,8 +41,9 @@ from celery_sharding.errors import LogError, ManifestConflict, OutOfReach
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.layout.retention import SNAPSHOT, Reading
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.streams import NONCE, Event, append, read_records
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
 

@@ -30,11 +30,13 @@ from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost,
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.notes import noted
 from celery_sharding.operations.letters import DeadLetter, read_letter, revive
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.confirms import ConfirmedBatches
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.foreign import read_foreign
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import Names, brief_channel, queue_exists
+from celery_sharding.topology import Names
 
 # Letters of one action, all held in memory; what is beyond is left to the next.
 LETTERS_MAX = 50_000

@@ -26,8 +26,9 @@ import amqp
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.errors import LogError, TopologyError
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import is_out_of_reach, out_of_reach
-from celery_sharding.topology import Opener, brief_channel, queue_exists
 
 logger = logging.getLogger(__name__)
 

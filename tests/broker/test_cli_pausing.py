@@ -12,7 +12,7 @@ import pytest
 from kombu import Connection
 from shops import Shop
 
-from celery_sharding.topology import queue_exists
+from celery_sharding.rabbitmq.queues import queue_exists
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,8 +14,8 @@ from kombu import Connection
 from shops import Shop
 
 from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import brief_channel
 
 pytestmark = pytest.mark.timeout(240)
 
