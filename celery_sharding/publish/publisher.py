@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 import weakref
@@ -52,6 +51,7 @@ from celery_sharding.errors import (
 from celery_sharding.layout.ensure import ensure_fixed, passes_by_itself
 from celery_sharding.publish.call import Call
 from celery_sharding.publish.connection import Answer, Fate, Link
+from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names, fixed_exists
 from celery_sharding.wire import MESSAGE_ID_HEADER
@@ -257,7 +257,7 @@ class Publisher:
                     ensure_fixed(
                         self._connect,
                         self._find_group(call.group),
-                        owner=f"publisher {os.getpid()}@{socket.gethostname()}",
+                        owner=f"publisher {process_name()}",
                         wait_seconds=max(0.0, deadline - time.monotonic()),
                     )
         except BrokerUnavailable as exc:
