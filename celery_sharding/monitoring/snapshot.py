@@ -23,8 +23,9 @@ from celery_sharding.monitoring.management import Management, QueueFacts
 from celery_sharding.monitoring.shard_state import Known, judge_flow, judge_lag, judge_state
 from celery_sharding.monitoring.status import GroupStatus, Kind, SegmentStatus, ShardStatus, Snapshot
 from celery_sharding.monitoring.vitals import Vitals, read_vitals
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.queues import count_queues
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 
 def read_snapshot(connection: Opener, groups: Iterable[str], *, management: Management | None = None) -> Snapshot:

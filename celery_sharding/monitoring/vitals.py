@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from celery_sharding.errors import LogError
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.streams import Event, read_backwards
 from celery_sharding.timestamps import read_moment
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 FRESH_SECONDS = 5.0
 # Over how long rates are measured.

@@ -20,10 +20,11 @@ from celery_sharding import ShardGroup, Sharding, topology
 from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append, read_backwards
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)

@@ -24,10 +24,11 @@ from celery_sharding import ShardGroup, Sharding
 from celery_sharding.cli import shards
 from celery_sharding.journal.events import dead_event, failure_event, handover_event, vitals_event
 from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)

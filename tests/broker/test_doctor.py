@@ -13,9 +13,10 @@ from kombu import Connection
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.operations.export import plan_export, to_definitions
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 from support.commands import call_shards
 from support.shops import Shop
 from support.virtual_hosts import PASSWORD, VirtualHost

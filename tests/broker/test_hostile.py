@@ -12,8 +12,8 @@ import pytest
 from kombu import Connection
 
 from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import brief_channel
 from support.commands import run_shards
 from support.shops import Shop
 

@@ -21,9 +21,10 @@ from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.switch import begin_reshard, carry_on
 from celery_sharding.operations.locate import locate_keys
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 from support.commands import call_shards
 
 KEYS = [f"key-{number}" for number in range(300)] + ["", "ä", "x" * 255]

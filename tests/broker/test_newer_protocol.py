@@ -16,10 +16,12 @@ from celery_sharding import ShardGroup
 from celery_sharding.errors import ProtocolTooOld
 from celery_sharding.flower import actions
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_consumers
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel, count_consumers, fixed_exists
+from celery_sharding.topology import Names, fixed_exists
 from support.commands import call_shards
 from support.shops import Shop
 

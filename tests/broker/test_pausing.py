@@ -20,10 +20,10 @@ from celery_sharding.monitoring.history import read_history
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.status import ShardStatus
 from celery_sharding.operations import pause as pausing
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.order import Mark
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import brief_channel
 from support.publishers import Load
 from support.shops import Shop
 

@@ -21,9 +21,10 @@ from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.operations.locate import locate_keys
 from celery_sharding.operations.permissions import Permissions, permissions_for
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 from support.commands import call_shards
 from support.shops import Shop
 from support.virtual_hosts import VirtualHost

@@ -10,9 +10,9 @@ from kombu import Connection
 
 from celery_sharding import ShardGroup
 from celery_sharding.operations import pause as pausing
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
-from celery_sharding.topology import brief_channel
 from support.raw_messages import task_message
 from support.shops import Shop
 

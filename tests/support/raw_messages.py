@@ -11,8 +11,9 @@ from kombu import Connection
 from kombu.compression import compress
 from kombu.serialization import dumps
 
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import publish_confirmed
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 
 def task_message(
