@@ -20,6 +20,7 @@ from amqp.exceptions import AMQPError
 
 from celery_sharding import topology
 from celery_sharding.errors import GroupInUse, TopologyError
+from celery_sharding.journal.events import Vitals
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.contents import existing_queues, group_exists, holds_tasks
 from celery_sharding.layout.lock import GroupLock
@@ -126,8 +127,9 @@ def _listen_for_workers(connection: Any, names: Names) -> list[str]:
 
     def note(body: bytes, offset: int) -> None:
         event = decode(body, stream=names.journal, offset=offset)
-        if event is not None and event.get("event") == "vitals":
-            heard.add(str(event.get("by")))
+        vitals = None if event is None else Vitals.parse(event)
+        if vitals is not None:
+            heard.add(vitals.by)
 
     if queue_exists(connection, names.journal):
         tail = Tail(connection, names.journal, "next", note)

@@ -15,7 +15,6 @@ from celery import Celery
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load
@@ -153,7 +152,11 @@ def test_a_key_is_shown_with_its_owner_and_a_limbo_that_waits_for_a_worker_is_na
         facts = {"index": 0, "since": 0.0, "held": 0, "running": 0, "lag_seconds": None, "counters": {}}
         owned = {located.places[0].queue: facts}
         with brief_channel(connection) as channel:
-            append(channel, Names("orders").journal, vitals_event("w@h", 1, owned=owned, standby=(), at=time.time()))
+            append(
+                channel,
+                Names("orders").journal,
+                {"event": "vitals", "at": time.time(), "by": "w@h", "generation": 1, "owned": owned, "standby": []},
+            )
     # Then
     as_json = json.loads(call_shards(app, "locate", "orders", "42", "--json").stdout)
     (place,) = as_json["keys"][0]["places"]

@@ -11,7 +11,6 @@ from kombu import Connection
 
 from celery_sharding import ShardGroup, topology
 from celery_sharding.errors import GroupInUse, TopologyError
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.contents import existing_queues, group_exists, waiting_tasks
 from celery_sharding.layout.ensure import ensure_group, find_fault
 from celery_sharding.layout.manifest import load
@@ -143,7 +142,14 @@ def test_a_group_in_use_is_not_removed_and_it_is_said_by_what(shop, connect, con
     def live() -> None:
         with connect() as own, brief_channel(own) as channel:
             while not stopped.wait(0.5):
-                event = vitals_event("w1@host", 1, owned={}, standby=(), at=time.time() - 3_600)
+                event = {
+                    "event": "vitals",
+                    "at": time.time() - 3_600,
+                    "by": "w1@host",
+                    "generation": 1,
+                    "owned": {},
+                    "standby": [],
+                }
                 append(channel, names.journal, event)
 
     worker = threading.Thread(target=live)

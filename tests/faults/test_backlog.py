@@ -7,7 +7,7 @@ from amqp import Message
 from kombu import Connection
 
 from celery_sharding import ShardGroup
-from celery_sharding.journal.events import AttemptLog
+from celery_sharding.journal.attempts import AttemptLog
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.rabbitmq.streams import Event, read_to_end
 from celery_sharding.testing.processes import wait_until
