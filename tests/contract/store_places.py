@@ -13,7 +13,7 @@ import redis
 import sqlalchemy
 from claiming_process import app_for
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.filesystem import FilesystemStore
@@ -30,7 +30,7 @@ class Place:
     `url` is the result backend that opens the same store in another process.
     """
 
-    store: Store
+    store: ClaimStore
     url: str
     pass_time: Callable[[str, float], None]
     set_version: Callable[[str, int], None]

@@ -16,13 +16,13 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 from sqlalchemy import URL
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 
 _PREFIX = "celery-sharding:dedup:"
 
 
-def open_database(alias: str) -> Store | None:
+def open_database(alias: str) -> ClaimStore | None:
     """Return a store in the database `alias` of Django's settings.
 
     None: it is a database in memory, which other processes do not see, or one that `DatabaseStore` does not know.
@@ -42,7 +42,7 @@ def open_database(alias: str) -> Store | None:
     return DatabaseStore(open_engine(url, {"creator": connect}))
 
 
-def open_cache(alias: str, *, in_memory: Callable[[], Store | None]) -> Store | None:
+def open_cache(alias: str, *, in_memory: Callable[[], ClaimStore | None]) -> ClaimStore | None:
     """Return a store in the cache `alias` of Django's settings; None: it has no atomic step to build on.
 
     Args:
@@ -77,7 +77,7 @@ def _drivername(connection: Any) -> str | None:
     return {"mysql": "mysql+mysqldb", "sqlite": "sqlite"}.get(connection.vendor)
 
 
-def _in_redis(client: Any, prefix: str) -> Store:
+def _in_redis(client: Any, prefix: str) -> ClaimStore:
     from celery_sharding.dedup.stores.redis import RedisStore
 
     return RedisStore(lambda: client, prefix=prefix)

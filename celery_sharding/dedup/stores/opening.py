@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ SERVING = (
 )
 
 
-def open_store(app: Any, *, eager: bool) -> Store:
+def open_store(app: Any, *, eager: bool) -> ClaimStore:
     """Return a new store for `app` in this process.
 
     Raises:
@@ -46,7 +46,7 @@ def open_store(app: Any, *, eager: bool) -> Store:
     raise NoUsableStore(f"the result backend {url!r} can keep no claims. {SERVING}", backend=url)
 
 
-def _in_redis(app: Any, backend: Any) -> Store:
+def _in_redis(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.redis import RedisStore
 
     # Connections of our own: the backend's wait for an answer as long as results may take, 120 s by default, and a run
@@ -59,7 +59,7 @@ def _in_redis(app: Any, backend: Any) -> Store:
     return RedisStore(client, prefix=f"{_prefix(app)}celery-sharding:dedup:")
 
 
-def _in_database(app: Any, backend: Any) -> Store:
+def _in_database(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 
     engine = open_engine(backend.url, backend.engine_options)
@@ -70,7 +70,7 @@ def _in_database(app: Any, backend: Any) -> Store:
     return DatabaseStore(engine, schema=(app.conf.database_table_schemas or {}).get("task"))
 
 
-def _in_cache(app: Any, backend: Any) -> Store | None:
+def _in_cache(app: Any, backend: Any) -> ClaimStore | None:
     if backend.backend == "memory":
         return None if _is_child_process() else _in_memory()
     from celery_sharding.dedup.stores.memcached import MemcachedStore
@@ -78,13 +78,13 @@ def _in_cache(app: Any, backend: Any) -> Store | None:
     return MemcachedStore(backend.servers, backend.options, namespace=_prefix(app))
 
 
-def _in_files(app: Any, backend: Any) -> Store:
+def _in_files(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.filesystem import FilesystemStore
 
     return FilesystemStore(Path(os.fsdecode(backend.path)) / "celery-sharding-dedup")
 
 
-def _in_django_database(app: Any, backend: Any) -> Store | None:
+def _in_django_database(app: Any, backend: Any) -> ClaimStore | None:
     from django.db import router
 
     from celery_sharding.dedup.stores.django import open_database
@@ -92,21 +92,21 @@ def _in_django_database(app: Any, backend: Any) -> Store | None:
     return open_database(router.db_for_write(backend.TaskModel))
 
 
-def _in_django_cache(app: Any, backend: Any) -> Store | None:
+def _in_django_cache(app: Any, backend: Any) -> ClaimStore | None:
     from celery_sharding.dedup.stores.django import open_cache
 
     alias = app.conf.cache_backend or "default"
     return open_cache(alias, in_memory=lambda: None if _is_child_process() else _in_memory())
 
 
-def _in_memory() -> Store:
+def _in_memory() -> ClaimStore:
     from celery_sharding.dedup.stores.memory import MemoryStore
 
     return MemoryStore()
 
 
 # Module and name of a backend's class, and what opens its store; None: it has none, as it is set up.
-_STORES: tuple[tuple[str, str, Callable[[Any, Any], Store | None]], ...] = (
+_STORES: tuple[tuple[str, str, Callable[[Any, Any], ClaimStore | None]], ...] = (
     ("celery.backends.redis", "RedisBackend", _in_redis),
     ("celery.backends.database", "DatabaseBackend", _in_database),
     ("celery.backends.cache", "CacheBackend", _in_cache),

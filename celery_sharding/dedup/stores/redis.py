@@ -32,14 +32,14 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Outcome, Running, Shown
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores import redis_scripts
 from celery_sharding.errors import DamagedRecord, StoreRefused, StoreUnavailable
 
 
-class RedisStore(Store):
-    """A `Store` in Redis or Valkey (5 or later).
+class RedisStore(ClaimStore):
+    """A `ClaimStore` in Redis or Valkey (5 or later).
 
     Args:
         client: Returns the redis-py client; called whenever a connection is needed, because the backend may replace it.
