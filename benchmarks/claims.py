@@ -107,7 +107,7 @@ def in_redis(setup: Setup) -> Iterator[Kept]:
         try:
             yield Kept(
                 "Redis",
-                RedisStore(lambda: client, prefix=prefix),
+                RedisStore(client, prefix=prefix),
                 fill,
                 lambda: int(client.info("memory")["used_memory"]),
             )

@@ -35,13 +35,14 @@ from celery_sharding.celery_hooks.app_settings import mask_settings
 from celery_sharding.celery_hooks.eager import check_eager_calls
 from celery_sharding.celery_hooks.result_backend import name_backend_errors
 from celery_sharding.celery_hooks.worker_start import tell_start_errors
-from celery_sharding.config import Settings, ShardGroup, check_names, read_settings, suggest
+from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
 from celery_sharding.dedup.mark import deduplicated_tasks
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.publish.hook import WatchPublish, send_sharded
 from celery_sharding.publish.patience import patience_seconds
 from celery_sharding.publish.router import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
+from celery_sharding.setting_names import check_names
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_sharding import topology
-from celery_sharding.config import check_shard
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.contents import waiting_tasks
 from celery_sharding.layout.lock import GroupLock
@@ -21,6 +20,7 @@ from celery_sharding.layout.model import Layout
 from celery_sharding.layout.notes import noted
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.shard_names import check_shard
 from celery_sharding.topology import Names, brief_channel
 
 _LOCK_SECONDS = 10.0

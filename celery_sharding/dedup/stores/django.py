@@ -7,7 +7,6 @@ connections of its own, which Django makes with the same settings, and SQLAlchem
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
@@ -42,11 +41,11 @@ def open_database(alias: str) -> ClaimStore | None:
     return DatabaseStore(open_engine(url, {"creator": connect}))
 
 
-def open_cache(alias: str, *, in_memory: Callable[[], ClaimStore | None]) -> ClaimStore | None:
+def open_cache(alias: str, *, in_memory: ClaimStore | None) -> ClaimStore | None:
     """Return a store in the cache `alias` of Django's settings; None: it has no atomic step to build on.
 
     Args:
-        in_memory: Gives the store for a cache in the memory of the process.
+        in_memory: The store for a cache in the memory of the process; None: it has none.
     """
     cache = caches[alias]
     prefix = f"{cache.key_prefix}:{_PREFIX}" if cache.key_prefix else _PREFIX
@@ -64,7 +63,7 @@ def open_cache(alias: str, *, in_memory: Callable[[], ClaimStore | None]) -> Cla
         # Beside the table of the cache, which is culled.
         return open_database(router.db_for_write(cache.cache_model_class))
     if _is(cache, "django.core.cache.backends.locmem.LocMemCache"):
-        return in_memory()
+        return in_memory
     return None
 
 
@@ -80,7 +79,7 @@ def _drivername(connection: Any) -> str | None:
 def _in_redis(client: Any, prefix: str) -> ClaimStore:
     from celery_sharding.dedup.stores.redis import RedisStore
 
-    return RedisStore(lambda: client, prefix=prefix)
+    return RedisStore(client, prefix=prefix)
 
 
 def _client_of_redis_cache(cache: Any) -> Any:
