@@ -22,6 +22,7 @@ from typing import Any
 import amqp
 
 from celery_sharding.errors import LockHeld, TopologyError
+from celery_sharding.keys import key_of_message
 from celery_sharding.layout.contents import BEYOND, waiting_tasks
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load, load_to_write, write
@@ -32,7 +33,6 @@ from celery_sharding.rabbitmq.queues import count_consumers, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import publish_confirmed
 from celery_sharding.topology import Names
-from celery_sharding.wire import KEY_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +132,9 @@ def remove_queue(connection: Any, names: Names, queue: str) -> int:
     moved = 0
     with brief_channel(connection) as target:
         for source, message in waiting_tasks(connection, queue):
-            info = message.delivery_info
-            named = None if info["exchange"] == names.publish else (message.headers or {}).get(KEY_HEADER)
-            key = named if named and isinstance(named, str) else info["routing_key"]
+            key, problem = key_of_message(message, exchange=names.publish)
+            if problem is not None:
+                key = message.delivery_info["routing_key"]
             again = amqp.Message(message.body, **message.properties)
             publish_confirmed(target, again, key, exchange=names.publish, timeout_seconds=_STEP_SECONDS)
             source.basic_ack(message.delivery_tag)

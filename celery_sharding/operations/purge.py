@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_sharding.config import check_shard
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.contents import waiting_tasks
 from celery_sharding.layout.lock import GroupLock
@@ -22,6 +21,7 @@ from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
+from celery_sharding.shard_names import check_shard
 from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 10.0

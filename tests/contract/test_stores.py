@@ -15,7 +15,7 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running, Store
+from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, ClaimStore, Done, Running
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
@@ -25,7 +25,7 @@ from support.store_places import LEASE, TTL, Place
 
 
 @pytest.fixture
-def store(place: Place) -> Store:
+def store(place: Place) -> ClaimStore:
     return place.store
 
 
@@ -34,17 +34,19 @@ def key() -> str:
     return f"tests:{uuid.uuid4().hex}"
 
 
-def claim(store: Store, key: str, owner: Owner | None = None, *, evict: str | None = None) -> Claimed | Running | Done:
+def claim(
+    store: ClaimStore, key: str, owner: Owner | None = None, *, evict: str | None = None
+) -> Claimed | Running | Done:
     return store.claim(key, owner=owner or new_owner("task-1"), lease_seconds=LEASE, ttl_seconds=TTL, evict=evict)
 
 
-def claimed(store: Store, key: str, owner: Owner | None = None, *, evict: str | None = None) -> Claimed:
+def claimed(store: ClaimStore, key: str, owner: Owner | None = None, *, evict: str | None = None) -> Claimed:
     outcome = claim(store, key, owner, evict=evict)
     assert isinstance(outcome, Claimed), outcome
     return outcome
 
 
-def test_a_running_claim_keeps_others_out_and_says_who_holds_it(store: Store, key: str) -> None:
+def test_a_running_claim_keeps_others_out_and_says_who_holds_it(store: ClaimStore, key: str) -> None:
     # Given a claim
     owner = new_owner("task-1")
     first = claimed(store, key, owner)
@@ -56,13 +58,13 @@ def test_a_running_claim_keeps_others_out_and_says_who_holds_it(store: Store, ke
     assert 0 < second.lease_left_seconds <= LEASE
 
 
-def test_other_keys_are_free(store: Store, key: str) -> None:
+def test_other_keys_are_free(store: ClaimStore, key: str) -> None:
     claimed(store, key)
     claimed(store, f"{key}.other")
     claimed(store, key.upper() if key != key.upper() else key.lower())
 
 
-def test_a_key_is_any_text(store: Store, key: str) -> None:
+def test_a_key_is_any_text(store: ClaimStore, key: str) -> None:
     for name in (f"{key}:a b:{{c}}:'é\"\n漢", f"{key}:%s", f"{key}:{'x' * 500}", f"{key}:\0\x7f"):
         first = claimed(store, name)
         assert isinstance(claim(store, name), Running)
@@ -70,7 +72,7 @@ def test_a_key_is_any_text(store: Store, key: str) -> None:
         assert claim(store, name) == Done(b"r")
 
 
-def test_a_committed_result_is_returned_to_every_later_claim(store: Store, key: str) -> None:
+def test_a_committed_result_is_returned_to_every_later_claim(store: ClaimStore, key: str) -> None:
     # Given a finished run with bytes that are no text
     result = b"\x00\xff\n" + bytes(range(256)) * 20
     first = claimed(store, key)
@@ -80,13 +82,13 @@ def test_a_committed_result_is_returned_to_every_later_claim(store: Store, key: 
     assert claim(store, key) == Done(result)
 
 
-def test_a_released_claim_is_free_at_once(store: Store, key: str) -> None:
+def test_a_released_claim_is_free_at_once(store: ClaimStore, key: str) -> None:
     first = claimed(store, key)
     assert store.release(key, first.token)
     assert claimed(store, key).fencing > first.fencing
 
 
-def test_a_claim_whose_answer_was_lost_may_be_asked_for_again(store: Store, key: str) -> None:
+def test_a_claim_whose_answer_was_lost_may_be_asked_for_again(store: ClaimStore, key: str) -> None:
     # Given a run that got its claim but not the answer
     owner = new_owner("task-1")
     first = claimed(store, key, owner)
@@ -148,7 +150,7 @@ def test_a_lapsed_claim_that_nobody_took_is_still_its_holders(place: Place, key:
     assert store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
 
 
-def test_a_parked_claim_waits_for_its_own_task(store: Store, key: str) -> None:
+def test_a_parked_claim_waits_for_its_own_task(store: ClaimStore, key: str) -> None:
     # Given a run that will be retried
     first = claimed(store, key, new_owner("task-1"))
     assert store.park(key, first.token, lease_seconds=LEASE)
@@ -162,7 +164,7 @@ def test_a_parked_claim_waits_for_its_own_task(store: Store, key: str) -> None:
     assert store.commit(key, retry.token, result=b"1", ttl_seconds=TTL)
 
 
-def test_a_second_message_of_a_running_task_is_kept_out(store: Store, key: str) -> None:
+def test_a_second_message_of_a_running_task_is_kept_out(store: ClaimStore, key: str) -> None:
     claimed(store, key, new_owner("task-1"))
     assert isinstance(claim(store, key, new_owner("task-1")), Running)
 
@@ -174,7 +176,7 @@ def test_a_parked_claim_lapses_too(place: Place, key: str) -> None:
     claimed(place.store, key, new_owner("task-2"))
 
 
-def test_a_holder_that_is_gone_is_evicted_by_its_token_only(store: Store, key: str) -> None:
+def test_a_holder_that_is_gone_is_evicted_by_its_token_only(store: ClaimStore, key: str) -> None:
     first = claimed(store, key)
     assert isinstance(claim(store, key, evict="another token"), Running)
     second = claimed(store, key, evict=first.token)
@@ -182,7 +184,7 @@ def test_a_holder_that_is_gone_is_evicted_by_its_token_only(store: Store, key: s
     assert isinstance(claim(store, key, evict=first.token), Running)
 
 
-def test_a_finished_claim_cannot_be_evicted(store: Store, key: str) -> None:
+def test_a_finished_claim_cannot_be_evicted(store: ClaimStore, key: str) -> None:
     first = claimed(store, key)
     store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
     assert claim(store, key, evict=first.token) == Done(b"1")
@@ -244,7 +246,7 @@ def test_show_tells_the_state_and_changes_nothing(place: Place, key: str) -> Non
     assert TTL - 60 < shown.expires_in_seconds <= TTL
 
 
-def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: Store, key: str) -> None:
+def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: ClaimStore, key: str) -> None:
     # Given a finished run
     first = claimed(store, key)
     store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
@@ -258,7 +260,9 @@ def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: Store, ke
 
 
 @pytest.mark.parametrize("state", [RUNNING, PARKED])
-def test_what_is_held_is_forgotten_by_force_only_and_its_commit_refused(store: Store, key: str, state: str) -> None:
+def test_what_is_held_is_forgotten_by_force_only_and_its_commit_refused(
+    store: ClaimStore, key: str, state: str
+) -> None:
     # Given a run, or one that waits for its retry
     first = claimed(store, key)
     if state == PARKED:
@@ -288,7 +292,7 @@ def test_a_record_that_cannot_be_read_is_deleted_by_force_only(shared: Place, ke
     assert shared.store.show(key) is None
 
 
-def test_one_of_eight_threads_gets_the_claim(store: Store, key: str) -> None:
+def test_one_of_eight_threads_gets_the_claim(store: ClaimStore, key: str) -> None:
     # Given eight threads that start together
     gate, won, lock = threading.Barrier(8), [], threading.Lock()
 

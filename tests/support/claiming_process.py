@@ -11,7 +11,7 @@ import sys
 
 from celery import Celery
 
-from celery_sharding.dedup.claims import Claimed, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
 
@@ -56,7 +56,7 @@ def fork_racer(url: str, key: str, count: int, ready: tuple[int, int], start: tu
     os._exit(0)
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str) -> ClaimStore:
     return store_for(app_for(url))
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, create_engine, delete, 
 from sqlalchemy.orm import Session
 
 from celery_sharding.dedup import claim_metadata, current_claim
-from celery_sharding.dedup.transaction import Effects
+from celery_sharding.dedup.claim_row import Effects
 
 ENGINES = {"sqlite": "sqlite3", "postgresql": "postgresql", "mysql": "mysql"}
 SQLITE_WAIT_SECONDS = 60

@@ -12,7 +12,7 @@ import pymemcache
 import redis
 import sqlalchemy
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.filesystem import FilesystemStore
@@ -33,7 +33,7 @@ class Place:
     `url` is the result backend that opens the same store in another process.
     """
 
-    store: Store
+    store: ClaimStore
     url: str
     pass_time: Callable[[str, float], None]
     set_version: Callable[[str, int], None]
