@@ -25,6 +25,7 @@ from kombu.exceptions import OperationalError
 from celery_sharding.admin.removal import delete_group
 from celery_sharding.admin.switch import find_fault
 from celery_sharding.errors import ShardingError
+from celery_sharding.headers import DEAD_AT_HEADER, REASON_HEADER
 from celery_sharding.manifest import load
 from celery_sharding.testing import Trace, WorkerNode
 from celery_sharding.testing.processes import wait_until
@@ -216,7 +217,10 @@ def _read_letter(group: str, message: Message) -> Letter:
         key, number = str(kwargs["key"]), int(kwargs["number"])
     except (ValueError, LookupError, TypeError):
         key, number = "", -1
-    return Letter(group, key, number, f"{group}: {message.headers}")
+    headers = message.headers
+    return Letter(
+        group, key, number, f"{group}: {headers}", str(headers[REASON_HEADER]), float(headers[DEAD_AT_HEADER])
+    )
 
 
 def _python_path() -> str:
