@@ -11,9 +11,10 @@ from functools import partial
 
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
+from celery_sharding.layout.events import RECOVER, SwitchBegun
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.switch import FLIPS, RECOVER, carry_on
+from celery_sharding.layout.switch import FLIPS, carry_on
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names, Opener, brief_channel
 
@@ -37,17 +38,16 @@ def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str
         there = _count_existing(connection, names, generation)
         for queue in (names.shard(generation, index) for index in range(there)):
             topology.check_queue(connection, group, queue)
-        switch = {
-            "event": "switch",
-            "kind": RECOVER,
-            "generation": generation,
-            "shards": max(there, layout.shards or group.shards),
-            "limbo": layout.limbo,
-            "next_limbo": layout.limbo + 1,
-            "queue_type": group.queue_type,
-            "step": FLIPS[RECOVER],
-            "adopted": True,
-        }
+        switch = SwitchBegun(
+            RECOVER,
+            generation,
+            max(there, layout.shards or group.shards),
+            layout.limbo,
+            layout.limbo + 1,
+            group.queue_type,
+            step=FLIPS[RECOVER],
+            adopted=True,
+        )
         rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
         layout = write(connection, names, layout, switch, by=by)
         with brief_channel(connection) as channel, explained(group.name, names.unrouted):

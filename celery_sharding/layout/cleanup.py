@@ -24,6 +24,7 @@ import amqp
 from celery_sharding import topology
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.layout.contents import BEYOND, waiting_tasks
+from celery_sharding.layout.events import SegmentRemoved
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load, load_to_write, write
 from celery_sharding.layout.model import Layout, Segment
@@ -76,7 +77,7 @@ def remove_drained(
             if layout.switch is not None or is_consumed(connection, names, segment):
                 return
             moved = remove_segment(connection, names, segment)
-            layout = write(connection, names, layout, {"event": "removed", "segment": segment.name}, by=owner)
+            layout = write(connection, names, layout, SegmentRemoved(segment.name), by=owner)
             logger.info("group %s: %s was drained and is removed", group, segment.name)
             if moved:
                 logger.warning(

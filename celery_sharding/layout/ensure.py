@@ -33,6 +33,7 @@ from celery_sharding.errors import (
 )
 from celery_sharding.layout.adoption import adopt_unknown, exists_beyond, first_existing
 from celery_sharding.layout.end_markers import end_segment
+from celery_sharding.layout.events import Created
 from celery_sharding.layout.lock import GroupLock, reachable
 from celery_sharding.layout.manifest import load, load_to_write, write
 from celery_sharding.layout.model import Layout
@@ -272,7 +273,7 @@ def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: s
         return layout  # recorded by someone who did not get to the end of it
     names = Names(group.name)
     limbo = layout.limbo or first_existing(connection, names.limbo, 1, ahead) or 1
-    return write(connection, names, layout, {"event": "created", "limbo": limbo}, by=by)
+    return write(connection, names, layout, Created(limbo), by=by)
 
 
 def check_queue_type(group: ShardGroup, layout: Layout) -> None:

@@ -12,7 +12,7 @@ A process that is killed between confirm and acknowledgement leaves a letter tha
 second time, under its task id, by which `@deduplicate` knows it. Nothing is ever lost. Letters of one key are replayed
 in the order in which they died, which is that in which they had been published; their successors have run long ago.
 
-Every action is noted in the manifest (`manifest.operated_event`) when it begins and when it ends, without keys.
+Every action is recorded in the manifest when it begins and when it ends (`audit`), without keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.notes import noted
+from celery_sharding.operations.audit import Operation, recorded
 from celery_sharding.operations.letters import DeadLetter, read_letter, revive
 from celery_sharding.rabbitmq.confirms import ConfirmedBatches
 from celery_sharding.rabbitmq.connect import Connect
@@ -43,6 +43,7 @@ _LOCK_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS, _WAIT_SECONDS = 0.1, 3.0
 _BATCH = 200
 _NOTED_IDS_MAX = 100
+_DONE = "{} of {} done"
 
 Progress = Callable[[int, int], None]
 
@@ -107,13 +108,17 @@ def replay(
             )
         taken = sorted((each for each in taken if each.letter.key), key=lambda each: each.letter.dead_at or 0.0)
         done: list[_Taken] = []
-        with _noted(connection, names, "replay", taken, done, by=by), brief_channel(connection) as target:
+        with (
+            _recorded(connection, names, "replay", taken, by=by) as operation,
+            brief_channel(connection) as target,
+        ):
             batches = ConfirmedBatches(target)
             for batch in _split(taken):
                 stored = _publish(batches, names, batch)
                 for each in stored:
                     source.basic_ack(each.tag)
                 done += stored
+                operation.result = _DONE.format(len(done), len(taken))
                 if on_progress is not None:
                     on_progress(len(done), len(taken))
                 if len(stored) < len(batch):
@@ -137,13 +142,12 @@ def discard(
     names = Names(group)
     with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
         taken = _choose(source, names, ids)
-        done: list[_Taken] = []
-        with _noted(connection, names, "discard", taken, done, by=by):
-            for each in taken:
+        with _recorded(connection, names, "discard", taken, by=by) as operation:
+            for done, each in enumerate(taken, start=1):
                 source.basic_ack(each.tag)
-                done.append(each)
+                operation.result = _DONE.format(done, len(taken))
             _await_acknowledged(source)
-    return [each.letter for each in done]
+    return [each.letter for each in taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,18 +251,13 @@ def _await_acknowledged(channel: Any) -> None:
     channel.basic_qos(0, 1, False)
 
 
-def _noted(
-    connection: Any, names: Names, verb: str, taken: Sequence[_Taken], done: Sequence[_Taken], *, by: str
-) -> contextlib.AbstractContextManager[None]:
-    """Write to the history what becomes of `taken`, of which `done` is done in the end; nothing if there is none."""
+@contextlib.contextmanager
+def _recorded(connection: Any, names: Names, verb: str, taken: Sequence[_Taken], *, by: str) -> Iterator[Operation]:
+    """Write to the history what becomes of `taken`; nothing if there is none."""
+    none_done = _DONE.format(0, len(taken))
     if not taken:
-        return contextlib.nullcontext()
-    return noted(
-        connection,
-        names,
-        verb,
-        by=by,
-        result=lambda: f"{len(done)} of {len(taken)} done",
-        count=len(taken),
-        ids=[each.letter.id for each in taken[:_NOTED_IDS_MAX]],
-    )
+        yield Operation(none_done)
+        return
+    facts = {"count": len(taken), "ids": [each.letter.id for each in taken[:_NOTED_IDS_MAX]]}
+    with recorded(connection, names, verb, by=by, result=none_done, facts=facts) as operation:
+        yield operation

@@ -16,10 +16,11 @@ from celery_sharding import topology
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.cleanup import is_consumed, remove_queue, remove_segment
 from celery_sharding.layout.contents import existing_queues
+from celery_sharding.layout.events import SegmentRemoved
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write, write
 from celery_sharding.layout.model import Layout, Segment
-from celery_sharding.layout.notes import noted
+from celery_sharding.operations.audit import recorded
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.topology import Names, brief_channel
 
@@ -76,7 +77,7 @@ def _collect_segments(connection: Any, names: Names, layout: Layout, *, by: str,
             yield Finding(segment.name)
         else:
             moved = remove_segment(connection, names, segment)
-            layout = write(connection, names, layout, {"event": "removed", "segment": segment.name}, by=by)
+            layout = write(connection, names, layout, SegmentRemoved(segment.name), by=by)
             yield Finding(segment.name, moved=moved)
 
 
@@ -114,6 +115,6 @@ def _collect_queues(connection: Any, names: Names, layout: Layout, *, by: str, d
             yield Finding(queue)
         else:
             moved = 0
-            with noted(connection, names, "gc", by=by, result=lambda: "removed", queue=queue):
+            with recorded(connection, names, "gc", by=by, result="removed", facts={"queue": queue}):
                 moved = remove_queue(connection, names, queue)
             yield Finding(queue, moved=moved)

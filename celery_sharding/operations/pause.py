@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from celery_sharding.config import ShardGroup, check_shard
 from celery_sharding.errors import TopologyError
+from celery_sharding.layout.events import Paused, Resumed
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write, write
 from celery_sharding.layout.model import Layout
@@ -67,7 +68,7 @@ def _change(connect: Connect, group: ShardGroup, index: int | None, *, by: str, 
         _check(layout, group.name, index)
         if not (_needs_pause(layout, index) if verb == "pause" else _needs_resume(layout, group.name, index)):
             return False
-        write(connection, names, layout, {"event": verb, "shard": index}, by=by)
+        write(connection, names, layout, Paused(index) if verb == "pause" else Resumed(index), by=by)
         return True
 
 

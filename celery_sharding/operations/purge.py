@@ -18,12 +18,13 @@ from celery_sharding.layout.contents import waiting_tasks
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.notes import noted
+from celery_sharding.operations.audit import recorded
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names, brief_channel
 
 _LOCK_SECONDS = 10.0
+_THROWN_AWAY = "{} messages thrown away"
 
 
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
@@ -47,18 +48,11 @@ def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[s
     """
     done: dict[str, int] = {}
     with _locked(connect, group, index, by=by) as (connection, names, queues):
-        facts = {} if index is None else {"shard": index}
-        with noted(
-            connection,
-            names,
-            "purge",
-            by=by,
-            result=lambda: f"{sum(done.values())} messages thrown away",
-            counts=done,
-            **facts,
-        ):
+        facts = {"counts": done} | ({} if index is None else {"shard": index})
+        with recorded(connection, names, "purge", by=by, result=_THROWN_AWAY.format(0), facts=facts) as operation:
             for queue, has_markers in queues.items():
                 done[queue] = _empty(connection, queue) if has_markers else _purge(connection, group, queue)
+                operation.result = _THROWN_AWAY.format(sum(done.values()))
     return done
 
 

@@ -22,15 +22,15 @@ from celery_sharding.errors import (
     TopologyMismatch,
 )
 from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.events import Drained, Paused, Resumed
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import drained_event, load, write
+from celery_sharding.layout.manifest import load, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import append, read_to_end
 from celery_sharding.topology import Names
 
-PAUSE = {"event": "pause", "shard": None}
-RESUME = {"event": "resume", "shard": None}
+PAUSE, RESUME = Paused(None), Resumed(None)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_writer_on_an_old_layout_changes_nothing_and_is_told(connection, names
     resumed = write(connection, names, layout, RESUME, by="a")
     # When the second, which lost the lock, writes on it
     with pytest.raises(ManifestConflict):
-        write(connection, names, layout, {"event": "pause", "shard": 3}, by="b")
+        write(connection, names, layout, Paused(3), by="b")
     # Then its event is void for every reader, and the next writer goes on
     assert load(connection, names) == resumed
     assert write(connection, names, resumed, PAUSE, by="a").is_paused(3)
@@ -155,7 +155,7 @@ def test_a_writer_on_an_old_layout_changes_nothing_and_is_told(connection, names
 def test_facts_between_two_layout_events_are_no_conflict(connection, names):
     layout = write(connection, names, Layout(), PAUSE, by="a")
     with topology.brief_channel(connection) as channel:
-        append(channel, names.manifest, drained_event("limbo001", names.limbo(1), by="w"))
+        append(channel, names.manifest, Drained("limbo001", names.limbo(1), by="w").as_dict())
 
     assert not write(connection, names, layout, RESUME, by="a").paused
 

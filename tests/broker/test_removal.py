@@ -16,8 +16,9 @@ from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout.cleanup import remove_drained
 from celery_sharding.layout.ensure import ensure_group, find_fault
+from celery_sharding.layout.events import Drained
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import drained_event, load
+from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.operations.gc import Finding, collect
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
@@ -45,7 +46,7 @@ def drain(connection: Connection, names: Names, queues: tuple[str, ...], segment
     with brief_channel(connection) as channel:
         for queue in queues:
             channel.queue_purge(queue)
-            append(channel, names.manifest, drained_event(segment, queue, by="w") | {"at": at})
+            append(channel, names.manifest, Drained(segment, queue, by="w").as_dict() | {"at": at})
 
 
 def left_behind(connection: Connection, names: Names) -> list[str]:

@@ -17,10 +17,11 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
 from celery_sharding.layout.end_markers import CONTROL_HEADER, end_marker
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group, find_fault
+from celery_sharding.layout.events import RECOVER, RESHARD, Drained, StepBegun, SwitchBegun
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import drained_event, load, write
+from celery_sharding.layout.manifest import load, write
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.switch import FLIPS, RECOVER, RESHARD, STEPS, begin_recovery, begin_reshard, carry_on
+from celery_sharding.layout.switch import FLIPS, STEPS, begin_recovery, begin_reshard, carry_on
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names, brief_channel
 
@@ -309,7 +310,7 @@ def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
         if done or last_step > 1:
             layout = carry_on(mine, group, layout, by="w1", last_step=last_step if done else last_step - 1)
         if not done:
-            write(mine, names, layout, {"event": "step", "generation": 2, "step": last_step}, by="w1")
+            write(mine, names, layout, StepBegun(2, last_step), by="w1")
     first.wait_for(5)
     if lost_again:
         delete_exchange(connection, names.ring(2))
@@ -476,8 +477,7 @@ def test_classic_groups_start_and_recover_too(connect, connection, group_name, n
 def test_a_switch_of_a_newer_version_is_left_alone(connect, connection, group, names):
     layout = ensure_group(connect, group, owner="w")
     with GroupLock(connect, names, owner="w9", timeout_seconds=5) as lock, lock.operation() as mine:
-        event = {"event": "switch", "kind": "teleport", "generation": 2, "shards": 4}
-        write(mine, names, layout, event, by="w9")
+        write(mine, names, layout, SwitchBegun("teleport", generation=2, shards=4), by="w9")
 
     with pytest.raises(TopologyError, match="teleport"):
         ensure_group(connect, group, owner="w")
@@ -502,7 +502,7 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
         consumed.append(current.name)
         with brief_channel(connection) as channel:
             for queue in current.queues(names):
-                append(channel, names.manifest, drained_event(current.name, queue, by="w"))
+                append(channel, names.manifest, Drained(current.name, queue, by="w").as_dict())
         layout = load(connection, names, since=layout)
 
     assert consumed == ["limbo001", "g001", "limbo002"]
@@ -535,7 +535,7 @@ def test_a_reshard_that_stops_at_any_step_is_carried_on_by_the_next(
         if done or last_step > 1:
             layout = carry_on(mine, group, layout, by="op", last_step=last_step if done else last_step - 1)
         if not done:
-            write(mine, names, layout, {"event": "step", "generation": 2, "step": last_step}, by="op")
+            write(mine, names, layout, StepBegun(2, last_step), by="op")
     first.wait_for(5)
     for ring in {"": [], "old": [1], "new": [2], "both": [1, 2]}[lost]:
         delete_exchange(connection, names.ring(ring))
@@ -585,7 +585,7 @@ def test_a_ring_lost_in_the_middle_of_a_reshard_puts_what_went_to_limbo_before_t
         layout = carry_on(mine, group, layout, by="op", last_step=1)
         delete_exchange(connection, names.ring(1))
         first.publish(20)
-        layout = write(mine, names, layout, {"event": "step", "generation": 2, "step": 2}, by="op")
+        layout = write(mine, names, layout, StepBegun(2, 2), by="op")
         with brief_channel(mine) as channel:
             STEPS[RESHARD][1](channel, group, layout, layout.switch)
     first.publish(20)
