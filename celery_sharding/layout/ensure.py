@@ -34,7 +34,7 @@ from celery_sharding.errors import (
 from celery_sharding.layout.adoption import adopt_unknown, exists_beyond, first_existing
 from celery_sharding.layout.end_markers import end_segment
 from celery_sharding.layout.events import Created
-from celery_sharding.layout.lock import GroupLock, reachable
+from celery_sharding.layout.lock import GroupLock, LockedLayout, locked_layout, reachable
 from celery_sharding.layout.manifest import load, load_to_write, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
@@ -95,8 +95,15 @@ def ensure_group(
             check_queue_type(group, layout)
             if find_fault(connection, names, layout) is None:
                 return layout
-        with GroupLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock:
-            return _repair(lock, group, owner, log)
+        with locked_layout(
+            connect,
+            group.name,
+            timeout_seconds=lock_seconds,
+            first_node=node,
+            allow_switch=True,
+            allow_undeclared=True,
+        ) as locked:
+            return _repair(locked, group, owner, log)
 
     return _in_turns(look_and_repair, wait_seconds)
 
@@ -122,9 +129,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
                     return
         is_first = False
         with (
-            GroupLock(
-                connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node, deadline=deadline
-            ) as lock,
+            GroupLock(connect, names, timeout_seconds=lock_seconds, first_node=node, deadline=deadline) as lock,
             lock.operation() as connection,
         ):
             looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
@@ -193,27 +198,25 @@ def passes_by_itself(error: ShardingError) -> bool:
     return isinstance(error, OutOfReach | LockLost | ManifestConflict) or bool(error.facts.get("passes"))
 
 
-def _repair(lock: GroupLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
+def _repair(locked: LockedLayout, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
     """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
-    names = Names(group.name)
-    with lock.operation() as connection:
-        layout = load_to_write(connection, names)
-        check_queue_type(group, layout)
-        for _ in range(_ROUNDS_MAX):
-            fault = find_fault(connection, names, layout)
-            if fault is None:
-                return layout
-            before = layout.generation
-            layout = _repair_once(connection, group, layout, by)
-            if layout.generation != before:
-                log.log(
-                    logging.WARNING if before else logging.INFO,
-                    "group %s: %s; its messages go to generation %d (%d shards) from now on",
-                    group.name,
-                    fault,
-                    layout.generation,
-                    layout.shards,
-                )
+    connection, layout = locked.connection, locked.layout
+    check_queue_type(group, layout)
+    for _ in range(_ROUNDS_MAX):
+        fault = find_fault(connection, locked.names, layout)
+        if fault is None:
+            return layout
+        before = layout.generation
+        layout = _repair_once(connection, group, layout, by)
+        if layout.generation != before:
+            log.log(
+                logging.WARNING if before else logging.INFO,
+                "group %s: %s; its messages go to generation %d (%d shards) from now on",
+                group.name,
+                fault,
+                layout.generation,
+                layout.shards,
+            )
     raise TopologyError(
         f"group {group.name!r} could not be made whole: {fault}; look at the broker's log, and whether someone "
         "deletes its queues or exchanges",

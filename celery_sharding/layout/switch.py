@@ -52,6 +52,7 @@ from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.events import RECOVER, RESHARD, StepBegun, SwitchBegun, SwitchEnded
+from celery_sharding.layout.lock import in_switch
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout, OpenSwitch
 from celery_sharding.rabbitmq.refusals import explained
@@ -77,10 +78,7 @@ def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shar
     """
     group = dataclasses.replace(group, shards=shards)
     if layout.switch is not None or layout.generation == 0 or layout.cut_off:
-        raise TopologyError(
-            f"group {group.name!r} is in the middle of a switch; run `celery shards declare`, then try again",
-            group=group.name,
-        )
+        raise in_switch(group.name)
     if shards == layout.shards:
         raise TopologyError(f"group {group.name!r} has {shards} shards already", group=group.name)
     if paused := sorted(index for index in layout.paused if index is not None):

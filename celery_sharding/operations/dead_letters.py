@@ -27,7 +27,7 @@ from typing import Any
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
-from celery_sharding.layout.lock import GroupLock
+from celery_sharding.layout.lock import GroupLock, not_declared
 from celery_sharding.operations.audit import Operation, recorded
 from celery_sharding.operations.letters import DeadLetter, read_letter, revive
 from celery_sharding.rabbitmq.confirms import ConfirmedBatches
@@ -72,7 +72,7 @@ def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
         TopologyError: The group has no dead-letter queue, or this user may not read it.
         BrokerUnavailable: The broker could not be reached, or was lost.
     """
-    with _locked(connect, Names(group), by="shards dead-letters") as connection, brief_channel(connection) as channel:
+    with _locked(connect, Names(group)) as connection, brief_channel(connection) as channel:
         taken, more = _take(channel, Names(group), limit=limit)
         return Listing(tuple(each.letter for each in taken), more)
 
@@ -98,7 +98,7 @@ def replay(
         Others as for `read_dead`.
     """
     names = Names(group.name)
-    with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
+    with _locked(connect, names) as connection, brief_channel(connection) as source:
         taken = _choose(source, names, ids)
         keyless = [each.letter.id for each in taken if not each.letter.key]
         if keyless and ids is not None:
@@ -140,7 +140,7 @@ def discard(
 ) -> list[DeadLetter]:
     """Throw dead letters away for good, and return them. Arguments and errors as for `replay`."""
     names = Names(group)
-    with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
+    with _locked(connect, names) as connection, brief_channel(connection) as source:
         taken = _choose(source, names, ids)
         with _recorded(connection, names, "discard", taken, by=by) as operation:
             for done, each in enumerate(taken, start=1):
@@ -159,16 +159,14 @@ class _Taken:
 
 
 @contextlib.contextmanager
-def _locked(connect: Connect, names: Names, *, by: str) -> Iterator[Any]:
+def _locked(connect: Connect, names: Names) -> Iterator[Any]:
     try:
         with (
-            GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
+            GroupLock(connect, names, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
             lock.operation() as connection,
         ):
             if not queue_exists(connection, names.dead):
-                raise TopologyError(
-                    f"group {names.group!r} has no dead letters, since it was never declared", group=names.group
-                )
+                raise not_declared(names.group)
             yield connection
     except LockLost as exc:
         raise BrokerUnavailable(

@@ -162,12 +162,12 @@ def test_facts_between_two_layout_events_are_no_conflict(connection, names):
 
 def test_only_one_process_holds_the_lock_and_the_next_gets_it(connect, group_name):
     names = Names(group_name)
-    first = GroupLock(connect, names, owner="a", timeout_seconds=5)
-    second = GroupLock(connect, names, owner="b", timeout_seconds=0.2)
+    first = GroupLock(connect, names, timeout_seconds=5)
+    second = GroupLock(connect, names, timeout_seconds=0.2)
 
     with first, pytest.raises(LockHeld, match=group_name), second:
         pass
-    with GroupLock(connect, names, owner="b", timeout_seconds=5) as lock, lock.channel() as channel:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.channel() as channel:
         assert channel.is_open
 
 
@@ -176,12 +176,12 @@ def test_one_who_waits_gets_the_lock_when_it_is_given_up(connect, group_name):
 
     def wait_for_it() -> None:
         held.wait(10)
-        with GroupLock(connect, names, owner="b", timeout_seconds=20):
+        with GroupLock(connect, names, timeout_seconds=20):
             got.set()
 
     thread = threading.Thread(target=wait_for_it)
     thread.start()
-    with GroupLock(connect, names, owner="a", timeout_seconds=5):
+    with GroupLock(connect, names, timeout_seconds=5):
         held.set()
         assert not got.wait(0.3)
     assert got.wait(20)
@@ -191,14 +191,14 @@ def test_one_who_waits_gets_the_lock_when_it_is_given_up(connect, group_name):
 def test_a_holder_whose_connection_died_can_do_nothing_more(connect, group_name):
     # Given a holder
     names = Names(group_name)
-    with GroupLock(connect, names, owner="a", timeout_seconds=5) as lock:
+    with GroupLock(connect, names, timeout_seconds=5) as lock:
         # When its connection is cut
         lock.connection.transport.sock.close()
         # Then each of its operations fails, the connection is not opened again, and another takes the lock
         for _ in range(2):
             with pytest.raises(TopologyError, match="lost"), lock.channel():
                 pass
-        other = GroupLock(connect, names, owner="b", timeout_seconds=20)
+        other = GroupLock(connect, names, timeout_seconds=20)
         with other, pytest.raises(TopologyError, match="lost"), lock.channel():
             pass
 
@@ -207,7 +207,7 @@ def test_a_broker_that_is_not_there_is_named_as_such(group_name):
     def connect() -> Connection:
         return Connection("amqp://127.0.0.1:1//")
 
-    lock = GroupLock(connect, Names(group_name), owner="a", timeout_seconds=1)
+    lock = GroupLock(connect, Names(group_name), timeout_seconds=1)
 
     with pytest.raises(BrokerUnavailable, match=group_name), lock:
         pass

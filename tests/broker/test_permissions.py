@@ -117,7 +117,7 @@ def test_nothing_of_the_operators_permissions_can_be_left_out(virtual_host):
 
     def act() -> None:
         connect = lambda: Connection(virtual_host.url(user))  # noqa: E731
-        with GroupLock(connect, NAMES, owner="op", timeout_seconds=5) as lock, lock.operation() as connection:
+        with GroupLock(connect, NAMES, timeout_seconds=5) as lock, lock.operation() as connection:
             write(connection, NAMES, load(connection, NAMES), {"event": "pause", "shard": None}, by="op")
             with brief_channel(connection) as channel:
                 append(channel, NAMES.manifest, Operated("replay", by="op", result="2 replayed").as_dict())

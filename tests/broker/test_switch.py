@@ -305,7 +305,7 @@ def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
     first.start()
     first.wait_for(5)
     delete_exchange(connection, names.ring(1))
-    with GroupLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_recovery(mine, group, load(mine, names), by="w1")
         if done or last_step > 1:
             layout = carry_on(mine, group, layout, by="w1", last_step=last_step if done else last_step - 1)
@@ -327,7 +327,7 @@ def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
 
 def test_a_recovery_that_died_before_the_end_markers_gets_them_from_the_next(connect, connection, group, names):
     ensure_fixed(connect, group, owner="p")
-    with GroupLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_recovery(mine, group, load(mine, names), by="w1")
         carry_on(mine, group, layout, by="w1")
 
@@ -476,7 +476,7 @@ def test_classic_groups_start_and_recover_too(connect, connection, group_name, n
 
 def test_a_switch_of_a_newer_version_is_left_alone(connect, connection, group, names):
     layout = ensure_group(connect, group, owner="w")
-    with GroupLock(connect, names, owner="w9", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         write(mine, names, layout, SwitchBegun("teleport", generation=2, shards=4), by="w9")
 
     with pytest.raises(TopologyError, match="teleport"):
@@ -484,7 +484,7 @@ def test_a_switch_of_a_newer_version_is_left_alone(connect, connection, group, n
 
 
 def test_a_lock_that_is_never_given_up_is_an_error_in_time(connect, group, names):
-    with GroupLock(connect, names, owner="w9", timeout_seconds=5), pytest.raises(LockHeld, match=names.admin):
+    with GroupLock(connect, names, timeout_seconds=5), pytest.raises(LockHeld, match=names.admin):
         ensure_group(connect, group, owner="w", wait_seconds=0.3)
 
 
@@ -513,7 +513,7 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
 
 
 def reshard(connect, group, names, *, shards):
-    with GroupLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         carry_on(mine, group, begin_reshard(mine, group, load(mine, names), shards=shards, by="op"), by="op")
 
 
@@ -530,7 +530,7 @@ def test_a_reshard_that_stops_at_any_step_is_carried_on_by_the_next(
     first = publisher()
     first.start()
     first.wait_for(5)
-    with GroupLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_reshard(mine, group, load(mine, names), shards=7, by="op")
         if done or last_step > 1:
             layout = carry_on(mine, group, layout, by="op", last_step=last_step if done else last_step - 1)
@@ -580,7 +580,7 @@ def test_a_ring_lost_in_the_middle_of_a_reshard_puts_what_went_to_limbo_before_t
     ensure_group(connect, group, owner="w1")
     first = publisher()
     first.publish(20)
-    with GroupLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_reshard(mine, group, load(mine, names), shards=7, by="op")
         layout = carry_on(mine, group, layout, by="op", last_step=1)
         delete_exchange(connection, names.ring(1))
@@ -590,7 +590,7 @@ def test_a_ring_lost_in_the_middle_of_a_reshard_puts_what_went_to_limbo_before_t
             STEPS[RESHARD][1](channel, group, layout, layout.switch)
     first.publish(20)
     if dies_again:
-        with GroupLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+        with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
             carry_on(mine, group, load(mine, names), by="w1", last_step=FLIPS[RECOVER])
         first.publish(20)
     # When a worker comes
