@@ -21,9 +21,9 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
@@ -45,7 +45,11 @@ _BATCH = 200
 _NOTED_IDS_MAX = 100
 _DONE = "{} of {} done"
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Is told how far a replay is."""
+
+    def note(self, done: int, of: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +87,14 @@ def replay(
     ids: Collection[str] | None,
     *,
     by: str,
-    on_progress: Progress | None = None,
+    progress: Progress | None = None,
 ) -> list[DeadLetter]:
     """Publish dead letters to their group again, and return them in the order in which that was done.
 
     Args:
         ids: Of the letters; None for all that have a key.
         by: Who does it, for the group's history.
-        on_progress: Called with how many are done, and of how many.
+        progress: Told of each batch.
 
     Raises:
         DeadLetterError: There is no such letter, or it has no key; none was replayed.
@@ -119,8 +123,8 @@ def replay(
                     source.basic_ack(each.tag)
                 done += stored
                 operation.result = _DONE.format(len(done), len(taken))
-                if on_progress is not None:
-                    on_progress(len(done), len(taken))
+                if progress is not None:
+                    progress.note(len(done), len(taken))
                 if len(stored) < len(batch):
                     raise TopologyError(
                         f"the broker did not store {len(batch) - len(stored)} of the letters; they are still there. "
