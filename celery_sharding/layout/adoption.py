@@ -14,8 +14,10 @@ from celery_sharding.layout.events import RECOVER, SwitchBegun
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.switch import FLIPS, carry_on
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.queues import existing_queues, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 # Each takes a channel of the connection, and brokers may allow few.
 _LOOKS_AT_ONCE = 16
@@ -70,7 +72,7 @@ def exists_beyond(connection: Opener, names: Names, layout: Layout, ahead: int =
 def first_existing(connection: Opener, queues: Sequence[str]) -> int | None:
     """Return the position of the first of `queues` that exists."""
     for start in range(0, len(queues), _LOOKS_AT_ONCE):
-        existing = topology.existing_queues(connection, queues[start : start + _LOOKS_AT_ONCE])
+        existing = existing_queues(connection, queues[start : start + _LOOKS_AT_ONCE])
         if existing:
             return queues.index(existing[0])
     return None
@@ -83,6 +85,6 @@ def _next_shards(names: Names, layout: Layout, ahead: int) -> list[str]:
 
 def _count_existing(connection: Opener, names: Names, generation: int) -> int:
     count = 0
-    while topology.queue_exists(connection, names.shard(generation, count)):
+    while queue_exists(connection, names.shard(generation, count)):
         count += 1
     return count

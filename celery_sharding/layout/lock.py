@@ -30,9 +30,10 @@ from kombu.exceptions import OperationalError
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, TopologyError
 from celery_sharding.layout.manifest import load_to_write
 from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
 from celery_sharding.rabbitmq.refusals import explain_connecting, explained
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
 

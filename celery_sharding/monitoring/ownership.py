@@ -17,8 +17,9 @@ from typing import Any
 
 from celery_sharding.errors import LogError
 from celery_sharding.journal.events import ShardVitals, Vitals
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.streams import Event, read_backwards
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 FRESH_SECONDS = 5.0
 # Over how long rates are measured.

@@ -23,8 +23,9 @@ from celery_sharding.monitoring.management import Management, QueueFacts
 from celery_sharding.monitoring.ownership import Ownership, read_ownership
 from celery_sharding.monitoring.shard_state import Known, derive_flow, derive_lag, derive_state
 from celery_sharding.monitoring.status import GroupStatus, Kind, SegmentStatus, ShardStatus, Snapshot
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.queues import count_queues
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 
 def read_snapshot(connection: Opener, groups: Iterable[str], *, management: Management | None = None) -> Snapshot:

@@ -10,8 +10,9 @@ from typing import Any
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.events import Operated
 from celery_sharding.layout.manifest import load_to_write
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.streams import append
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 
 class Operation:

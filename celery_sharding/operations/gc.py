@@ -15,8 +15,9 @@ from celery_sharding.layout.contents import existing_queues
 from celery_sharding.layout.lock import LockedLayout, locked_layout
 from celery_sharding.layout.model import Segment
 from celery_sharding.operations.audit import recorded
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
-from celery_sharding.topology import brief_channel
+from celery_sharding.rabbitmq.queues import count_consumers
 
 # Shorter than a worker waits, since somebody asks; longer than a message is on its way inside the broker.
 KEEP_SECONDS = 5.0
@@ -55,7 +56,7 @@ def _collect_queues(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator
     for queue in existing_queues(connection, names, layout):
         if queue not in prefixes and queue.rpartition(".")[0] not in prefixes:
             continue
-        if topology.count_consumers(connection, queue):
+        if count_consumers(connection, queue):
             yield Removal(queue, "not in the chain, but somebody consumes it")
         elif dry_run:
             yield Removal(queue)

@@ -15,13 +15,14 @@ next generation. A reshard is refused while single shards are paused.
 
 from __future__ import annotations
 
-from celery_sharding.config import ShardGroup, check_shard
+from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.events import Paused, Resumed
 from celery_sharding.layout.lock import locked_layout, not_declared
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.shard_names import check_shard
 
 _LOCK_SECONDS = 15.0
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_sharding import topology
-from celery_sharding.config import check_shard
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.contents import waiting_tasks
 from celery_sharding.layout.lock import LockedLayout, locked_layout
 from celery_sharding.operations.audit import recorded
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import brief_channel
+from celery_sharding.shard_names import check_shard
 
 _THROWN_AWAY = "{} messages thrown away"
 
@@ -25,7 +25,7 @@ _THROWN_AWAY = "{} messages thrown away"
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
     """Return by queue how much `purge` would throw away; a hint. Errors as for `purge`."""
     with locked_layout(connect, group) as locked:
-        return {queue: topology.count_ready(locked.connection, queue) or 0 for queue in _find_queues(locked, index)}
+        return {queue: count_ready(locked.connection, queue) or 0 for queue in _find_queues(locked, index)}
 
 
 def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[str, int]:
@@ -68,7 +68,7 @@ def _find_queues(locked: LockedLayout, index: int | None) -> dict[str, bool]:
     queues: dict[str, bool] = {}
     for segment in layout.segments[:-1]:
         queues |= {queue: True for queue in segment.queues(names) if queue not in segment.drained}
-    consumed = [queue for queue in queues if topology.count_consumers(connection, queue)]
+    consumed = [queue for queue in queues if count_consumers(connection, queue)]
     if consumed:
         raise TopologyError(
             f"group {group!r}: workers are about to finish {', '.join(consumed)}, of an earlier segment; wait until "
@@ -77,7 +77,7 @@ def _find_queues(locked: LockedLayout, index: int | None) -> dict[str, bool]:
         )
     queues |= dict.fromkeys((q for segment in layout.segments[-1:] for q in segment.queues(names)), False)
     queues[names.limbo(layout.limbo)] = False
-    return {queue: markers for queue, markers in queues.items() if topology.queue_exists(connection, queue)}
+    return {queue: markers for queue, markers in queues.items() if queue_exists(connection, queue)}
 
 
 def _purge(connection: Any, group: str, queue: str) -> int:

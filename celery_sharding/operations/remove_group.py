@@ -24,11 +24,13 @@ from celery_sharding.journal.events import Vitals
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.contents import existing_queues, group_exists, holds_tasks
 from celery_sharding.layout.lock import GroupLock, LockedLayout, locked_layout
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.rabbitmq.tail import Tail
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 10.0
 # A message that the broker is routing while the exchange is deleted has reached its queue within this time.
@@ -94,12 +96,12 @@ def _find_waiting(locked: LockedLayout) -> list[str]:
     connection, names, layout = locked.connection, locked.names, locked.layout
     found = []
     for queue in existing_queues(connection, names, layout):
-        if topology.count_consumers(connection, queue):
+        if count_consumers(connection, queue):
             found.append(f"somebody consumes {queue}")
         elif holds_tasks(connection, queue):
-            found.append(f"messages wait in {queue}, about {topology.count_ready(connection, queue) or 1}")
-    if topology.queue_exists(connection, names.dead):
-        if topology.count_consumers(connection, names.dead):
+            found.append(f"messages wait in {queue}, about {count_ready(connection, queue) or 1}")
+    if queue_exists(connection, names.dead):
+        if count_consumers(connection, names.dead):
             found.append(f"somebody consumes {names.dead}")
         with brief_channel(connection) as channel:
             letter = channel.basic_get(names.dead)
@@ -118,7 +120,7 @@ def _listen_for_workers(connection: Any, names: Names) -> list[str]:
         if vitals is not None:
             heard.add(vitals.by)
 
-    if topology.queue_exists(connection, names.journal):
+    if queue_exists(connection, names.journal):
         tail = Tail(connection, names.journal, "next", note)
         deadline = time.monotonic() + _LISTEN_SECONDS
         while (left_seconds := deadline - time.monotonic()) > 0:

@@ -19,10 +19,12 @@ from kombu import Connection
 from celery_sharding import ShardGroup, Sharding, topology
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append, read_backwards
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -56,7 +58,7 @@ class Store:
         self._folder = folder
         (folder / "store.py").write_text(APP)
         (folder / "plain.py").write_text(PLAIN_APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         self.env = {"STORE_GROUP": group, "STORE_BROKER": broker_url, "PYTHONPATH": path}
         self.workers: list[WorkerNode] = []
 

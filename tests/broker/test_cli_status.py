@@ -24,10 +24,12 @@ from celery_sharding import ShardGroup, Sharding
 from celery_sharding.cli import shards
 from celery_sharding.journal.events import DeadLettered, Handover, TaskFailed
 from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -249,7 +251,7 @@ class Watching:
 
     def __init__(self, folder: Path, group: str, broker_url: str) -> None:
         (folder / "store.py").write_text(APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         env = {**os.environ, "STORE_GROUP": group, "STORE_BROKER": broker_url, "PYTHONPATH": path}
         # What is started in the background ignores Ctrl-C, and so would what it starts.
         command = ["env", "--default-signal=INT", sys.executable, "-m", "celery", "-A", "store"]

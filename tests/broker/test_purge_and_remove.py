@@ -7,9 +7,7 @@ import time
 
 import amqp
 import pytest
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup, topology
 from celery_sharding.errors import GroupInUse, TopologyError
@@ -18,9 +16,13 @@ from celery_sharding.layout.ensure import ensure_group, find_fault
 from celery_sharding.layout.manifest import load
 from celery_sharding.operations.purge import count_purgeable, purge
 from celery_sharding.operations.remove_group import remove_group
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -166,7 +168,7 @@ def test_a_group_in_use_is_not_removed_and_it_is_said_by_what(shop, connect, con
     layout = load(connection, names)
     assert find_fault(connection, names, layout) is None
     for queue in waiting:
-        assert wait_until(lambda queue=queue: (topology.count_ready(connection, queue) or 0) > 0, timeout_seconds=30)
+        assert wait_until(lambda queue=queue: (count_ready(connection, queue) or 0) > 0, timeout_seconds=30)
 
 
 def test_what_was_on_its_way_when_the_group_was_closed_is_kept_and_the_group_opened_again(

@@ -14,9 +14,10 @@ from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.watcher import View, Watcher
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 pytestmark = pytest.mark.timeout(90)
 
