@@ -5,17 +5,16 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kombu import Connection
-
 from celery_sharding.config import Settings, ShardGroup
 from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.connect import Broker
 
 if TYPE_CHECKING:
     # Publishers go without what only workers need: it takes a third of the time of the import.
     from celery_sharding.worker.log import Log, Poster
 
 
-class Application(Protocol):
+class Application(Broker, Protocol):
     """The Celery app, its configuration, and its broker."""
 
     @property
@@ -23,9 +22,6 @@ class Application(Protocol):
 
     @property
     def settings(self) -> Settings: ...
-
-    def connect(self) -> Connection:
-        """Return a new, unconnected connection to the broker."""
 
 
 class Backing(Protocol):

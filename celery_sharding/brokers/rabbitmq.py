@@ -13,8 +13,7 @@ from celery_sharding.layout.model import Layout
 from celery_sharding.publish.publisher import Publisher
 
 if TYPE_CHECKING:
-    from celery_sharding.worker.log import Poster
-    from celery_sharding.worker.log_writer import LogWriter
+    from celery_sharding.worker.log import Log, Poster
 
 
 class RabbitBacking:
@@ -23,7 +22,7 @@ class RabbitBacking:
     has_logs = True
 
     def __init__(self, application: Application) -> None:
-        self._connect = application.connect
+        self._application = application
         settings = application.settings
         self._publisher = Publisher(
             application.connect,
@@ -34,9 +33,10 @@ class RabbitBacking:
         self.publish = self._publisher.publish
 
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
-        layout = ensure_group(self._connect, group, owner=owner, known=known)
+        connect = self._application.connect
+        layout = ensure_group(connect, group, owner=owner, known=known)
         if known is not None:  # not while a worker starts
-            remove_drained(self._connect, group.name, owner=owner, known=layout)
+            remove_drained(connect, group.name, owner=owner, known=layout)
         return layout
 
     def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
@@ -45,7 +45,9 @@ class RabbitBacking:
     def require_logs(self, what: str) -> None:
         """Nothing: they are there."""
 
-    def open_log(self, calls: Poster, *, inline: AbstractContextManager[None] | None) -> LogWriter:
-        from celery_sharding.worker.log_writer import LogWriter  # as in `base`
+    def open_log(self, calls: Poster, *, inline: AbstractContextManager[None] | None) -> Log:
+        from celery_sharding.worker.log_writer import InlineLogWriter, LogWriter  # as in `base`
 
-        return LogWriter(self._connect, calls, inline=inline)
+        if inline is None:
+            return LogWriter(self._application, calls)
+        return InlineLogWriter(self._application, calls, inline)

@@ -51,7 +51,7 @@ class Confirms(Generic[T]):
     """
 
     def __init__(self, channel: Any, *, mark: str | None = None) -> None:
-        self._channel = channel
+        self.channel = channel
         self._mark = mark
         self._tag = 0
         self._pending: dict[int, _Pending[T]] = {}  # by tag, in ascending order
@@ -69,6 +69,11 @@ class Confirms(Generic[T]):
         return known
 
     @property
+    def next_tag(self) -> int:
+        """The number of the message that is published next."""
+        return self._tag + 1
+
+    @property
     def pending(self) -> list[T]:
         """What the broker has not answered for, in the order of publishing."""
         return [pending.item for pending in self._pending.values()]
@@ -79,7 +84,7 @@ class Confirms(Generic[T]):
         Args:
             timeout: Of the write to the socket, in seconds.
         """
-        channel = self._channel
+        channel = self.channel
         if not channel._confirm_selected:
             # A new channel; or one that py-amqp has opened again after the broker closed it: its tags begin anew. Not
             # waited for, since a broker may be far away.
@@ -108,7 +113,7 @@ class Confirms(Generic[T]):
         if remaining <= 0:
             raise TimeoutError("no confirm in time")
         with cleared_is_lost():
-            self._channel.connection.drain_events(timeout=remaining)
+            self.channel.connection.drain_events(timeout=remaining)
 
     def take_settled(self) -> list[tuple[T, Outcome]]:
         """Take what was answered since the last call, in the order of the answers."""
