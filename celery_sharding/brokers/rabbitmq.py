@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.brokers.base import Application
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout.cleanup import remove_drained
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.layout.model import Layout
+from celery_sharding.publish.message import Application
 from celery_sharding.publish.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -23,13 +23,7 @@ class RabbitBacking:
 
     def __init__(self, application: Application) -> None:
         self._application = application
-        settings = application.settings
-        self._publisher = Publisher(
-            application.connect,
-            lambda name: settings.group(name, needed_by="a published task"),
-            timeout_seconds=settings.publish_timeout_seconds,
-            retry_policy=application.app.conf.task_publish_retry_policy or {},
-        )
+        self._publisher = Publisher(application)
         self.publish = self._publisher.publish
 
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
