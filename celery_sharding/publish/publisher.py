@@ -102,7 +102,7 @@ class Publisher:
         while True:
             link = self._take(call, deadline, fresh=bool(refused or unsent))
             try:
-                answer = self._look(link, call, deadline) or link.send(call.message, deadline=deadline)
+                answer = self._ensure_group(link, call, deadline) or link.send(call.message, deadline=deadline)
             except BaseException:
                 self._discard(link)
                 raise
@@ -175,8 +175,8 @@ class Publisher:
         self._links.add(link)
         return link
 
-    def _look(self, link: Link, call: Call, deadline: float) -> Answer | None:
-        """See once on every link that the group can be published to, and declare it if need be.
+    def _ensure_group(self, link: Link, call: Call, deadline: float) -> Answer | None:
+        """Look once on every link whether the group can be published to, and declare it if not.
 
         Returns:
             The answer to a publish on a link that turned out to be dead; None if all is well.

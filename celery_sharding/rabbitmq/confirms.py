@@ -16,6 +16,7 @@ import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
@@ -39,7 +40,7 @@ class Outcome(enum.Enum):
 @dataclass(slots=True, eq=False)
 class _Pending(Generic[T]):
     item: T
-    identity: tuple[Any, ...]
+    sent: tuple[str, str, amqp.Message]
     is_returned: bool = False
 
 
@@ -56,8 +57,8 @@ class Confirms(Generic[T]):
         self._tag = 0
         self._pending: dict[int, _Pending[T]] = {}  # by tag, in ascending order
         self._settled: list[tuple[T, Outcome]] = []
-        channel.events["basic_ack"].add(self._on_ack)
-        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_ack"].add(partial(self._settle, Outcome.CONFIRMED))
+        channel.events["basic_nack"].add(partial(self._settle, Outcome.NACKED))
         channel.events["basic_return"].add(self._on_return)
 
     @classmethod
@@ -93,7 +94,7 @@ class Confirms(Generic[T]):
             self._tag = 0
             self._pending.clear()
         self._tag += 1
-        self._pending[self._tag] = _Pending(item, self._identify(exchange, key, message))
+        self._pending[self._tag] = _Pending(item, (exchange, key, message))
         # `basic_publish` would wait for each confirm if the application has set `confirm_publish`.
         channel._basic_publish(message, exchange=exchange, routing_key=key, mandatory=True, timeout=timeout)
 
@@ -125,13 +126,7 @@ class Confirms(Generic[T]):
         self._pending.clear()
         self._settled.clear()
 
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, Outcome.CONFIRMED)
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, Outcome.NACKED)
-
-    def _settle(self, tag: int, multiple: bool, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome, tag: int, multiple: bool) -> None:
         tags = list(takewhile(lambda known: known <= tag, self._pending)) if multiple else [tag]
         for known in tags:
             pending = self._pending.pop(known, None)
@@ -143,7 +138,7 @@ class Confirms(Generic[T]):
         # Only noted: its ack follows. Raising here would leave that ack unread.
         identity = self._identify(exchange, key, message)
         for pending in self._pending.values():
-            if pending.identity == identity and not pending.is_returned:
+            if not pending.is_returned and self._identify(*pending.sent) == identity:
                 pending.is_returned = True
                 return
 
