@@ -1,13 +1,13 @@
 """Where and when the calls of one worker run.
 
-With an event loop one thread, the main one, reads the connection and moves the lanes, and a call of another thread
-wakes it. Without, lanes may be moved by any thread, and Celery's own loop runs what reads the connection.
+With an event loop, the main thread reads the connection and moves the lanes, and a call of another thread wakes it.
+Without one, any thread may move lanes, and Celery's own loop runs what reads the connection.
 
     post         where lanes may be moved: in the event loop, or at once
-    call_main    where the connection is read, asked by another thread
-    call_soon    the same, asked by that thread: not within the call that asks
-    call_next    in the next turn of the event loop, not in this one
-    call_after   where lanes may be moved, at its moment: by a timer of our own, since Celery's may be a second late
+    call_main    where the connection is read, from another thread
+    call_soon    the same, from that thread: after the call that asks
+    call_next    in the next turn of the event loop
+    call_after   where lanes may be moved, after some seconds: by our own timer, since Celery's may be a second late
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ class Calls:
         """Run a call where the connection may be read, as soon as Celery's loop comes round."""
         self._consumer.call_soon(call)
         if self._mailbox is not None:
-            # Asked from another such call, or a timer, the loop would wait for something to read first.
+            # Otherwise the loop, if it runs another such call or a timer now, would wait for something to read first.
             self._mailbox.post(_do_nothing)
 
     def call_next(self, call: Callable[[], None]) -> None:
-        """Run a call in the next turn of the event loop, not in this one, whoever asks."""
+        """Run a call in the next turn of the event loop, never in this one."""
         hub = self._consumer.hub
         self.post(lambda: hub.call_soon(call))
 
     def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
-        """Run a call after some seconds, where lanes may be moved, whatever became of the connection meanwhile."""
+        """Run a call after some seconds, where lanes may be moved, even if the connection is gone by then."""
         return self._timer.call_after(seconds, call)
 
     def stop(self) -> None:
-        """Call nothing any more that waits for its moment."""
+        """Drop what waits for its moment."""
         self._timer.stop()
 
 

@@ -26,7 +26,7 @@ _LOG_PATIENCE_SECONDS = 30.0
 
 
 class EmbeddedBacking:
-    """The groups of one app on an embedded broker; safe for threads, and for forks where the broker is a file."""
+    """The groups of one app on an embedded broker; safe for threads, and for forks if the broker is a file."""
 
     has_logs = False
 
@@ -88,8 +88,8 @@ class EmbeddedBacking:
             LockHeld: Another worker consumes the group.
         """
         self._store.lock(group.name, owner=consumer.hostname)
-        # Lanes go on in the thread that handles the pool's results. If it waited there for a slot, which only it can
-        # free, a worker with ordinary tasks beside would stand still for ever. The lanes count their slots themselves.
+        # Lanes move on in the thread that handles the pool's results. If that thread waited for a slot, which only it
+        # can free, a worker that also runs ordinary tasks would hang for ever. The lanes count their slots themselves.
         consumer.pool.putlocks = False
         return ShardConnection(consumer.connection, self._store.channel_class)
 
@@ -142,7 +142,7 @@ class Outlet:
         arranged: ShardGroup | None = None,
         **message: Any,
     ) -> None:
-        """Publish a message; a failed write stored nothing, so it is tried again until the time is over.
+        """Publish a message; a failed write has stored nothing, so it is tried again until the time is over.
 
         Args:
             arranged: The group that the exchange belongs to, made ready first.
