@@ -191,8 +191,6 @@ class Link:
         return self._send(self.channel.prepare_message(b"probe"), "", queue, deadline)
 
     def _send(self, message: Any, exchange: str, key: str, deadline: float) -> Answer:
-        # An earlier message, of unknown outcome, may be answered late.
-        self._confirms.forget()
         try:
             properties = message._serialize_properties()
         except Exception as exc:  # whatever the type of a header raises
@@ -247,6 +245,7 @@ class Link:
         # A blocked connection is kept: the broker processes what it holds when the alarm clears, and the next publish
         # must see that the broker is blocked instead of trying a new connection.
         self.usable = self.blocked and isinstance(error, TimeoutError)
+        self._confirms.forget()  # it may be answered late
         return Answer(Fate.UNKNOWN, error)
 
     def refresh(self, *, deadline: float = 0.0) -> bool:
@@ -257,8 +256,8 @@ class Link:
         """
         try:
             while self._amqp.connected:
-                patience = deadline - time.monotonic() if self.blocked else 0.0
-                if not _readable(self._amqp.sock, max(0.0, patience)):
+                patience = max(0.0, deadline - time.monotonic()) if self.blocked else 0.0
+                if not _is_readable(self._amqp.sock, patience):
                     return True
                 with cleared_is_lost():
                     self._amqp.drain_events(timeout=_CLOSE_SECONDS)
@@ -300,7 +299,7 @@ class Link:
         self._pool.note_blocked(self)
 
 
-def _readable(sock: Any, timeout_seconds: float) -> bool:
+def _is_readable(sock: Any, timeout_seconds: float) -> bool:
     """Say whether the socket has something to read, decrypted bytes in a TLS buffer included."""
     if getattr(sock, "pending", None) is not None and sock.pending():
         return True

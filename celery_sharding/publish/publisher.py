@@ -101,7 +101,9 @@ class Publisher:
         while True:
             link = self._take(call, deadline, fresh=bool(refused or unsent))
             try:
-                answer = self._ensure_group(link, call, deadline) or link.send(call.message, deadline=deadline)
+                is_known = call.message.group in link.groups
+                answer = None if is_known else self._ensure_group(link, call, deadline)
+                answer = answer or link.send(call.message, deadline=deadline)
             except BaseException:
                 self._discard(link)
                 raise
@@ -181,8 +183,6 @@ class Publisher:
             The answer to a publish on a link that turned out to be dead; None if all is well.
         """
         group = call.message.group
-        if group in link.groups:
-            return None
         names = Names(group)
         try:
             with call.timed("looking for the group's exchange"), link.within(deadline) as connection:
