@@ -14,7 +14,7 @@ from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
-from celery_sharding.rabbitmq.pipelining import all_exist, look_for_exchange
+from celery_sharding.rabbitmq.pipelining import Look, all_exist
 from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 PREFIX = "shards."
@@ -204,12 +204,12 @@ def check_queue(connection: Opener, group: ShardGroup, queue: str) -> None:
 
 def fixed_exists(connection: Opener, names: Names) -> bool:
     """Say whether publishers can publish: `shards.<group>` is declared last, so it proves the rest."""
-    return all_exist(connection, look_for_exchange(names.publish, "fanout"))
+    return all_exist(connection, Look(names.publish, "fanout"))
 
 
 def ring_exists(connection: Opener, names: Names, generation: int) -> bool:
     """Say whether the broker still has the ring of `generation`."""
-    return all_exist(connection, look_for_exchange(names.ring(generation), RING_TYPE))
+    return all_exist(connection, Look(names.ring(generation), RING_TYPE))
 
 
 def missing_shards(connection: Opener, names: Names, generation: int, shards: int) -> list[int]:

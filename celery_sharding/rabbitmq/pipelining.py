@@ -12,6 +12,7 @@ py-amqp waits by itself for most answers; how this avoids it was read in 5.4.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,17 +21,19 @@ from amqp import spec
 
 from celery_sharding.rabbitmq.refusals import is_out_of_reach
 
-Look = Callable[[Any], None]
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A question whether an exchange of a type, or a queue, exists."""
 
-def look_for_exchange(name: str, kind: str) -> Look:
-    """Return a look for an exchange, for `exist_at_once`."""
-    return lambda channel: channel.exchange_declare(name, kind, passive=True, nowait=True)
+    name: str
+    exchange_type: str | None = None
 
-
-def look_for_queue(name: str) -> Look:
-    """Return a look for a queue, for `exist_at_once`."""
-    return lambda channel: channel.queue_declare(name, passive=True, nowait=True)
+    def ask(self, channel: Any) -> None:
+        if self.exchange_type is None:
+            channel.queue_declare(self.name, passive=True, nowait=True)
+        else:
+            channel.exchange_declare(self.name, self.exchange_type, passive=True, nowait=True)
 
 
 def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.NotFound | None]:
@@ -61,7 +64,7 @@ def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.No
         channel._callbacks[spec.Channel.Close] = partial(note_refused, number)
         channel._callbacks[spec.Basic.QosOk] = partial(note_there, number)
         channel.send_method(spec.Channel.Open, "s", ("",))
-        look(channel)
+        look.ask(channel)
         # Something that is answered if the channel is still open.
         channel.send_method(spec.Basic.Qos, "lBb", (0, 0, False))
     while len(found) < len(looks):

@@ -13,7 +13,7 @@ from amqp import exceptions as amqp_errors
 from amqp import spec
 
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
-from celery_sharding.rabbitmq.pipelining import all_exist, exist_at_once, look_for_queue
+from celery_sharding.rabbitmq.pipelining import Look, all_exist, exist_at_once
 from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 _AT_ONCE = 100
@@ -21,12 +21,12 @@ _AT_ONCE = 100
 
 def queue_exists(connection: Opener, queue: str) -> bool:
     """Say whether `queue` exists, even if it is out of reach at the moment."""
-    return all_exist(connection, look_for_queue(queue))
+    return all_exist(connection, Look(queue))
 
 
 def existing_queues(connection: Opener, queues: Sequence[str]) -> list[str]:
     """Return which of `queues` exist, even if they are out of reach at the moment."""
-    answers = exist_at_once(connection, [look_for_queue(queue) for queue in queues])
+    answers = exist_at_once(connection, [Look(queue) for queue in queues])
     return [
         queue for queue, refusal in zip(queues, answers, strict=True) if refusal is None or is_out_of_reach(refusal)
     ]
