@@ -29,9 +29,9 @@ from kombu import Connection
 from kombu.transport import sqlalchemy as kombu_sql
 from sqlalchemy.exc import DBAPIError
 
+from celery_sharding.brokers.embedded.broker import ShardMessage, held, mismatch
 from celery_sharding.brokers.embedded.gate import gate
 from celery_sharding.brokers.embedded.ring import bind_shards
-from celery_sharding.brokers.embedded.stores import ShardMessage, held, mismatch
 from celery_sharding.errors import LockHeld, UnsupportedBroker
 from celery_sharding.topology import Names
 
@@ -161,7 +161,7 @@ class SqlShardChannel(SqlChannel):
                 self._settled.popleft()
 
 
-class SqlStore:
+class SqlBroker:
     """One SQLite file."""
 
     errors: tuple[type[Exception], ...] = (DBAPIError,)

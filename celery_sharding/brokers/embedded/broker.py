@@ -10,7 +10,7 @@ from celery_sharding.errors import LockHeld, TopologyMismatch
 from celery_sharding.topology import Names
 
 
-class Store(Protocol):
+class EmbeddedBroker(Protocol):
     """One embedded broker, as this process sees it.
 
     Attributes:
