@@ -28,7 +28,7 @@ from celery_sharding.layout.events import (
 )
 from celery_sharding.layout.model import Layout, OpenSwitch, Segment
 from celery_sharding.layout.protocol import is_known, protocol_of
-from celery_sharding.rabbitmq.events import StreamEvent
+from celery_sharding.rabbitmq.events import DAMAGED, StreamEvent
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
             if isinstance(said, Fact):
                 return _fold_fact(layout, said)
             layout = _fold_change(layout, said)
-        except (KeyError, TypeError, ValueError, OverflowError) as exc:  # JSON's 1e999 is infinite
+        except DAMAGED as exc:
             logger.warning("manifest: the event %r at %d cannot be read (%r)", event.get("event"), offset, exc)
     return dataclasses.replace(layout, offset=offset) if has_base else layout
 

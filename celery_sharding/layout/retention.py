@@ -30,6 +30,7 @@ from typing import Any
 from celery_sharding.layout.fold import fold
 from celery_sharding.layout.model import Layout, OpenSwitch, Segment
 from celery_sharding.layout.protocol import FIELD, is_known, protocol_of
+from celery_sharding.rabbitmq.events import DAMAGED, read_fields, read_whole
 from celery_sharding.rabbitmq.streams import NONCE, Event
 
 logger = logging.getLogger(__name__)
@@ -137,22 +138,15 @@ def _read_state(event: Mapping[str, Any], offset: int) -> Layout | None:
     """
     protocol, through = protocol_of(event), event.get("through")
     try:
-        if not -1 <= _whole(through) < offset:
+        if not -1 <= read_whole(through) < offset:
             raise ValueError(f"at {offset}, and through {through}")
         state = event["state"]
-        return Layout(
-            offset=_whole(state["offset"]),
-            segments=tuple(_read_segment(each) for each in state["segments"]),
-            generation=_whole(state["generation"]),
-            shards=_whole(state["shards"]),
-            limbo=_whole(state["limbo"]),
-            switch=None if state["switch"] is None else _read_switch(state["switch"]),
-            cut_off=bool(state["cut_off"]),
-            paused=frozenset(map(_whole_or_none, state["paused"])),
-            protocol=protocol,
-            through=_whole(through),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        said, switch = state | {"protocol": protocol, "through": through}, state["switch"]
+        if switch is not None:
+            switch = OpenSwitch(**read_fields(OpenSwitch, switch, complete=True))
+        segments = tuple(_read_segment(each) for each in state["segments"])
+        return Layout(**read_fields(Layout, said, complete=True), segments=segments, switch=switch)
+    except DAMAGED as exc:
         if not is_known(protocol) and isinstance(through, int) and -1 <= through < offset:
             return Layout(protocol=protocol, through=through)
         logger.warning("manifest: a snapshot cannot be read (%r)", exc)
@@ -163,42 +157,4 @@ def _read_segment(state: Mapping[str, Any]) -> Segment:
     kind = state["kind"]
     if kind not in ("limbo", "ring"):
         raise ValueError(f"a segment of kind {kind!r}")
-    return Segment(
-        kind=kind,
-        number=_whole(state["number"]),
-        shards=_whole(state["shards"]),
-        queue_type=_text(state["queue_type"]),
-        ended=bool(state["ended"]),
-        drained=frozenset(map(_text, state["drained"])),
-        drained_at=float(state["drained_at"]),
-        reached=frozenset(map(_text, state["reached"])),
-        unfinished=frozenset((_text(queue), _text(key)) for queue, key in state["unfinished"]),
-    )
-
-
-def _read_switch(state: Mapping[str, Any]) -> OpenSwitch:
-    return OpenSwitch(
-        kind=_text(state["kind"]),
-        generation=_whole(state["generation"]),
-        shards=_whole(state["shards"]),
-        limbo=_whole_or_none(state["limbo"]),
-        next_limbo=_whole_or_none(state["next_limbo"]),
-        step=_whole(state["step"]),
-        at=None if state["at"] is None else float(state["at"]),
-    )
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
-def _whole_or_none(value: Any) -> int | None:
-    return None if value is None else _whole(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+    return Segment(kind, **read_fields(Segment, state, complete=True))

@@ -39,7 +39,7 @@ from celery_sharding.layout.manifest import read
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.switch import STEPS
 from celery_sharding.rabbitmq.channels import Opener
-from celery_sharding.rabbitmq.events import StreamEvent
+from celery_sharding.rabbitmq.events import DAMAGED, StreamEvent
 from celery_sharding.rabbitmq.streams import Event
 from celery_sharding.texts import printable
 from celery_sharding.timestamps import format_moment, read_moment
@@ -135,7 +135,7 @@ def to_json(group: str, entries: Iterable[Entry]) -> dict[str, Any]:
 def _parse(event: Event) -> StreamEvent | None:
     try:
         return parse_event(event)
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except DAMAGED:
         return None
 
 
