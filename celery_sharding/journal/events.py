@@ -9,8 +9,8 @@ several messages.
 Nothing here holds a shard key in clear, and task arguments only where a retry changed them (`retry(args=…)`), since the
 message itself is not rewritten.
 
-`parse` returns None for another event, and for one that cannot be read: newer versions, and strangers, may write to
-the streams, too.
+`parse` returns None for another event, and for a damaged one: newer versions, and strangers, may write to the streams,
+too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from celery_sharding.timestamps import read_moment
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What the owner of a shard counted since it took it.
+    """What the owner of a shard has counted since it took it.
 
     Attributes:
         since: When it took the shard, in seconds since the epoch by its clock.
@@ -201,7 +201,7 @@ class RunAnnounced(TimedEvent):
 
 @dataclass(frozen=True, slots=True)
 class RunWithdrawn(TimedEvent):
-    """A run that was announced did not begin, since its shard was given up: `attempts` are left."""
+    """A run that was announced did not begin, since its shard was given up; `attempts` remain."""
 
     name: ClassVar[str] = "withdrawn"
     message_id: str
@@ -251,7 +251,7 @@ class RetryAsked(TimedEvent):
 
 @dataclass(frozen=True, slots=True)
 class Settled(TimedEvent):
-    """A message with recorded attempts is done, and nothing of it need be known any more."""
+    """A message with recorded attempts is done and can be forgotten."""
 
     name: ClassVar[str] = "settled"
     message_id: str

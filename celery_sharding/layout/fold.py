@@ -39,10 +39,10 @@ _LIMBO_STEP = 3
 def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
     """Return the layout after `event`, which stands at `offset` of the manifest.
 
-    A layout event whose base is not `layout.offset` changes nothing: its writer lost the race, the event is void. One
-    that this version does not know, or cannot read, counts as the last, so that those which build on it count, too.
-    Facts may come again and in any order; layout events may come again. An event that counts and asks for a protocol
-    that is not known here changes nothing else, whatever it is called.
+    A layout event whose base is not `layout.offset` is void: its writer lost the race. One that this version does not
+    know, or cannot read, changes nothing but the offset, so that events which build on it count. Facts may be repeated
+    and come in any order; layout events may be repeated. An event that asks for an unknown protocol changes nothing
+    else, whatever its name.
     """
     has_base, is_fact = "base" in event, event.get("event") in FACTS
     if has_base and (event["base"] != layout.offset or offset <= layout.offset):

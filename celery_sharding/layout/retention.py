@@ -1,21 +1,20 @@
-"""What lets the old records of a manifest go: snapshots of the layout, and readers that begin at one.
+"""How old records of a manifest may go: snapshots of the layout, and readers that begin at one.
 
-The manifest keeps its last 32 MB (`topology`). So that the layout never goes with what is older, who has read it to its
-end appends a *snapshot*, once some hundred records came since the last one:
+The manifest keeps its last 32 MB (`topology`). So that the layout never goes with older records, a reader that is at
+the end appends a *snapshot*, once some hundred records came since the last one:
 
     snapshot   {"through": offset, "state": the layout that the records up to that offset fold into}
 
-It needs no lock: the state is a pure function of the log. Who has read all before it passes it over. Who begins where
-older records are missing keeps what it reads until the first snapshot whose `through` is at least the last record that
-is missing, takes its state, and folds what came after `through`. So the layout is the same whatever is missing.
+It needs no lock: the state is a pure function of the log. A reader that has read everything before it ignores it. A
+reader that begins where older records are missing keeps what it reads until the first snapshot whose `through` covers
+all that is missing, takes its state, and folds what came after it. So the layout is the same whatever is missing.
 
-Every reader may be the one that appends it, but for one that does not know the protocol of the group, which could not
-say what the state is. What is not in the state is forgotten with the records: an event that says more than the layout
-holds needs a protocol of its own.
+Any reader may append one, except one that does not know the protocol of the group and so cannot compute the state. What
+is not in the state is forgotten with the records: an event that says more than the layout holds needs a protocol of its
+own.
 
-A record takes about 300 bytes, a nonce included, and a snapshot a few kB, 100 kB in a group of 999 shards. So there are
-at least a hundred snapshots among the records that are kept, and a load each ten seconds for a year, with no worker
-alive, keeps the layout as any other use does.
+A record takes about 300 bytes, a nonce included, and a snapshot a few kB, 100 kB in a group of 999 shards. So at least
+a hundred snapshots are among the records that are kept, even if nobody but a monitor reads the manifest for a year.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from celery_sharding.rabbitmq.streams import NONCE, Event
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot"
-# Records after which somebody appends the next snapshot; each reader draws its own number, so that few do it at once.
+# Records after which a reader appends the next snapshot. Each draws its own number, so that few do it at once.
 EVERY_MIN, EVERY_MAX = 200, 400
 
 
@@ -74,7 +73,7 @@ class Reading:
             return
         found = _read_state(event, offset) if event["event"] == SNAPSHOT else None
         if found is not None:
-            # One that stands for little puts off none that stands for more.
+            # One that covers little does not delay one that covers more.
             self._snapshot_at = max(self._snapshot_at, found.through + 1)
         if self._first is None:
             self._layout = fold(self._layout, offset, event)

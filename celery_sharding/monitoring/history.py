@@ -1,15 +1,15 @@
-"""The history of a group: its manifest as an audit log, one entry for what was done, in words.
+"""The history of a group: its manifest as an audit log, in words.
 
     created, switch, ended, removed, pause, resume, operated     an entry each, where the event stands
     step, switched          the outcome of their switch's entry
     operated once more      the outcome of the operation's entry; without it, nobody knows how that ended
-    drained                 one entry for a segment, when the last of its queues has reported
+    drained                 one entry for a segment, when the last of its queues is drained
     reached, finished       none: they are between the end of a segment and `drained`
-    void events             an entry with the result "void": the group had changed when it was written, so nothing came
-                            of it
+    void events             an entry with the result "void": the group had changed before it was written, so it had no
+                            effect
     unknown events          an entry under their own name: a newer version wrote them
 
-`describe_history` is pure; `read_history` reads the manifest, and changes nothing but for the nonce that marks its end.
+`describe_history` is pure; `read_history` reads the manifest, which appends nothing but the nonce that marks its end.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Entry:
 
 
 def read_history(connection: Opener, group: str, limit: int | None = None) -> list[Entry]:
-    """Return what was done to a group, the oldest first, as far back as the manifest reaches; empty: never declared.
+    """Return what was done to a group, oldest first, as far back as the manifest reaches; empty: never declared.
 
     Args:
         connection: Connected, and not read by an event loop.
-        limit: At most so many, the latest; None for all.
+        limit: Only the latest so many; None: all.
 
     Raises:
         LogError: The manifest could not be read.
@@ -91,7 +91,7 @@ def read_history(connection: Opener, group: str, limit: int | None = None) -> li
 
 
 def describe_history(group: str, events: Iterable[tuple[int, Event]], *, since: Layout | None = None) -> list[Entry]:
-    """Return the entries that the events of a manifest make, from its first one on, or from those behind `since`."""
+    """Return the entries for the events of a manifest, from its first one on, or for those after `since`."""
     layout = since or Layout()
     found: list[Entry] = []
     open_switch: int | None = None  # its place in `found`
@@ -125,7 +125,7 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]], *, since: 
 
 
 def to_json(group: str, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Return a group's history in the shape that programs are promised; moments are ISO 8601 in UTC."""
+    """Return a group's history as JSON for programs; moments are ISO 8601 in UTC."""
     shown = [dataclasses.asdict(entry) for entry in entries]
     for entry in shown:
         entry["at"] = None if entry["at"] is None else format_moment(entry["at"])
