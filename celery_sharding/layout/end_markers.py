@@ -17,7 +17,7 @@ from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.streams import append, publish_confirmed
 from celery_sharding.topology import Names
-from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.wire import END, control_headers
 
 _CONFIRM_SECONDS = 30.0
 
@@ -38,4 +38,4 @@ def end_segment(connection: Opener, names: Names, layout: Layout, segment: Segme
 
 def end_marker(segment: Segment) -> amqp.Message:
     """Return the message that stands behind everything of `segment`."""
-    return amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "end", "segment": segment.name})
+    return amqp.Message(b"", delivery_mode=2, application_headers=control_headers(END, segment=segment.name))

@@ -15,7 +15,7 @@ from kombu import Connection
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
-from celery_sharding.layout.end_markers import CONTROL_HEADER, end_marker
+from celery_sharding.layout.end_markers import end_marker
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group, find_fault
 from celery_sharding.layout.events import RECOVER, RESHARD, Drained, StepBegun, SwitchBegun
 from celery_sharding.layout.lock import GroupLock
@@ -26,6 +26,7 @@ from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names
+from celery_sharding.wire import END, control_of
 
 RECOVERY_STEPS = range(1, len(STEPS["recover"]) + 1)
 RESHARD_STEPS = range(1, len(STEPS["reshard"]) + 1)
@@ -107,7 +108,7 @@ def read_queue(connection: Connection, queue: str, until: amqp.Message | None = 
 
     def take(message: amqp.Message) -> None:
         nonlocal ended
-        if (message.headers or {}).get(CONTROL_HEADER) == "end":
+        if control_of(message.headers or {}) == END:
             ended = True
         elif not ended:
             bodies.append(bytes(message.body).decode())
