@@ -99,11 +99,6 @@ class GroupLock:
     ) -> None:
         self._close()
 
-    @property
-    def connection(self) -> Any:
-        """The lock's connection, for functions that open channels; use it within `operation` only."""
-        return self._connection
-
     @contextlib.contextmanager
     def operation(self) -> Iterator[Any]:
         """Yield the lock's connection for one stretch of work, free of the heartbeat thread.

@@ -63,8 +63,7 @@ class TotalsLog:
         self._words: dict[tuple[str, str], dict[str, _Word]] = {}
         self._heard: dict[tuple[str, str], float] = {}  # when
         self._swept_at = 0.0
-        self._sums: dict[tuple[str, str], _Sum] = {}
-        self._shown: dict[tuple[str, str], Totals] = {}
+        self._totals: dict[tuple[str, str], Totals] = {}
 
     def note(self, group: str, event: Mapping[str, Any]) -> None:
         """Note one event of the journal of `group`; what counts nothing, or is damaged, is ignored."""
@@ -82,13 +81,7 @@ class TotalsLog:
     @property
     def totals(self) -> dict[tuple[str, str], Totals]:
         """By group and shard; the caller's own."""
-        for shard, counted in self._sums.items():
-            if counted.is_new:
-                counted.is_new = False
-                self._shown[shard] = Totals(
-                    dict(counted.counters), tuple(counted.waits), tuple(counted.runs), counted.handovers
-                )
-        return dict(self._shown)
+        return dict(self._totals)
 
     def _sweep(self, now: float) -> None:
         """Forget queues that were not heard of for long, and what was counted in those that are limbos."""
@@ -97,38 +90,39 @@ class TotalsLog:
             del self._heard[place], self._words[place]
             group, label = place[0], shard_label(*place)
             if not label.isdecimal():  # a shard's count goes on in the next generation
-                self._sums.pop((group, label), None)
-                self._shown.pop((group, label), None)
+                self._totals.pop((group, label), None)
 
     def _add(self, group: str, owner: str, queue: str, at: float, said: Counted) -> None:
         place = (group, queue)
         if place not in self._words and at < self._swept_at - _KEEP_SECONDS:
             return  # repeated, and long forgotten
-        counted = self._sums.setdefault((group, shard_label(group, queue)), _Sum())
+        shard = (group, shard_label(group, queue))
+        total = self._totals.setdefault(shard, Totals())
         words = self._words.setdefault(place, {})
         self._heard[place] = max(at, self._heard.get(place, 0.0))
         word = words.get(owner)
         if word is not None and said.since < word.since:
             return  # repeated
+        handovers = total.handovers
         if word is None or said.since > word.since:
             word = _Word(said.since)
             if said.since >= self._since:
                 word.waits = word.runs = _NO_TIMES
-                counted.handovers += 1
+                handovers += 1
             else:
                 word.counters = dict(said.counters)
-            counted.is_new = True
         words.pop(owner, None)
         words[owner] = word
         if len(words) > _OWNERS_MAX:
             del words[next(iter(words))]
+        counters = dict(total.counters)
         for name, count in said.counters.items():
             if (more := count - word.counters.get(name, 0)) > 0:
                 word.counters[name] = count
-                counted.counters[name] = counted.counters.get(name, 0) + more
-                counted.is_new = True
-        word.waits = counted.add_times(counted.waits, word.waits, said.waits)
-        word.runs = counted.add_times(counted.runs, word.runs, said.runs)
+                counters[name] = counters.get(name, 0) + more
+        waits, word.waits = _add_times(total.waits, word.waits, said.waits)
+        runs, word.runs = _add_times(total.runs, word.runs, said.runs)
+        self._totals[shard] = Totals(counters, waits, runs, handovers)
 
 
 def shard_label(group: str, queue: str) -> str:
@@ -148,25 +142,15 @@ class _Word:
     runs: Sequence[float] | None = None
 
 
-@dataclass(slots=True)
-class _Sum:
-    counters: dict[str, int] = field(default_factory=dict)
-    waits: list[float] = field(default_factory=lambda: [*_NO_TIMES])
-    runs: list[float] = field(default_factory=lambda: [*_NO_TIMES])
-    handovers: int = 0
-    is_new: bool = True
-
-    def add_times(
-        self, total: list[float], before: Sequence[float] | None, said: Sequence[float]
-    ) -> Sequence[float] | None:
-        """Add to `total` what `said` has more than `before`, and return what the owner said last."""
-        if not 0 < len(said) <= _TIMES_LENGTH:
-            return before
-        now = [*said, *_NO_TIMES[len(said) :]]
-        if before is not None:
-            if sum(now[1:]) <= sum(before[1:]):
-                return before  # nothing new, or repeated
-            self.is_new = True
-            for index, (new, old) in enumerate(zip(now, before, strict=True)):
-                total[index] += max(0.0, new - old)
-        return now
+def _add_times(
+    total: Sequence[float], before: Sequence[float] | None, said: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float] | None]:
+    """Return `total` and what `said` has more than `before`, and what the owner said last."""
+    if not 0 < len(said) <= _TIMES_LENGTH:
+        return total, before
+    now = (*said, *_NO_TIMES[len(said) :])
+    if before is None:
+        return total, now
+    if sum(now[1:]) <= sum(before[1:]):
+        return total, before  # nothing new, or repeated
+    return tuple(sum_ + max(0.0, new - old) for sum_, new, old in zip(total, now, before, strict=True)), now

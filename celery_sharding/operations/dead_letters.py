@@ -62,11 +62,6 @@ class Listing:
     more: int
 
 
-def list_dead(connect: Connect, group: str, *, limit: int) -> list[DeadLetter]:
-    """Return the first `limit` dead letters of a group. `read_dead` says more."""
-    return list(read_dead(connect, group, limit=limit).letters)
-
-
 def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
     """Read the first `limit` dead letters of a group, which stay where they are.
 

@@ -23,7 +23,7 @@ from celery_sharding.rabbitmq.queues import count_consumers
 KEEP_SECONDS = 5.0
 
 
-def collect(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Removal]:
+def remove_left_behind(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Removal]:
     """Remove what the group has left behind, and return what was found, the oldest first.
 
     Args:
@@ -36,10 +36,10 @@ def collect(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Rem
     """
     with locked_layout(connect, group, allow_switch=True) as locked:
         found = list(remove_segments(locked, by=by, keep_seconds=KEEP_SECONDS, dry_run=dry_run))
-        return found + list(_collect_queues(locked, by=by, dry_run=dry_run))
+        return found + list(_remove_strays(locked, by=by, dry_run=dry_run))
 
 
-def _collect_queues(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator[Removal]:
+def _remove_strays(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator[Removal]:
     """Remove queues and rings with numbers that the manifest has used, outside the chain."""
     connection, names, layout = locked.connection, locked.names, locked.layout
     in_chain = {(segment.kind, segment.number) for segment in layout.segments}

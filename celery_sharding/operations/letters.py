@@ -142,17 +142,9 @@ def letter_to_json(letter: DeadLetter, *, details: bool = False, body: bool = Fa
         details: With headers and properties.
         body: With the body, and the headers that hold arguments; both may be secret.
     """
-    shown: dict[str, Any] = {
-        "id": letter.id,
-        "task_id": letter.task_id,
-        "task": letter.task,
-        "key": letter.key,
-        "queue": letter.queue,
-        "reason": letter.reason,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "dead_at": None if letter.dead_at is None else format_moment(letter.dead_at),
-    }
+    names = ("id", "task_id", "task", "key", "queue", "reason", "error", "attempts")
+    shown = {name: getattr(letter, name) for name in names}
+    shown["dead_at"] = None if letter.dead_at is None else format_moment(letter.dead_at)
     if details:
         hidden = () if body else _ARGUMENTS
         shown["headers"] = {name: _plain(value) for name, value in letter.headers.items() if name not in hidden}
