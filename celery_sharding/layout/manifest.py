@@ -65,9 +65,9 @@ def read(
         reading.note(offset, event)
     if reading.misses is not None:
         raise LogError(
-            f"the manifest of group {names.group!r} begins at record {reading.misses}, and no snapshot in it stands "
-            "for those before: its layout is not known. Its own retention never leaves it so; restore "
-            f"{names.manifest!r}, and do not delete it, for the group would be made anew over queues with messages",
+            f"the manifest of group {names.group!r} begins at record {reading.misses}, and no snapshot covers those "
+            "before it, so the layout is unknown. Its own retention never does that. Restore "
+            f"{names.manifest!r}; if you delete it, the group is declared anew over queues that hold messages",
             stream=names.manifest,
             misses=reading.misses,
         )

@@ -150,7 +150,7 @@ class Management:
     def _get(self, path: str) -> Mapping[str, Any]:
         found = self.get(path)
         if not isinstance(found, Mapping):
-            raise self._unavailable("answers what this version does not know")
+            raise self._unavailable("gives an answer of an unknown shape")
         return found
 
     def _unavailable(self, why: str) -> ManagementUnavailable:
@@ -179,7 +179,7 @@ def _explain_status(code: int) -> str:
     if code in (401, 403):
         return "refuses the user or the password; its user needs the tag 'monitoring' or 'management'"
     if code == 404:
-        return "knows no such thing; is its URL right, and the virtual host, and is the management plugin enabled?"
+        return "has no such path; check its URL, the virtual host, and whether the management plugin is enabled"
     return f"answers with the status {code}"
 
 

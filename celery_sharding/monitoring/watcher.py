@@ -159,7 +159,7 @@ class Watcher:
                 self._fail(exc)
             except Exception as exc:
                 # If the thread ended, the last snapshot would look up to date.
-                logger.exception("the groups cannot be followed")
+                logger.exception("cannot follow the groups")
                 self._fail(exc)
             pause = _PAUSE_FIRST_SECONDS if self._view.snapshot is not before else min(pause * 2, _PAUSE_MAX_SECONDS)
             self._stopped.wait(pause)
@@ -167,7 +167,7 @@ class Watcher:
     def _fail(self, exc: Exception) -> None:
         error = " ".join(str(exc).split()) or type(exc).__name__
         if error != self._view.error:
-            logger.warning("the groups cannot be followed: %s", error)
+            logger.warning("cannot follow the groups: %s", error)
         self._show(dataclasses.replace(self._view, error=error))
 
     def _connect_and_follow(self) -> None:

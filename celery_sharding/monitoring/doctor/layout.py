@@ -100,7 +100,7 @@ def check_layout(patient: Patient) -> Iterator[Finding]:
         return
     switch = layout.switch
     if switch is not None and switch.at is not None and time.time() - switch.at < SWITCH_SECONDS:
-        yield Finding("note", "layout", f"{fault}, but only for a moment so far", "run the doctor again in a minute")
+        yield Finding("note", "layout", f"{fault}, for less than a minute so far", "run the doctor again in a minute")
     else:
         yield Finding("error", "layout", fault, "run `celery shards declare`; running workers repair it by themselves")
 
