@@ -12,7 +12,7 @@ from celery_sharding.cli.groups import check_has_logs, choose_groups, find_shard
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import GroupInUse
 from celery_sharding.layout.cleanup import Removal
-from celery_sharding.operations.gc import collect
+from celery_sharding.operations.gc import remove_left_behind
 from celery_sharding.operations.purge import count_purgeable
 from celery_sharding.operations.purge import purge as purge_shards
 from celery_sharding.operations.remove_group import check_removable, remove_group
@@ -41,7 +41,7 @@ def gc(ctx: click.Context, group: str | None, dry_run: bool) -> None:
             [each.name for each in choose_groups(sharding, None)] if group is None else [name_group(sharding, group)]
         )
         for name in names:
-            found = collect(sharding.connect, name, by=operator_name(), dry_run=dry_run)
+            found = remove_left_behind(sharding.connect, name, by=operator_name(), dry_run=dry_run)
             for line in [_describe(each, dry_run=dry_run) for each in found] or ["nothing is left behind"]:
                 ctx.obj.echo(f"{name}: {line}")
 

@@ -13,7 +13,7 @@ from kombu import Connection
 from celery_sharding.monitoring.health import check_health
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.status import Snapshot
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
 from support.shops import Shop
@@ -107,7 +107,7 @@ def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: Re
     told = {f"{shop.group}-{task}-{number}" for task in ("strict", "strict_ignored") for number in range(3)}
 
     def accounted() -> set[str]:
-        dead = {str(letter.task_id) for letter in list_dead(shop.app.sharding.connect, shop.group, limit=100)}
+        dead = {str(letter.task_id) for letter in read_dead(shop.app.sharding.connect, shop.group, limit=100).letters}
         states = {each for each in told if results.AsyncResult(each).state == "FAILURE"}
         return dead | states
 

@@ -14,7 +14,7 @@ from celery import chord, signature
 from celery.result import AsyncResult
 from kombu import Connection
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
 from support.shops import Shop
 
@@ -93,7 +93,7 @@ def test_a_message_that_is_named_in_its_body_only_has_a_state(shop: Shop) -> Non
     result = shop.app.AsyncResult(task_id)
     assert wait_until(lambda: result.state == "FAILURE", timeout_seconds=40), result.state
     assert "no mapping" in str(result.result)
-    [letter] = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=10)
+    [letter] = read_dead(lambda: Connection(shop.broker_url), shop.group, limit=10).letters
     assert letter.task_id == task_id
 
 

@@ -11,7 +11,7 @@ import amqp
 import pytest
 from kombu import Connection
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
 from support.commands import run_shards
@@ -140,7 +140,7 @@ def test_hostile_messages_are_run_or_dead_letters_and_good_ones_run_in_order(sho
         assert [mark.number for mark in ours if mark.key == key] == sorted(set(numbers)), key
     # and each hostile one is accounted for: it came to an end, or is a dead letter with its reason
     assert wait_until(shop.has_nothing_left, timeout_seconds=60)
-    letters = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=1_000)
+    letters = read_dead(lambda: Connection(shop.broker_url), shop.group, limit=1_000).letters
     assert all(letter.reason for letter in letters)
     told = {str(letter.headers.get("who")) for letter in letters}
     bodies = {letter.body for letter in letters}

@@ -11,7 +11,7 @@ import pytest
 from kombu import Connection
 from kombu.compression import encoders
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
 from support.commands import run_shards
@@ -60,7 +60,7 @@ def test_every_serializer_and_compression_runs_retries_changed_dies_and_is_repla
     found: list[Any] = []
 
     def look() -> bool:
-        found[:] = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=200)
+        found[:] = read_dead(lambda: Connection(shop.broker_url), shop.group, limit=200).letters
         return len(found) >= len(letters)
 
     assert wait_until(look, timeout_seconds=60), len(found)

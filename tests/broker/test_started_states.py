@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
 from support.shops import Shop
@@ -57,7 +57,9 @@ def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
     assert wait_until(shop.has_nothing_left, timeout_seconds=90), worker.output[-3000:]
     # Then each message has run, or is a dead letter, or has failed by its state
     ran = {mark.number for mark in shop.trace.read() if mark.kind == "end"}
-    dead = {str(letter.task_id) for letter in list_dead(lambda: Connection(shop.broker_url), shop.group, limit=100)}
+    dead = {
+        str(letter.task_id) for letter in read_dead(lambda: Connection(shop.broker_url), shop.group, limit=100).letters
+    }
     backend = Celery(backend=results.url, set_as_current=False)
     silent = {task_id for task_id, number in numbers.items() if number not in ran} - dead
 
