@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from kombu import Connection
 
@@ -12,11 +10,12 @@ from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.rabbitmq.connect import open_connection
 from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.topology import Names
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log_writer import LogWriter
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.shard.shard import Shard
+from unit.stand_ins import Clock, Mailbox, Pool
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -31,18 +30,8 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     # Given a shard on a connection whose waits have a limit
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
-    log = LogWriter(lambda: Connection(broker_url), SimpleNamespace(post=run_now), inline=None)
-    runs = Runs(
-        submit=lambda request: None,
-        call_after=lambda seconds, call: None,
-        call_soon=None,
-        bucket_for=lambda name: None,
-        is_alive=lambda: True,
-        slots=lambda: 1,
-        log=log,
-        node="test",
-        states=StateWriter(lambda: None, post=run_now),
-    )
+    log = LogWriter(lambda: Connection(broker_url), Mailbox(), inline=None)
+    runs = Executor(Pool(), Clock(), log, StateWriter(None, Mailbox()), node="test")
     given_up: list[Shard] = []
     with FaultProxy(broker_url) as proxy:
         connection = open_connection(Connection(proxy.url), answer_seconds=1.0)

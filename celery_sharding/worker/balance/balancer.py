@@ -29,6 +29,7 @@ from celery_sharding.worker.balance.plan import Balancer, Member
 from celery_sharding.worker.balance.vitals import describe_owned
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.log import Log
+from celery_sharding.worker.run.delivery import Delivery
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.waits import Waits
 
@@ -56,7 +57,7 @@ class Balancing:
         shards: dict[str, Shard],
         departures: Departures,
         *,
-        lanes: Lanes,
+        lanes: Lanes[Delivery],
         waits: Waits,
         log: Log,
         calls: Calls,

@@ -9,6 +9,7 @@ from celery_sharding.journal.events import ShardVitals
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from celery_sharding.worker.run.delivery import Delivery
     from celery_sharding.worker.run.lanes import Lanes
     from celery_sharding.worker.run.waits import Waits
     from celery_sharding.worker.shard.shard import Shard
@@ -18,7 +19,7 @@ _TIMES_EVERY = 5
 
 
 def describe_owned(
-    shards: Iterable[Shard], lanes: Lanes, waits: Waits, *, node: str, now: float, tick: int, prefetch: int
+    shards: Iterable[Shard], lanes: Lanes[Delivery], waits: Waits, *, node: str, now: float, tick: int, prefetch: int
 ) -> dict[str, ShardVitals]:
     """Return queue → what its owner, this worker, knows of it.
 
@@ -36,7 +37,7 @@ def describe_owned(
             held=len(shard.held),
             running=lanes.running(shard),
             index=shard.index,
-            lag_seconds=_age(next((entry.item.delivery.sent_at for entry in lanes.waiting(shard)), None), now),
+            lag_seconds=_age(next((delivery.sent_at for delivery in lanes.waiting(shard)), None), now),
             prefetch=prefetch,
             behind_seconds=_age(shard.newest_sent_at, now),
             store_waiting=found.for_store,

@@ -33,7 +33,7 @@ from celery_sharding.worker.balance.balancer import Balancing
 from celery_sharding.worker.balance.handover import Departures
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.consume.wanted import find_blocked, find_paused, find_wanted
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import Delivery
@@ -51,7 +51,7 @@ class GroupConsumer:
         group: ShardGroup,
         selection: frozenset[int] | None,
         *,
-        runs: Runs,
+        runs: Executor,
         log: Log,
         receive: Callable[[Delivery], None],
         calls: Calls,

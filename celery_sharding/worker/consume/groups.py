@@ -39,7 +39,7 @@ from celery_sharding.shard_names import Indexes, check_shard, with_shards, witho
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.consume.group import GroupConsumer
 from celery_sharding.worker.consume.wanted import count_wanted
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.run.delivery import Delivery
 
@@ -71,7 +71,7 @@ class Groups:
         backing: Backing,
         selection: dict[str, Indexes],
         *,
-        runs: Runs,
+        runs: Executor,
         log: Log,
         receive: Callable[[Delivery], None],
         calls: Calls,

@@ -6,26 +6,23 @@ manifest knows them, and for a run in this process whose connection was lost, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable
 
 from celery_sharding.keys import key_digest
 from celery_sharding.layout.model import Layout
-from celery_sharding.worker.run.lanes import Entry, Lanes, State
+from celery_sharding.worker.run.delivery import Delivery, State
+from celery_sharding.worker.run.lanes import Lanes
 
-if TYPE_CHECKING:
-    from celery_sharding.worker.run.delivery import Delivery
-
-Gate = Callable[["Delivery"], bool]
+Gate = Callable[[Delivery], bool]
 
 
-def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes) -> Gate | None:
+def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes[Delivery]) -> Gate | None:
     """Return what says whether a message of `segment` may start now; None: all may."""
     unfinished = _unfinished_before(segment, layout)
     orphans = {
-        delivery.key: entry.lane
-        for entry, delivery in _runs_of(group, lanes.in_pool())
-        if entry.state is State.ORPHAN and delivery.shard.segment != segment
+        delivery.key: delivery.lane
+        for delivery in lanes.in_pool()
+        if delivery.state is State.ORPHAN and delivery.shard.group.name == group and delivery.shard.segment != segment
     }
     if not unfinished and not orphans:
         return None
@@ -39,12 +36,6 @@ def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes) -> Gate | N
     return is_free
 
 
-def may_start(entry: Entry) -> bool:
-    """Say whether the gate of its shard lets an entry start now."""
-    gate: Gate | None = entry.source.gate  # type: ignore[attr-defined]
-    return gate is None or gate(entry.item.delivery)
-
-
 def _unfinished_before(segment: str, layout: Layout) -> frozenset[str]:
     found: set[str] = set()
     for earlier in layout.segments:
@@ -52,10 +43,3 @@ def _unfinished_before(segment: str, layout: Layout) -> frozenset[str]:
             return frozenset(found)
         found.update(digest for _, digest in earlier.unfinished)
     return frozenset()
-
-
-def _runs_of(group: str, entries: Iterable[Entry]) -> Iterable[tuple[Entry, Delivery]]:
-    for entry in entries:
-        delivery: Delivery = entry.item.delivery
-        if delivery.shard.group.name == group:
-            yield entry, delivery

@@ -37,7 +37,7 @@ from celery_sharding.worker.shard.segment_end import Ending
 from celery_sharding.worker.shard.segment_gate import Gate
 
 if TYPE_CHECKING:
-    from celery_sharding.worker.executor import Runs
+    from celery_sharding.worker.executor import Executor
     from celery_sharding.worker.log import Log
     from celery_sharding.worker.redelivery.attempts import Attempts
 
@@ -74,7 +74,7 @@ class Shard:
         index: int,
         queue: str,
         *,
-        runs: Runs,
+        runs: Executor,
         log: Log,
         attempts: Attempts,
         receive: Callable[[Delivery], None],
@@ -115,6 +115,18 @@ class Shard:
         """Messages delivered and not acknowledged, by delivery tag, oldest first."""
         return self._deliveries
 
+    @property
+    def label(self) -> str:
+        return f"{self.group.name}/{self.index}"
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Say whether a message is neither acknowledged nor the broker's again."""
+        return self._deliveries.get(delivery.tag) is delivery
+
+    def may_start(self, delivery: Delivery) -> bool:
+        """Say whether the gate of its segment lets a message start now."""
+        return self.gate is None or self.gate(delivery)
+
     def open(self, connection: Any, prefetch: int) -> None:
         """Start consuming, as owner or standby: the broker decides."""
         self._channel = channel = connection.channel()
@@ -154,7 +166,7 @@ class Shard:
         """Before it is given up: take back what was announced and has not begun."""
         # A copy: runs of a thread pool end meanwhile.
         for delivery in list(self._deliveries.values()):
-            self._runs.announcements.withdraw(delivery)
+            self._runs.redeliveries.announcer.withdraw(delivery)
 
     def close(self) -> None:
         """Give the shard up: what is not settled goes back to the broker, in order."""
@@ -294,7 +306,7 @@ class Shard:
             else:
                 self._on_protocol(protocol)
             return
-        delivery = Delivery(message, self, self._runs, raw=raw)
+        delivery = Delivery(message, self, raw=raw)
         self._deliveries[delivery.tag] = delivery
         self.newest_sent_at = delivery.sent_at
         self.count("delivered")
