@@ -52,7 +52,6 @@ from celery_sharding.worker.consume.groups import Groups
 from celery_sharding.worker.consume.receiver import Buckets, Intake
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.run.delivery import DELIVERY
-from celery_sharding.worker.run.in_pool import has_unaccepted, release_orphans, running
 from celery_sharding.worker.run.state_writer import StateWriter
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class ShardsStep(bootsteps.StartStopStep):
             is_stopping=lambda: self._stopping,
         )
         self._prefork = (
-            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: has_unaccepted(self._runs.lanes))
+            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
             if c.hub and has_children
             else None
         )
@@ -215,10 +214,10 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def _release_orphans(self, *, is_flushed: bool) -> None:
         if self._prefork is not None:
-            release_orphans(self._runs.lanes, self._prefork.kill, is_flushed=is_flushed)
+            self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
 
     def _cut_off(self) -> Iterable[int] | None:
-        return None if self._prefork is None else self._prefork.cut_off(running(self._runs.lanes))
+        return None if self._prefork is None else self._prefork.cut_off(self._runs.running())
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""
