@@ -21,6 +21,8 @@ from celery_sharding.worker.executor import Runs
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import Delivery
 from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
 
 GROUP = ShardGroup("orders", shards=1)
@@ -113,21 +115,22 @@ class Worker:
             states=self.states,
             apart=apart,
         )
-        self.shard = Shard(
-            GROUP,
-            "g001",
-            0,
-            "shards.orders.g001.000",
-            runs=self.runs,
-            log=self.log,  # type: ignore[arg-type]
-            attempts=Attempts(None, self.log),  # type: ignore[arg-type]
-            receive=self.deliveries.append,
-            on_cancel=lambda shard: None,
-            on_protocol=lambda protocol: None,
-            call_soon=lambda call: call(),
+        self.attempts = Attempts(None, self.log)  # type: ignore[arg-type]
+        services = WorkerServices(
             node="w@test",
+            log=self.log,  # type: ignore[arg-type]
+            calls=self,  # type: ignore[arg-type]
+            runs=self.runs,
+            receiver=self,
+            has_logs=True,
+            hold_seconds=900.0,
         )
+        place = Place(GROUP, "g001", 0, "shards.orders.g001.000")
+        self.shard = Shard(place, host=self, services=services)  # type: ignore[arg-type]
         self.shard.open(self.channel, 10)
+
+    def receive(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
 
     def deliver(self, task_id: str, *, redelivered: bool = False, payload: Any = None, **headers: Any) -> Delivery:
         tag = len(self.deliveries) + 1
@@ -147,7 +150,7 @@ class Worker:
         )
         message._raw = {"body": b""}
         message._decoded_cache = [[], {}, {}] if payload is None else payload
-        self.shard._on_message(message)
+        self.shard.on_message(message)
         return self.deliveries[-1]
 
     def admit(self, task_id: str, **options: Any) -> ShardRequest:

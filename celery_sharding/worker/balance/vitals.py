@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from celery_sharding.worker.run.lanes import Lanes
-    from celery_sharding.worker.run.waits import Waits
-    from celery_sharding.worker.shard.shard import Shard
+from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.run.waits import Waits
+from celery_sharding.worker.shard.shard import Shard
 
 # Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
 _TIMES_EVERY = 5
 
 
 def describe_owned(
-    shards: Iterable[Shard], lanes: Lanes, waits: Waits, *, now: float, tick: int, prefetch: int
+    shards: Iterable[Shard], runs: Runs, *, now: float, tick: int, prefetch: int
 ) -> dict[str, dict[str, Any]]:
     """Return queue → what its owner knows of it, in seconds and messages.
 
@@ -29,12 +27,12 @@ def describe_owned(
         shard.queue: {
             "index": shard.index,
             "held": len(shard.held),
-            "running": lanes.running(shard),
-            "lag_seconds": _age(next((entry.item.delivery.sent_at for entry in lanes.waiting(shard)), None), now),
+            "running": runs.lanes.running(shard),
+            "lag_seconds": _age(next((entry.item.delivery.sent_at for entry in runs.lanes.waiting(shard)), None), now),
             "prefetch": prefetch,
-            "behind_seconds": _age(shard.newest_sent_at, now),
-            **_waiting(waits, shard),
-            **shard.counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
+            "behind_seconds": _age(shard.tally.newest_sent_at, now),
+            **_waiting(runs.waits, shard),
+            **shard.tally.to_facts(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
         }
         for shard in shards
         if shard.owned
