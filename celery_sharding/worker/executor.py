@@ -145,13 +145,13 @@ class Runs:
     def finish(self, request: Any) -> None:
         """The message is done: acknowledge it and let its lane go on."""
         delivery: Delivery = request.delivery
-        delivery.shard.tally.count("done")
+        delivery.shard.count("done")
         delivery.note_end()
         self._settle(delivery, partial(self._leave, delivery))
 
     def finish_when_gone(self, request: Any) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
-        request.delivery.shard.tally.count("killed")
+        request.delivery.shard.count("killed")
         request.delivery.note_end()
         gone = partial(self._when_gone, request.killed_pid, partial(self._leave, request.delivery))
         self._settle(request.delivery, gone)
@@ -179,7 +179,7 @@ class Runs:
         self._forget_waits(delivery)
         delivery.attempts = 0  # the run has come to an end
         due_at = time.monotonic() + wait_seconds
-        delivery.shard.tally.count("retried")
+        delivery.shard.count("retried")
         delivery.note_end()
         delivery.is_recorded = True
         self._log.append(
@@ -209,7 +209,7 @@ class Runs:
         """The run's process died: run the message again or, if its attempts are used up, make it a dead letter."""
         delivery: Delivery = request.delivery
         delivery.attempts = delivery.attempts or 1
-        delivery.shard.tally.count("lost")
+        delivery.shard.count("lost")
         if delivery.attempts >= delivery.shard.group.max_attempts:
             self.give_up(request, f"lost {delivery.attempts} times", error)
             return
@@ -281,7 +281,7 @@ class Runs:
             return
 
         def held() -> None:
-            delivery.shard.tally.count("unburied")
+            delivery.shard.count("unburied")
             if delivery.entry is not None:
                 self.lanes.hold(delivery.entry)
 
@@ -305,7 +305,7 @@ class Runs:
     def note_failure(self, request: Any, exc: BaseException) -> None:
         """Write to the journal that a task failed for good."""
         shard = request.delivery.shard
-        shard.tally.count("failed")
+        shard.count("failed")
         event = failure_event(
             shard.queue, owner=self._node, task_id=request.id, task=request.name, error=type(exc).__name__
         )

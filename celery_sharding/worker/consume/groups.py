@@ -221,8 +221,8 @@ class Groups:
         """Count what a run under a claim told, if its shard is here."""
         for group in list(self._groups):
             for shard in group.shards.to_list():
-                if f"{group.group.name}/{shard.index}" == notice.shard and shard.owned:
-                    shard.tally.count(notice.what)
+                if shard.label == notice.shard and shard.owned:
+                    shard.count(notice.what)
 
     def release_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""

@@ -69,7 +69,7 @@ class Announcements:
 
     def announce_next(self) -> None:
         """Announce what is about to begin, if half of what was announced ahead has begun."""
-        shards = [shard for shard in list(self._expected) if shard.request_attempts()]
+        shards = [shard for shard in list(self._expected) if shard.knows_attempts()]
         if not shards:
             return
         with self._lock:

@@ -42,7 +42,7 @@ class Judge:
     def judge(self, entry: Entry) -> None:
         """Begin a redelivered message when all that speaks for it is known and recorded; bury it, or let it wait."""
         delivery: Delivery = entry.item.delivery
-        if delivery.shard.request_attempts():
+        if delivery.shard.knows_attempts():
             self._judge(delivery, entry)
         else:
             delivery.shard.attempts.when_complete(partial(self._judge_later, delivery, entry))

@@ -66,7 +66,7 @@ def store_dead_letter(
     task_id = None if delivery.task_id is None else cut(delivery.task_id, ID_CHARACTERS_MAX)
     detail = f" ({error})" if error else ""
     logger.error("%s: task %s[%s] becomes a dead letter: %s%s", delivery.label, task, task_id, reason, detail)
-    delivery.shard.tally.count("dead")
+    delivery.shard.count("dead")
     ours = {
         GROUP_HEADER: delivery.shard.group.name,
         KEY_HEADER: delivery.key,

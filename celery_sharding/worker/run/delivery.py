@@ -89,7 +89,7 @@ class Delivery:
         # Now, since Celery writes to the headers when it makes the request.
         self.message_id = named or _digest(message, shard.queue)
         is_unnamed_again = named is None and self.redelivered
-        self.is_repeat = is_unnamed_again and shard.held.saw_before(self.message_id)
+        self.is_repeat = is_unnamed_again and shard.saw_before(self.message_id)
         self.is_recorded = is_unnamed_again
         self.is_announced = False
         self.is_confirmed = False
@@ -137,7 +137,7 @@ class Delivery:
     @property
     def is_here(self) -> bool:
         """Say whether it is neither acknowledged nor the broker's again."""
-        return self in self.shard.held
+        return self.shard.holds(self)
 
     @property
     def sent_at(self) -> float:
@@ -152,13 +152,13 @@ class Delivery:
         """Note when a run begins, and how long the message waited if it is the first here."""
         now = time.time()
         if not self.begun_at:
-            self.shard.tally.note_wait(now - self.sent_at)
+            self.shard.note_wait(now - self.sent_at)
         self.begun_at = now
 
     def note_end(self) -> None:
         """Note how long the run took that has ended, if there was one."""
         if self.begun_at:
-            self.shard.tally.note_run(time.time() - self.begun_at)
+            self.shard.note_run(time.time() - self.begun_at)
 
     def acknowledge(self, *, gather: bool) -> None:
         """Tell the broker that the message is done, now or with others; without effect if its channel is gone."""

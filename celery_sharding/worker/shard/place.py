@@ -20,3 +20,8 @@ class Place:
     @property
     def names(self) -> Names:
         return Names(self.group.name)
+
+    @property
+    def label(self) -> str:
+        """Its name for people: `orders/3`."""
+        return f"{self.group.name}/{self.index}"
