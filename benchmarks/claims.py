@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from redis import Redis
 from sqlalchemy import text
-from store_servers import Postgres
 
 from benchmarks.results import Row, Setup, limit
-from celery_sharding.dedup.claims import Claimed, Done, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Done
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.redis import RedisStore
+from support.store_servers import Postgres
 
 LEASE_SECONDS, TTL_SECONDS = 60.0, 86_400.0
 RESULT = b"1 result application/json utf-8\nnull"
@@ -34,7 +34,7 @@ class Kept:
     """A store, and how to look at it from its server's side."""
 
     name: str
-    store: Store
+    store: ClaimStore
     fill: Callable[[str, int], None]
     size_bytes: Callable[[], int]
 
@@ -58,7 +58,7 @@ def run(setup: Setup) -> list[Row]:
     return rows
 
 
-def measure(store: Store, count: int) -> float:
+def measure(store: ClaimStore, count: int) -> float:
     """Return the median of claim and commit together, in milliseconds."""
     name, times = uuid.uuid4().hex, []
     for number in range(count):
@@ -71,7 +71,7 @@ def measure(store: Store, count: int) -> float:
     return statistics.median(times) * 1_000
 
 
-def duplicates(store: Store, count: int) -> float:
+def duplicates(store: ClaimStore, count: int) -> float:
     """Return the median time that a duplicate takes to learn that it is one, in milliseconds."""
     key, times = model(store), []
     for _ in range(count):
@@ -83,7 +83,7 @@ def duplicates(store: Store, count: int) -> float:
     return statistics.median(times) * 1_000
 
 
-def model(store: Store) -> str:
+def model(store: ClaimStore) -> str:
     """Finish a claim and return its key."""
     key, owner = f"shop.apply:{uuid.uuid4()}", new_owner(str(uuid.uuid4()))
     claim = store.claim(key, owner=owner, lease_seconds=LEASE_SECONDS, ttl_seconds=TTL_SECONDS)
@@ -107,7 +107,7 @@ def in_redis(setup: Setup) -> Iterator[Kept]:
         try:
             yield Kept(
                 "Redis",
-                RedisStore(lambda: client, prefix=prefix),
+                RedisStore(client, prefix=prefix),
                 fill,
                 lambda: int(client.info("memory")["used_memory"]),
             )

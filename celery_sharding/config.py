@@ -13,40 +13,18 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from celery_sharding.errors import ConfigurationError, UnknownGroup, UnknownShard
+from celery_sharding.errors import ConfigurationError, UnknownGroup
 from celery_sharding.masking import mask_passwords
+from celery_sharding.setting_names import check_names
 
 SHARDS_MAX = 999
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-_SHARD = re.compile(r"(?P<group>.+)[./](?P<index>[0-9]+)")
-
-# What may stand for a shard behind a group's name, though it does not.
-_NUMBERED = re.compile(r"[./:#_ -]+[0-9]*$")
 
 _BUILTIN = "celery."
 
-# Every setting; an unknown name that begins like these is an error.
-SETTINGS = (
-    "sharding_groups",
-    "sharding_routes",
-    "sharding_publish_timeout_seconds",
-    "sharding_heartbeat_seconds",
-    "sharding_consumer_timeout_seconds",
-    "sharding_management_url",
-    "sharding_heartbeat_file",
-)
-_PREFIX = "sharding_"
-# Words of their own, however like ours.
-_SHARING = ("share", "sharing")
-# How like a setting of ours a name must be that does not begin like one, to be taken for a misspelt one.
-_MISSPELT = 0.85
-
-# Shards chosen of a group; None for all.
-Indexes = frozenset[int] | None
 KeyRule = str | Callable[[Mapping[str, Any]], Any]
 
 
@@ -187,123 +165,10 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
     )
 
 
-def check_names(conf: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is said of names that look like settings of ours, but stand outside the app's namespace.
-
-    Under a namespace Celery reads a setting from `CELERY_SHARDING_GROUPS` or from `sharding_groups`, and without one
-    from the latter only. What is written in capitals elsewhere may belong to somebody else.
-
-    Raises:
-        ConfigurationError: A setting of ours is misspelt, or written so that it is never read.
-    """
-    conf.get(SETTINGS[0])  # Celery's, as long as nobody has read it, knows neither its names nor its prefix
-    prefix = getattr(conf, "prefix", None) or ""
-    doubts = []
-    for name in _given_names(conf):
-        stem = name.lower().removeprefix(prefix.lower()).removeprefix("celery_")
-        is_ours = name == name.lower() or stem != name.lower()
-        near = _nearest(stem, cutoff=0.6 if is_ours and stem.startswith(_PREFIX) else _MISSPELT)
-        if near is None and not (is_ours and stem.startswith(_PREFIX)):
-            continue
-        right = near if near is None or not prefix else _like(prefix + near, prefix)
-        if near is not None and name in (near, right):
-            continue
-        if not is_ours and (near in conf or right in conf):
-            continue  # another's, beside ours
-        hint = f"; those of sharding are {', '.join(SETTINGS)}" if right is None else f" (did you mean {right!r}?)"
-        where = f"; the settings of this app begin with {prefix}" if prefix and not is_ours else ""
-        text = f"the setting {name!r} is unknown and has no effect{hint}{where}"
-        if is_ours and stem.startswith("sh") and not stem.startswith(_SHARING):
-            raise ConfigurationError(text)
-        doubts.append(text)
-    return tuple(doubts)
-
-
-def parse_shard(text: str, settings: Settings) -> tuple[ShardGroup, int | None] | None:
-    """Read `orders`, `orders.003` or `orders/3`: the group and the shard's index, None for all; None for no group.
-
-    Raises:
-        UnknownShard: The group has no such shard.
-    """
-    if text in settings.groups:
-        return settings.groups[text], None
-    match = _SHARD.fullmatch(text)
-    if match is None or match["group"] not in settings.groups:
-        return None
-    group, index = settings.groups[match["group"]], int(match["index"])
-    return group, index
-
-
-def check_shard(group: str, index: int, shards: int) -> None:
-    """Raise `UnknownShard` unless `index` is a shard of a group of `shards`."""
-    if not 0 <= index < shards:
-        raise UnknownShard(
-            f"group {group!r} has the shards 0 to {shards - 1}; there is no {group}.{index:03d}",
-            group=group,
-            index=index,
-            shards=shards,
-        )
-
-
-def with_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
-    """Return the selection with one shard more, or with all (None) of the group's `shards`."""
-    if index is None or selected is None:
-        return None
-    more = selected | {index}
-    return None if len(more) >= shards else more
-
-
-def without_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
-    """Return the selection with one shard less, or without any (None) of the group's `shards`."""
-    if index is None:
-        return frozenset()
-    return (frozenset(range(shards)) if selected is None else selected) - {index}
-
-
-def describe_near_miss(name: str, settings: Settings) -> str:
-    """Return what is to be said of a queue's name that is nearly that of a group or shard; "" if it is not."""
-    stem = _NUMBERED.sub("", name.lower())
-    known = {group.lower(): group for group in settings.groups}
-    near = next(
-        iter(difflib.get_close_matches(stem, known, n=1) or difflib.get_close_matches(name.lower(), known, n=1)), ""
-    )
-    if not near:
-        return ""
-    number = name[len(stem) :].strip("./-_:# ")
-    right = f"{known[near]}.{int(number):03d}" if number.isdecimal() else known[near]
-    return f"{name} names no shard group and is taken for an ordinary queue (did you mean {right!r}?)"
-
-
 def suggest(name: object, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known name nearest to `name`, else ""."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _given_names(conf: Any) -> list[str]:
-    """Return the names that may be settings: not Celery's defaults, nor what else is in a module of settings."""
-    *given, defaults = [*conf.maps] if hasattr(conf, "maps") else [conf, {}]
-    names = sorted({name for each in given for name in each if isinstance(name, str) and name not in defaults})
-
-    def is_value(name: str) -> bool:
-        value = next(each[name] for each in given if name in each)
-        return not callable(value) and not isinstance(value, ModuleType)
-
-    return [name for name in names if _may_be_ours(name) and is_value(name)]
-
-
-def _may_be_ours(name: str) -> bool:
-    return "shard" in name.lower() or _nearest(name.lower(), cutoff=_MISSPELT) is not None
-
-
-def _nearest(stem: str, *, cutoff: float) -> str | None:
-    """Return the setting that is called so, or nearly so."""
-    return next(iter(difflib.get_close_matches(stem, SETTINGS, n=1, cutoff=cutoff)), None)
-
-
-def _like(text: str, other: str) -> str:
-    """Return `text` in the case of `other`, as Celery does with its namespace."""
-    return text.upper() if other.isupper() else text.lower()
 
 
 def _read_group(name: str, options: Any) -> ShardGroup:

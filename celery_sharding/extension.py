@@ -30,17 +30,20 @@ from celery.utils.imports import symbol_by_name
 from kombu import Connection
 from kombu.utils.objects import cached_property as amqp_property
 
-from celery_sharding.brokers.base import Backing, open_backing
+from celery_sharding.brokers import open_backing
+from celery_sharding.brokers.base import Backing
 from celery_sharding.celery_hooks.app_settings import mask_settings
 from celery_sharding.celery_hooks.eager import check_eager_calls
 from celery_sharding.celery_hooks.result_backend import name_backend_errors
 from celery_sharding.celery_hooks.worker_start import tell_start_errors
-from celery_sharding.config import Settings, ShardGroup, check_names, read_settings, suggest
+from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
+from celery_sharding.dedup.mark import deduplicated_tasks
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.publish.hook import WatchPublish, send_sharded
 from celery_sharding.publish.patience import patience_seconds
 from celery_sharding.publish.router import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
+from celery_sharding.setting_names import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +194,7 @@ class Sharding:
         Raises:
             NoUsableStore: The result backend can't hold claims.
         """
-        if any(_is_deduplicated(task) for task in self.app.tasks.values()):
+        if deduplicated_tasks(self.app):
             from celery_sharding.dedup.stores import check_tasks
 
             check_tasks(self.app, has_child_processes=has_child_processes)
@@ -268,13 +271,3 @@ def _place(connection: Any) -> tuple[str, int, str]:
     host = connection.hostname or "localhost"
     port = connection.port or connection.transport.default_port or 0
     return ("127.0.0.1" if host == "localhost" else host, int(port), connection.virtual_host or "/")
-
-
-def _is_deduplicated(task: Any) -> bool:
-    """Say whether a task is under `@deduplicate`, without importing what that needs."""
-    function = task.run
-    while function is not None:
-        if hasattr(function, "__deduplicate__"):
-            return True
-        function = getattr(function, "__wrapped__", None)
-    return False

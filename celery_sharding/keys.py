@@ -16,54 +16,79 @@ from uuid import UUID
 
 from celery_sharding.config import KeyRule, suggest
 from celery_sharding.errors import ShardKeyError
+from celery_sharding.texts import plain_text
+from celery_sharding.wire import KEY_HEADER
 
 KEY_BYTES_MAX = 255
 
 
-def key_text(value: object, *, task: str) -> str:
-    """Return `value` as a key.
+def plain_key(value: object) -> str:
+    """Return `value` as the text of a key.
 
     Raises:
-        ShardKeyError: It is no str, int or UUID, is empty, or is longer than 255 bytes of UTF-8.
+        ValueError: It is no str, int or UUID, is empty, or is longer than 255 bytes of UTF-8. The text goes on where
+            the name of the key ends: "is empty".
     """
     if isinstance(value, bool) or not isinstance(value, str | int | UUID):
         found = "None" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"
-        raise ShardKeyError(
-            f"task {task!r}: the shard key is {found}; it must be a str, an int or a UUID, and not a bool. "
-            "Convert it at the call, or give shard_key=…",
-            task=task,
-        )
-    text = _plain_text(value, task=task)
+        raise ValueError(f"is {found}; it must be a str, an int or a UUID, and not a bool. Convert it at the call")
+    # An enum's str() may be "Color.RED" where the serialized argument is "red"; what travels is the plain value.
+    if isinstance(value, str):
+        text = str.__str__(value)
+    elif isinstance(value, UUID):
+        text = str(value)
+    else:
+        try:
+            text = int.__repr__(value)
+        except ValueError as exc:
+            raise ValueError(f"is too large a number: {exc}") from exc
     if not text:
-        raise ShardKeyError(f"task {task!r}: the shard key is empty; every sharded task needs one", task=task)
+        raise ValueError("is empty")
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError as exc:
-        raise ShardKeyError(f"task {task!r}: the shard key {text!r} is not valid text: {exc}", task=task) from exc
+        raise ValueError(f"{text!r} is not valid text: {exc}") from exc
     if size_bytes > KEY_BYTES_MAX:
-        raise ShardKeyError(
-            f"task {task!r}: the shard key {text[:40]!r}… has {size_bytes} bytes of UTF-8, at most {KEY_BYTES_MAX} "
-            "fit a routing key; use a shorter id or a hash of it",
-            task=task,
+        raise ValueError(
+            f"{text[:40]!r}… has {size_bytes} bytes of UTF-8; at most {KEY_BYTES_MAX} are allowed: use a shorter id or "
+            "a hash of it"
         )
     return text
+
+
+def key_text(value: object, *, task: str) -> str:
+    """Return `value` as a shard key.
+
+    Raises:
+        ShardKeyError: As `plain_key` says.
+    """
+    try:
+        return plain_key(value)
+    except ValueError as exc:
+        raise ShardKeyError(f"task {task!r}: the shard key {exc}", task=task) from exc
+
+
+def key_of_message(message: Any, *, exchange: str) -> tuple[str, str | None]:
+    """Return the key of a message on a group's queue, and what is wrong with it; None: a task could be published so.
+
+    What came through the group's `exchange` is in its shard by its routing key, whatever its headers say. A message
+    that was put into the queue by hand may name its key in a header.
+    """
+    info = message.delivery_info or {}
+    key: Any = info.get("routing_key") or ""
+    if info.get("exchange") != exchange:
+        named = (message.headers or {}).get(KEY_HEADER)
+        try:
+            return (plain_key(named) if named else plain_text(key)), None
+        except ValueError as exc:
+            return plain_text(key), f"its header {KEY_HEADER} is no key: it {exc}"
+    text = plain_text(key)
+    return text, None if text == key else "its routing key is not valid UTF-8"
 
 
 def key_digest(key: str) -> str:
     """Return what stands for a key in the logs, which hold no key in clear."""
     return sha256(key.encode()).hexdigest()[:16]
-
-
-def _plain_text(value: str | int | UUID, *, task: str) -> str:
-    # An enum's str() may be "Color.RED" where the serialized argument is "red"; what travels is the plain value.
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, UUID):
-        return str(value)
-    try:
-        return int.__repr__(value)
-    except ValueError as exc:
-        raise ShardKeyError(f"task {task!r}: the shard key is too large a number: {exc}", task=task) from exc
 
 
 class KeyReader:

@@ -12,8 +12,9 @@ from typing import Any
 from celery.app.amqp import Queues
 from kombu.utils.functional import maybe_list
 
-from celery_sharding.config import Indexes, Settings, check_shard, describe_near_miss, parse_shard, without_shards
+from celery_sharding.config import Settings
 from celery_sharding.errors import ConfigurationError
+from celery_sharding.shard_names import Indexes, check_shard, describe_near_miss, parse_shard, without_shards
 
 Selection = dict[str, Indexes]
 

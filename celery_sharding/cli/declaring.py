@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from celery_sharding.brokers.base import process_name
 from celery_sharding.cli.exits import explained
 from celery_sharding.cli.groups import choose_groups, connected, find_sharding, open_backing
 from celery_sharding.cli.tables import align
@@ -15,6 +14,7 @@ from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.monitoring.lines import printable
+from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.topology import Names
 
 

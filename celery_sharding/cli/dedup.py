@@ -13,7 +13,8 @@ import click
 
 from celery_sharding.cli.asking import ask, check_can_ask
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
-from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, Shown, Store
+from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, ClaimStore, Shown
+from celery_sharding.dedup.mark import dedup_options
 from celery_sharding.dedup.owners import is_provably_gone
 from celery_sharding.dedup.purging import purge_expired
 from celery_sharding.dedup.stores import store_for
@@ -97,14 +98,14 @@ def purge(ctx: click.Context) -> None:
     ctx.obj.echo(f"{count} expired claims deleted")
 
 
-def _open_store(ctx: click.Context) -> Store:
+def _open_store(ctx: click.Context) -> ClaimStore:
     store = store_for(ctx.obj.app)
     if store.is_of_one_process:
         raise WrongUsage("this app keeps its claims in the memory of its processes, where no command can see them")
     return store
 
 
-def _find(ctx: click.Context, store: Store, key: str) -> Shown:
+def _find(ctx: click.Context, store: ClaimStore, key: str) -> Shown:
     shown = store.show(key)
     if shown is not None:
         return shown
@@ -118,7 +119,7 @@ def _find(ctx: click.Context, store: Store, key: str) -> Shown:
 
 
 def _scopes(app: Any) -> set[str]:
-    found = {name: getattr(task.run, "__deduplicate__", None) for name, task in app.tasks.items()}
+    found = {name: dedup_options(task) for name, task in app.tasks.items()}
     return {options.scope or name for name, options in found.items() if options is not None}
 
 

@@ -15,7 +15,6 @@ from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
 from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_sharding
 from celery_sharding.cli.rows import format_lag, format_rate, format_store_away
-from celery_sharding.config import check_shard
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.extension import Sharding
 from celery_sharding.monitoring.lines import printable
@@ -25,6 +24,7 @@ from celery_sharding.monitoring.shard_state import STATES
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.snapshot_json import to_json
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
+from celery_sharding.shard_names import check_shard
 from celery_sharding.timestamps import format_moment
 from celery_sharding.topology import Names
 

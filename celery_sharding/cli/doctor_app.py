@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery_sharding.config import Settings
-from celery_sharding.dedup.stores import check_tasks, is_deduplicated, store_for
+from celery_sharding.dedup.mark import deduplicated_tasks
+from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailable
 from celery_sharding.extension import Sharding
 from celery_sharding.monitoring.doctor import Finding
@@ -105,7 +106,7 @@ def _check_time_limits(sharding: Sharding) -> Iterator[Finding]:
 
 
 def _check_claims(app: Any) -> Iterator[Finding]:
-    tasks = sorted(name for name, task in app.tasks.items() if is_deduplicated(task))
+    tasks = deduplicated_tasks(app)
     if not tasks:
         yield Finding("ok", "claims", "no task is deduplicated, so no store is needed")
         return

@@ -44,7 +44,7 @@ def exporter(ctx: click.Context, host: str, port: int) -> None:
         names = [group.name for group in chosen]
         watcher = Watcher(sharding.connect, names, every_seconds=_EVERY_SECONDS, management=management)
         try:
-            server = MetricsServer(ShardCollector(lambda: watcher.view), host=host, port=port)
+            server = MetricsServer(ShardCollector(watcher), host=host, port=port)
         except (OSError, UnicodeError) as exc:
             reason = getattr(exc, "strerror", None) or exc
             raise Unhealthy(f"cannot listen on {host}, port {port}: {reason}") from exc

@@ -16,11 +16,12 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.brokers.base import Backing
 from celery_sharding.cli.exits import WrongUsage
-from celery_sharding.config import ShardGroup, parse_shard
-from celery_sharding.errors import BrokerUnavailable, UnsupportedBroker
+from celery_sharding.config import ShardGroup
+from celery_sharding.errors import BrokerUnavailable
 from celery_sharding.extension import Sharding
 from celery_sharding.layout.contents import group_exists
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
+from celery_sharding.shard_names import parse_shard
 from celery_sharding.topology import Names
 
 NOT_DECLARED = "not declared; run `celery shards declare` or start a worker"
@@ -80,8 +81,7 @@ def open_backing(sharding: Sharding) -> Backing:
 
 def check_has_logs(sharding: Sharding, *, needed_by: str) -> None:
     """Raise `UnsupportedBroker` if the broker is an embedded one, which keeps no logs."""
-    if not open_backing(sharding).has_logs:
-        raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
+    open_backing(sharding).require_logs(f"`shards {needed_by}`")
 
 
 def name_group(sharding: Sharding, name: str) -> str:

@@ -19,22 +19,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_sharding.dedup.claims import Claimed, Done, Running, Store
+from celery_sharding.dedup.body import Body
+from celery_sharding.dedup.claim_row import AlreadyDone
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Running
 from celery_sharding.dedup.complaints import Complaints
 from celery_sharding.dedup.lease import Lease, renewal
 from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, STORE_ANSWERS, tell
 from celery_sharding.dedup.options import Options
 from celery_sharding.dedup.owners import is_provably_gone, new_owner
-from celery_sharding.dedup.results import decode, encode_failure, encode_result
+from celery_sharding.dedup.results import ResultCodec
 from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
-from celery_sharding.dedup.transaction import AlreadyDone
 from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
 from celery_sharding.wire import ASKS_STORE, COMMIT, RUN_ID
@@ -48,8 +49,8 @@ COMMIT_PATIENCE_SECONDS = 5.0
 """For so long a commit is tried again with `on_store_error="fail"`: the work is done, and would be done again."""
 
 
-def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, options: Options) -> Any:
-    """Run `body` under the claim `key`, or return what an earlier run returned.
+def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, task: Any, request: Any) -> Any:
+    """Run `body` under the claim of its key, or return what an earlier run returned.
 
     Args:
         request: `task.request`, which Celery looks up anew each time it is asked for.
@@ -59,28 +60,24 @@ def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, opti
         ClaimHeld: The claim is held by a call around this one, which would wait for itself.
         StoreUnavailable: The store did not answer. `body` has not run, or its commit is unknown.
     """
+    options = body.options
+    key = body.record_key(task, request, args, kwargs)
     outer = current.get()
     if outer is not None and outer.is_held_around(key):
         raise ClaimHeld(f"the task that holds the claim {key!r} called itself with the same key", key=key)
-    app = task.app
+    results = ResultCodec(task.app, key)
     if request.get(COMMIT):
-        return _commit_again(task, request, key, options)
+        return _commit_again(task, request, key, options, results)
     store, outcome = _claim(task, request, key, options)
     if isinstance(outcome, Done):
         logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, request.id, key)
         tell(task, DEDUPLICATED)
-        return decode(app, outcome.result, key=key)
+        return results.decode(outcome.result)
     lease = Lease(store, key, outcome.token, options.lease_seconds)
-    claim = Claim(
-        fencing=outcome.fencing,
-        lease=lease,
-        ttl_seconds=options.ttl_seconds,
-        encode=lambda value: encode_result(app, value, key=key),
-        outer=outer,
-    )
+    claim = Claim(fencing=outcome.fencing, lease=lease, ttl_seconds=options.ttl_seconds, results=results, outer=outer)
     try:
         _keep_alive(lease)
-        return _run(body, task=task, claim=claim, lease=lease, options=options)
+        return _run(body, args, kwargs, task=task, claim=claim, lease=lease, results=results)
     except ClaimLost as exc:
         tell(task, COMMIT_REFUSED)
         if lease.is_lost:
@@ -90,7 +87,7 @@ def run_once(body: Callable[[], Any], *, task: Any, request: Any, key: str, opti
         renewal.remove(lease)
 
 
-def _commit_again(task: Any, request: Any, key: str, options: Options) -> Any:
+def _commit_again(task: Any, request: Any, key: str, options: Options, results: ResultCodec) -> Any:
     """Commit what an earlier try has done, whose commit found no store, and return its result."""
     data, has_effects = request.get(COMMIT)
     token = request.get(RUN_ID)
@@ -105,7 +102,7 @@ def _commit_again(task: Any, request: Any, key: str, options: Options) -> Any:
         tell(task, COMMIT_REFUSED)
         _leave_to_same_task(task, lease, exc)
         raise
-    return decode(task.app, data, key=key)
+    return results.decode(data)
 
 
 def _keep_alive(lease: Lease) -> None:
@@ -116,25 +113,34 @@ def _keep_alive(lease: Lease) -> None:
         raise
 
 
-def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, options: Options) -> Any:
-    app, key = task.app, claim.key
+def _run(
+    body: Body,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    task: Any,
+    claim: Claim,
+    lease: Lease,
+    results: ResultCodec,
+) -> Any:
+    options = body.options
     entered = current.set(claim)
     try:
         try:
-            value = body()
+            value = body.function(*args, **kwargs)
         finally:
             current.reset(entered)
         if claim.already_done is not None:
             raise claim.already_done
-        data = encode_result(app, value, key=key)
+        data = results.encode(value)
     except AlreadyDone as exc:
-        data = exc.result if exc.result is not None else encode_result(app, None, key=key)
-        claim.has_committed_effects = True  # Another run's, but they are this key's: the row is the authority.
+        data = exc.result if exc.result is not None else results.encode(None)
         tell(task, DEDUPLICATED)
-        _commit(task, lease, data, options, has_effects=claim.has_committed_effects)
-        return decode(app, data, key=key)
+        # The effects are another run's, but they are this key's: the row is the authority.
+        _commit(task, lease, data, options, has_effects=True)
+        return results.decode(data)
     except Retry as exc:
-        _give_up(lease, park_seconds=_wait_seconds(exc.when, app) + options.lease_seconds)
+        _give_up(lease, park_seconds=_wait_seconds(exc.when, task.app) + options.lease_seconds)
         raise
     except (Ignore, Reject):
         _give_up(lease)
@@ -144,7 +150,7 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
         if countdown_seconds is not None:
             _give_up(lease, park_seconds=countdown_seconds + options.lease_seconds)
         elif options.remember_failures:
-            data = encode_failure(app, exc, key=key)
+            data = results.encode_failure(exc)
             _commit(task, lease, data, options, has_effects=claim.has_committed_effects)
         elif not _give_up(lease):
             _leave_to_same_task(task, lease, exc)
@@ -156,10 +162,10 @@ def _run(body: Callable[[], Any], *, task: Any, claim: Claim, lease: Lease, opti
     return value
 
 
-def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[Store, Claimed | Done]:
+def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimStore, Claimed | Done]:
     owner = new_owner(request.id, run_id=request.get(RUN_ID))
     evict: str | None = None
-    pause_seconds, told = POLL_SECONDS_MIN, False
+    pauses, told = _pauses(), False
     while True:
         try:
             store = store_for(task.app, eager=bool(request.is_eager))
@@ -194,8 +200,15 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[Store, 
             if not told:
                 logger.debug("%s[%s] waits for the run that holds %s", task.name, request.id, key)
         told = True
-        time.sleep(pause_seconds)
-        pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
+        time.sleep(next(pauses))
+
+
+def _pauses() -> Iterator[float]:
+    """Yield how long to wait before each next try: each time twice as long, at most a second."""
+    seconds = POLL_SECONDS_MIN
+    while True:
+        yield seconds
+        seconds = min(seconds * 2, POLL_SECONDS_MAX)
 
 
 def _bounded(text: str) -> str:
@@ -221,7 +234,7 @@ def _retry_later(task: Any, holder: Running) -> None:
 def _commit(task: Any, lease: Lease, data: bytes, options: Options, *, has_effects: bool) -> None:
     lease.is_settling = True
     give_up_at = time.monotonic() + COMMIT_PATIENCE_SECONDS
-    pause_seconds = POLL_SECONDS_MIN
+    pauses = _pauses()
     while True:
         try:
             is_done = lease.store.commit(lease.key, lease.token, result=data, ttl_seconds=options.ttl_seconds)
@@ -232,8 +245,7 @@ def _commit(task: Any, lease: Lease, data: bytes, options: Options, *, has_effec
             if options.on_store_error == "wait" and may_wait_in_lane(task.request):
                 raise WaitInLane(STORE, _bounded(str(exc)), run_id=lease.token, commit=(data, has_effects)) from None
             complaints.say("commit", "the commit of %s is tried again: %s", lease.key, exc)
-        time.sleep(pause_seconds)
-        pause_seconds = min(pause_seconds * 2, POLL_SECONDS_MAX)
+        time.sleep(next(pauses))
     if task.request.get(ASKS_STORE):
         tell(task, STORE_ANSWERS)
     if is_done:

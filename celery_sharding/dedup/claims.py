@@ -105,7 +105,7 @@ class Shown:
     result_bytes: int | None
 
 
-class Store(Protocol):
+class ClaimStore(Protocol):
     """Where claims are kept. All methods are atomic, and safe from any thread and process.
 
     All of them raise `StoreUnavailable` if the store did not answer (whether it acted is unknown then), `StoreRefused`

@@ -19,7 +19,9 @@ from celery.local import Proxy
 
 from celery_sharding.config import KeyRule
 from celery_sharding.dedup.attempt import run_once
-from celery_sharding.dedup.options import Options, check_key, record_key
+from celery_sharding.dedup.body import Body
+from celery_sharding.dedup.mark import ATTRIBUTE, dedup_options
+from celery_sharding.dedup.options import Options
 from celery_sharding.dedup.running import current
 from celery_sharding.errors import ConfigurationError, DeduplicationError
 
@@ -74,22 +76,20 @@ def deduplicate(
     Raises:
         ConfigurationError: An option is wrong, or the decorator stands above `@app.task`.
     """
-    if inspect.isfunction(key) and not _takes_one_argument(key):
-        raise ConfigurationError(f"@deduplicate: key={key.__qualname__} does not take the one mapping of arguments")
+    _check_rule(key)
     if isinstance(function, str) or getattr(function, "__name__", None) == "<lambda>":
         raise ConfigurationError("@deduplicate: the key is given by its name: key=…")
     options = Options(key, ttl_seconds, lease_seconds, on_running, on_store_error, remember_failures, scope)
 
     def decorate(function: F) -> F:
         _check_order(function)
-        return cast(F, _wrap(function, options))
+        return cast(F, _wrap(Body(function, options)))
 
     return decorate if function is None else decorate(function)
 
 
-def _wrap(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    signature = inspect.signature(function)
-    check_key(options, function, signature)
+def _wrap(body: Body) -> Any:
+    function = body.function
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -97,41 +97,28 @@ def _wrap(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
         task = current_task._get_current_object() if bound is None else bound
         request = None if task is None else task.request
         if request is None or request.called_directly or not request.id:
-            return _call_plainly(function, args, kwargs)
+            if current.get() is None:
+                return function(*args, **kwargs)
+            # Called from within another deduplicated task: that one's claim is not this function's.
+            token = current.set(None)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                current.reset(token)
         if bound is None:
-            _check_carrier(task, function, options)
-        key = record_key(
-            options,
-            task_name=task.name,
-            task_id=request.id,
-            signature=signature,
-            args=args,
-            kwargs=kwargs,
-        )
-        return run_once(lambda: function(*args, **kwargs), task=task, request=request, key=key, options=options)
+            _check_carrier(task, body)
+        return run_once(body, args, kwargs, task=task, request=request)
 
-    run.__deduplicate__ = options  # type: ignore[attr-defined]
+    setattr(run, ATTRIBUTE, body.options)
     return run
 
 
-def _call_plainly(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if current.get() is None:
-        return function(*args, **kwargs)
-    # Called from within another deduplicated task: that one's claim is not this function's.
-    token = current.set(None)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        current.reset(token)
-
-
-def _check_carrier(task: Task, function: Callable[..., Any], options: Options) -> None:
-    if getattr(task.run, "__deduplicate__", None) is not options:
-        name = getattr(function, "__qualname__", str(function))
+def _check_carrier(task: Task, body: Body) -> None:
+    if dedup_options(task) is not body.options:
         raise DeduplicationError(
-            f"{name} carries @deduplicate but is called inside the task {task.name} without being a task itself; its "
-            f"claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
-            f"{_right_order(name.rpartition('.')[2])}",
+            f"{body.name} carries @deduplicate but is called inside the task {task.name} without being a task itself; "
+            f"its claim would be that of {task.name}. (A decorator in between must use functools.wraps.) "
+            f"{_right_order(body.name.rpartition('.')[2])}",
             task=task.name,
         )
 
@@ -149,12 +136,15 @@ def _check_order(function: Any) -> None:
         raise ConfigurationError(f"@deduplicate takes a function, not {function!r}; write @deduplicate(…) above it")
 
 
-def _takes_one_argument(function: Callable[..., Any]) -> bool:
+def _check_rule(key: Any) -> None:
+    if not inspect.isfunction(key):
+        return
     try:
-        inspect.signature(function).bind({})
-    except TypeError:
-        return False
-    return True
+        inspect.signature(key).bind({})
+    except TypeError as exc:
+        raise ConfigurationError(
+            f"@deduplicate: key={key.__qualname__} does not take the one mapping of arguments"
+        ) from exc
 
 
 def _right_order(name: str) -> str:

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.dedup.complaints import Complaints
 from celery_sharding.errors import StoreUnavailable
 
@@ -28,7 +28,7 @@ class Lease:
 
     __slots__ = ("_renewed_at", "is_lost", "is_settling", "key", "seconds", "store", "token")
 
-    def __init__(self, store: Store, key: str, token: str, seconds: float) -> None:
+    def __init__(self, store: ClaimStore, key: str, token: str, seconds: float) -> None:
         self.store = store
         self.key = key
         self.token = token

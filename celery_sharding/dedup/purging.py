@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.dedup.django_transaction import purge_rows
+from celery_sharding.dedup.django_row import purge_rows
 from celery_sharding.dedup.stores import store_for
 
 if TYPE_CHECKING:

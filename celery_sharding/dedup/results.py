@@ -20,53 +20,58 @@ RESULT_BYTES_MAX = 1024 * 1024
 _RESULT, _FAILURE = "result", "failure"
 
 
-def encode_result(app: Any, value: Any, *, key: str) -> bytes:
-    """Return the result `value` of the claim `key` as bytes.
+class ResultCodec:
+    """The results of the claim `key`, as the backend of `app` serializes them."""
 
-    Raises:
-        DeduplicationError: It is larger than 1 MiB.
-    """
-    if isinstance(value, ResultBase) and app.backend.serializer != "pickle":
-        value = value.as_tuple()
-    pydantic = sys.modules.get("pydantic")
-    if pydantic is not None and isinstance(value, pydantic.BaseModel):
-        value = value.model_dump(mode="json")  # What Celery's own `pydantic=True` does, around this decorator.
-    return _encode(app, _RESULT, value, key)
+    def __init__(self, app: Any, key: str) -> None:
+        self._app = app
+        self._key = key
 
+    def encode(self, value: Any) -> bytes:
+        """Return a result as bytes.
 
-def encode_failure(app: Any, error: Exception, *, key: str) -> bytes:
-    """Return the failure of the claim `key` as bytes."""
-    return _encode(app, _FAILURE, app.backend.prepare_exception(error), key)
+        Raises:
+            DeduplicationError: It is larger than 1 MiB.
+        """
+        # As the backend has it: to look it up in `app.conf` takes longer than all the rest for None.
+        serializer = self._app.backend.serializer
+        if value is None:
+            return _encoded_none(serializer)
+        if isinstance(value, ResultBase) and serializer != "pickle":
+            value = value.as_tuple()
+        pydantic = sys.modules.get("pydantic")
+        if pydantic is not None and isinstance(value, pydantic.BaseModel):
+            value = value.model_dump(mode="json")  # What Celery's own `pydantic=True` does, around this decorator.
+        return _encoded(_RESULT, value, serializer, self._key)
 
+    def encode_failure(self, error: Exception) -> bytes:
+        """Return a failure as bytes."""
+        backend = self._app.backend
+        return _encoded(_FAILURE, backend.prepare_exception(error), backend.serializer, self._key)
 
-def decode(app: Any, data: bytes, *, key: str) -> Any:
-    """Return the value that a finished run of the claim `key` returned, or raise the error that it raised.
+    def decode(self, data: bytes) -> Any:
+        """Return the value that a finished run returned, or raise the error that it raised.
 
-    Raises:
-        DamagedRecord: The bytes cannot be read.
-    """
-    try:
-        header, _, payload = data.partition(b"\n")
-        version, kind, content_type, encoding = header.decode("ascii").split(" ")
-        if version != "1" or kind not in (_RESULT, _FAILURE):
-            raise ValueError(f"unknown format {header[:80]!r}")
-        accept = prepare_accept_content(app.conf.result_accept_content or app.conf.accept_content)
-        value = loads(payload, content_type, encoding, accept=accept)
-    except (ValueError, DecodeError, ContentDisallowed, SerializationError) as exc:
-        raise DamagedRecord(
-            f"the stored result of {key!r} cannot be read ({exc}); it was kept. Upgrade celery-sharding if a newer "
-            "version wrote it, check result_accept_content, else let `celery shards dedup forget` it",
-            key=key,
-        ) from exc
-    if kind == _FAILURE:
-        raise app.backend.exception_to_python(value)
-    return value
-
-
-def _encode(app: Any, kind: str, value: Any, key: str) -> bytes:
-    # As the backend has it: to look it up in `app.conf` takes longer than all the rest for None.
-    serializer = app.backend.serializer
-    return _encoded_none(serializer) if value is None else _encoded(kind, value, serializer, key)
+        Raises:
+            DamagedRecord: The bytes cannot be read.
+        """
+        conf = self._app.conf
+        try:
+            header, _, payload = data.partition(b"\n")
+            version, kind, content_type, encoding = header.decode("ascii").split(" ")
+            if version != "1" or kind not in (_RESULT, _FAILURE):
+                raise ValueError(f"unknown format {header[:80]!r}")
+            accept = prepare_accept_content(conf.result_accept_content or conf.accept_content)
+            value = loads(payload, content_type, encoding, accept=accept)
+        except (ValueError, DecodeError, ContentDisallowed, SerializationError) as exc:
+            raise DamagedRecord(
+                f"the stored result of {self._key!r} cannot be read ({exc}); it was kept. Upgrade celery-sharding if a "
+                "newer version wrote it, check result_accept_content, else let `celery shards dedup forget` it",
+                key=self._key,
+            ) from exc
+        if kind == _FAILURE:
+            raise self._app.backend.exception_to_python(value)
+        return value
 
 
 def _encoded(kind: str, value: Any, serializer: str, key: str) -> bytes:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.dedup.django_transaction import commit_with_effects as open_django
+from celery_sharding.dedup.claim_row import AlreadyDone, ClaimRow, ClaimsTable, Effects, commit_with_effects
 from celery_sharding.dedup.lease import Lease
-from celery_sharding.dedup.transaction import AlreadyDone, Effects, commit_with_effects
+from celery_sharding.dedup.results import ResultCodec
 from celery_sharding.errors import DeduplicationError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Claim:
         fencing: int,
         lease: Lease,
         ttl_seconds: float,
-        encode: Callable[[Any], bytes],
+        results: ResultCodec,
         outer: Claim | None,
     ) -> None:
         self.key = lease.key
@@ -42,7 +42,7 @@ class Claim:
         self.already_done: AlreadyDone | None = None
         self.has_committed_effects = False
         self._lease = lease
-        self._encode = encode
+        self._results = results
         self._outer = outer
         self._has_begun = False
 
@@ -89,33 +89,17 @@ class Claim:
             )
         self._has_begun = True
         try:
-            with self._open_transaction(session, using, result, table) as effects:
+            row = ClaimRow(self.key, self._lease.token, self.fencing, self.ttl_seconds)
+            claims_table = _find_claims_table(row, session, using, table)
+            with commit_with_effects(claims_table, row, result=result, results=self._results) as effects:
                 yield effects
         except AlreadyDone as exc:
             self.already_done = exc  # Remembered, should the task swallow it.
             raise
         self.has_committed_effects = True
 
-    def _open_transaction(
-        self, session: Session | None, using: str | None, result: Any, table: Table | None
-    ) -> AbstractContextManager[Effects]:
-        run = {
-            "key": self.key,
-            "token": self._lease.token,
-            "fencing": self.fencing,
-            "ttl_seconds": self.ttl_seconds,
-            "result": result,
-            "encode": self._encode,
-        }
-        if session is None:
-            if table is not None:
-                raise DeduplicationError("claim.transaction() takes table= with a SQLAlchemy session only")
-            return open_django(using or "default", **run)
-        if using is not None or isinstance(session, str):
-            raise DeduplicationError(
-                "claim.transaction() takes a SQLAlchemy session, or using= with the alias of a database of Django's"
-            )
-        return commit_with_effects(session, table=table, **run)
+
+current: ContextVar[Claim | None] = ContextVar("celery_sharding_claim", default=None)
 
 
 def current_claim() -> Claim:
@@ -133,4 +117,17 @@ def current_claim() -> Claim:
     return claim
 
 
-current: ContextVar[Claim | None] = ContextVar("celery_sharding_claim", default=None)
+def _find_claims_table(row: ClaimRow, session: Session | None, using: str | None, table: Table | None) -> ClaimsTable:
+    if session is None:
+        if table is not None:
+            raise DeduplicationError("claim.transaction() takes table= with a SQLAlchemy session only")
+        from celery_sharding.dedup.django_row import DjangoTable
+
+        return DjangoTable(using or "default", row)
+    if using is not None or isinstance(session, str):
+        raise DeduplicationError(
+            "claim.transaction() takes a SQLAlchemy session, or using= with the alias of a database of Django's"
+        )
+    from celery_sharding.dedup.sqlalchemy_row import SessionTable
+
+    return SessionTable(session, row, table)

@@ -16,6 +16,7 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
+from celery_sharding.dedup.mark import dedup_options
 from celery_sharding.wire import SHARD_ATTRIBUTE
 
 STORE, CLAIM = "store", "claim"
@@ -58,8 +59,8 @@ def may_wait_in_lane(request: Any) -> bool:
 
 def waits_for_store(task: Any) -> bool:
     """Say whether runs of `task` wait when the claim store does not answer."""
-    options = getattr(task.run, "__deduplicate__", None)
-    return options is not None and bool(options.on_store_error == "wait")
+    options = dedup_options(task)
+    return options is not None and options.on_store_error == "wait"
 
 
 def hide_waits(logger: logging.Logger) -> None:

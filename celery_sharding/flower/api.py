@@ -1,4 +1,4 @@
-"""The API: `/api/shards[/GROUP[/N]]` to read, and posts to act. Open to whom Flower's own API is.
+"""The API: `GET /api/shards[/GROUP[/N]]` to read, `POST` to act. Flower's own login guards it.
 
 Errors are a line of text: 404 no such group or shard, 409 it cannot be done now, 503 the broker is out of reach,
 401 and 403 as in `actions`.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from base64 import b64decode
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,7 @@ class _Api(BaseApiHandler):
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        # Flower lets scripts of any site use its API, if nobody has to log in: not ours.
+        # Without a login, Flower lets scripts of any site use its API: not ours.
         for name in ("Origin", "Headers", "Methods"):
             self.clear_header(f"Access-Control-Allow-{name}")
 
@@ -92,19 +91,23 @@ class _Action(_Api):
             check_origin(self.request.headers, self.request.host)
         super().prepare()
 
-    async def act(self, action: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+    def perform(self, *arguments: Any, by: str) -> dict[str, Any]:
+        """Do it, signed by `by`, and return what to tell the user. Runs in a thread."""
+        raise NotImplementedError
+
+    async def act(self, *arguments: Any) -> None:
         """Do it in a thread, signed by Flower's user, and send what came of it."""
         if is_read_only(self.application):
             raise Refused(403, "Flower runs in read-only mode")
         by = f"{self._user()} (Flower)"
         logger.info("%s: %s by %s", self.request.path, self.request.method, by)
-        work = partial(action, self.feed.sharding, *arguments, by=by)
+        work = partial(self.perform, *arguments, by=by)
         self.write(await IOLoop.current().run_in_executor(self.application.executor, work))
 
     def _user(self) -> str:
-        """Return the name of who is logged in: OAuth's, else that of the basic authentication that Flower has checked.
+        """Return the user's name: that of OAuth, else that of the basic authentication, which Flower has checked.
 
-        Flower itself keeps but "yes" of the latter.
+        Flower itself keeps no more than "yes" of the latter.
         """
         if isinstance(self.current_user, str):
             return self.current_user
@@ -119,15 +122,21 @@ class PauseApi(_Action):
 
     @web.authenticated
     async def post(self, group: str, index: str | None, verb: str) -> None:
-        await self.act(set_paused, verb, group, None if index is None else int(index))
+        await self.act(verb, group, None if index is None else int(index))
+
+    def perform(self, verb: str, group: str, index: int | None, *, by: str) -> dict[str, Any]:  # type: ignore[override]
+        return set_paused(self.feed.sharding, verb, group, index, by=by)
 
 
 class ReplayApi(_Action):
-    """`POST /api/shards/GROUP/dead-letters/replay`, of all, or of those in a body as `{"ids": ["3f…"]}`."""
+    """`POST /api/shards/GROUP/dead-letters/replay`: all letters, or those in a body `{"ids": ["3f…"]}`."""
 
     @web.authenticated
     async def post(self, group: str) -> None:
-        await self.act(replay, group, self._ids())
+        await self.act(group, self._ids())
+
+    def perform(self, group: str, ids: list[str] | None, *, by: str) -> dict[str, Any]:  # type: ignore[override]
+        return replay(self.feed.sharding, group, ids, by=by)
 
     def _ids(self) -> list[str] | None:
         if not self.request.body:
@@ -137,5 +146,5 @@ class ReplayApi(_Action):
         except (ValueError, KeyError, TypeError):
             ids = None
         if not isinstance(ids, list) or not ids or not all(isinstance(each, str) for each in ids):
-            raise Refused(400, 'the body is empty, for all, or as {"ids": ["3f9c…"]}')
+            raise Refused(400, 'send no body for all letters, or one such as {"ids": ["3f9c…"]}')
         return ids

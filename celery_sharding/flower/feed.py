@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from celery_sharding.config import check_shard
-from celery_sharding.errors import TopologyError, UnsupportedBroker
+from celery_sharding.errors import TopologyError
 from celery_sharding.extension import Sharding
 from celery_sharding.flower.recent import WINDOW_SECONDS, Recent
 from celery_sharding.monitoring.management import open_management
 from celery_sharding.monitoring.snapshot_json import SCHEMA, to_json
 from celery_sharding.monitoring.watcher import Watcher
+from celery_sharding.shard_names import check_shard
 from celery_sharding.timestamps import format_moment
 
 _EVERY_SECONDS = 1.0
@@ -31,8 +31,7 @@ class Feed:
     """
 
     def __init__(self, sharding: Sharding) -> None:
-        if not sharding.backing().has_logs:
-            raise UnsupportedBroker("the page of shards needs RabbitMQ; this app's broker lives in its own processes")
+        sharding.backing().require_logs("the page of shards")
         self.sharding = sharding
         self.recent = Recent()
         self.watcher = Watcher(

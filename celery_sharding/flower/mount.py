@@ -62,7 +62,7 @@ def install(app: Any = None) -> None:
     _check_read_only()
     feed = Feed(_find_sharding(app))
     mount(feed, urls.handlers, urls.settings)
-    register(ShardCollector(lambda: feed.watcher.view))
+    register(ShardCollector(feed.watcher))
     feed.watcher.start()
     atexit.register(feed.watcher.stop)
     _mounted = feed

@@ -7,8 +7,9 @@ gauges are left out, because old ones would look like new ones; counters stay. `
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Protocol
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -24,18 +25,25 @@ _SHARD = ("group", "shard")
 _BOUNDS = (*(str(bound) for bound in BOUNDS_SECONDS), "+Inf")
 
 
-class ShardCollector(Collector):
-    """Metrics of a watcher's `view`, for a registry of prometheus_client; collected in any thread, at once."""
+class ViewSource(Protocol):
+    """What follows the groups: a `Watcher`."""
 
-    def __init__(self, view: Callable[[], View]) -> None:
-        self._view = view
+    @property
+    def view(self) -> View: ...
+
+
+class ShardCollector(Collector):
+    """Metrics of a watcher's view, for a registry of prometheus_client; collected in any thread, at once."""
+
+    def __init__(self, source: ViewSource) -> None:
+        self._source = source
 
     def describe(self) -> Iterator[Metric]:
         """Yield every metric without its values, so that a registry knows the names."""
         return _families((), {}, up=False, age_seconds=None)
 
     def collect(self) -> Iterator[Metric]:
-        view, now = self._view(), time.time()
+        view, now = self._source.view, time.time()
         age_seconds = None if view.snapshot is None else max(0.0, now - view.snapshot.taken_at)
         up = view.snapshot is not None and not view.why_stale(now)
         groups = view.snapshot.groups if view.snapshot is not None and up else ()

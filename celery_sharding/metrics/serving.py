@@ -1,13 +1,14 @@
-"""A small HTTP server for `/metrics` and `/healthz`; both answer whatever becomes of the broker."""
+"""A small HTTP server for `/metrics` and `/healthz`; both answer without the broker, too."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
@@ -15,11 +16,11 @@ from celery_sharding.metrics import ShardCollector
 
 
 class MetricsServer:
-    """Serves the metrics of `collector` on `host` and `port` (0: any that is free), from its making until `close`.
+    """Serves the metrics of `collector` on `host` and `port` (0: any free one) until `close`.
 
     Raises:
         OSError: It cannot listen there.
-        UnicodeError: `host` is no name at all.
+        UnicodeError: `host` is not a name.
     """
 
     def __init__(self, collector: ShardCollector, *, host: str, port: int) -> None:
@@ -27,16 +28,15 @@ class MetricsServer:
         registry.register(collector)
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         server_class = type("Server", (_Server,), {"address_family": family})
-        self._server: WSGIServer = make_server(
-            host, port, _answer_with(make_wsgi_app(registry)), server_class, _Handler
-        )
+        site = _Site(make_wsgi_app(registry))
+        self._server: WSGIServer = make_server(host, port, site, server_class, _Handler)
         self.host: str = self._server.server_name
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, name="shards-metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening, and return when nobody does any more."""
+        """Stop listening, and wait for it."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -44,7 +44,7 @@ class MetricsServer:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    block_on_close = False  # a scraper that hangs must not hold the end up
+    block_on_close = False  # a scraper that hangs must not delay the end
 
     def server_bind(self) -> None:
         # The server of the standard library asks for the host's full name here, which may take long and is not needed.
@@ -56,19 +56,20 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 30.0  # for who connects and says nothing
+    timeout = 30.0  # for clients that connect and send nothing
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: a line a scrape is of no use."""
+        """Log nothing: a line for each scrape is of no use."""
 
 
-def _answer_with(metrics: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+class _Site:
+    def __init__(self, metrics: WSGIApplication) -> None:
+        self._metrics = metrics
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            return metrics(environ, start_response)
+            return self._metrics(environ, start_response)
         status, text = ("200 OK", b"ok\n") if path == "/healthz" else ("404 Not Found", b"see /metrics\n")
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))])
         return [text]
-
-    return answer

@@ -15,12 +15,13 @@ next generation. A reshard is refused while single shards are paused.
 
 from __future__ import annotations
 
-from celery_sharding.config import ShardGroup, check_shard
+from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.shard_names import check_shard
 from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 15.0

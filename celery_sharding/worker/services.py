@@ -24,7 +24,6 @@ class WorkerServices:
 
     Attributes:
         node: The worker's name.
-        has_logs: Manifest, journal and attempts exist and can be tailed.
         hold_seconds: How long a message may be held where the broker alone sets the time-out of consumers.
     """
 
@@ -33,5 +32,4 @@ class WorkerServices:
     calls: Calls
     runs: Runs
     receiver: Receiver
-    has_logs: bool
     hold_seconds: float

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from claiming_process import app_for
-from store_servers import Memcached
 
 from celery_sharding import deduplicate
-from celery_sharding.dedup.claims import Claimed, Done, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Done
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.dedup.stores.database import DatabaseStore
 from celery_sharding.dedup.stores.redis import RedisStore
 from celery_sharding.errors import NoUsableStore
+from support.claiming_process import app_for
+from support.store_servers import Memcached
 
 pytestmark = pytest.mark.xdist_group("django")
 
@@ -81,11 +81,11 @@ def _with_a_task(app: Celery) -> Celery:
     return app
 
 
-def _claim(store: Store, key: str) -> object:
+def _claim(store: ClaimStore, key: str) -> object:
     return store.claim(key, owner=new_owner("t"), lease_seconds=60, ttl_seconds=60)
 
 
-def _commit(store: Store, key: str) -> None:
+def _commit(store: ClaimStore, key: str) -> None:
     outcome = _claim(store, key)
     assert isinstance(outcome, Claimed)
     assert store.commit(key, outcome.token, result=b"1", ttl_seconds=60)

@@ -10,25 +10,22 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
-from store_places import Place
 
-import celery_sharding
-from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running, Store
+from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, ClaimStore, Done, Running
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
-
-LEASE, TTL = 60.0, 3_600.0
+from support.paths import ROOT, TESTS, python_path
+from support.store_places import LEASE, TTL, Place
 
 
 @pytest.fixture
-def store(place: Place) -> Store:
+def store(place: Place) -> ClaimStore:
     return place.store
 
 
@@ -37,17 +34,19 @@ def key() -> str:
     return f"tests:{uuid.uuid4().hex}"
 
 
-def claim(store: Store, key: str, owner: Owner | None = None, *, evict: str | None = None) -> Claimed | Running | Done:
+def claim(
+    store: ClaimStore, key: str, owner: Owner | None = None, *, evict: str | None = None
+) -> Claimed | Running | Done:
     return store.claim(key, owner=owner or new_owner("task-1"), lease_seconds=LEASE, ttl_seconds=TTL, evict=evict)
 
 
-def claimed(store: Store, key: str, owner: Owner | None = None, *, evict: str | None = None) -> Claimed:
+def claimed(store: ClaimStore, key: str, owner: Owner | None = None, *, evict: str | None = None) -> Claimed:
     outcome = claim(store, key, owner, evict=evict)
     assert isinstance(outcome, Claimed), outcome
     return outcome
 
 
-def test_a_running_claim_keeps_others_out_and_says_who_holds_it(store: Store, key: str) -> None:
+def test_a_running_claim_keeps_others_out_and_says_who_holds_it(store: ClaimStore, key: str) -> None:
     # Given a claim
     owner = new_owner("task-1")
     first = claimed(store, key, owner)
@@ -59,13 +58,13 @@ def test_a_running_claim_keeps_others_out_and_says_who_holds_it(store: Store, ke
     assert 0 < second.lease_left_seconds <= LEASE
 
 
-def test_other_keys_are_free(store: Store, key: str) -> None:
+def test_other_keys_are_free(store: ClaimStore, key: str) -> None:
     claimed(store, key)
     claimed(store, f"{key}.other")
     claimed(store, key.upper() if key != key.upper() else key.lower())
 
 
-def test_a_key_is_any_text(store: Store, key: str) -> None:
+def test_a_key_is_any_text(store: ClaimStore, key: str) -> None:
     for name in (f"{key}:a b:{{c}}:'é\"\n漢", f"{key}:%s", f"{key}:{'x' * 500}", f"{key}:\0\x7f"):
         first = claimed(store, name)
         assert isinstance(claim(store, name), Running)
@@ -73,7 +72,7 @@ def test_a_key_is_any_text(store: Store, key: str) -> None:
         assert claim(store, name) == Done(b"r")
 
 
-def test_a_committed_result_is_returned_to_every_later_claim(store: Store, key: str) -> None:
+def test_a_committed_result_is_returned_to_every_later_claim(store: ClaimStore, key: str) -> None:
     # Given a finished run with bytes that are no text
     result = b"\x00\xff\n" + bytes(range(256)) * 20
     first = claimed(store, key)
@@ -83,13 +82,13 @@ def test_a_committed_result_is_returned_to_every_later_claim(store: Store, key: 
     assert claim(store, key) == Done(result)
 
 
-def test_a_released_claim_is_free_at_once(store: Store, key: str) -> None:
+def test_a_released_claim_is_free_at_once(store: ClaimStore, key: str) -> None:
     first = claimed(store, key)
     assert store.release(key, first.token)
     assert claimed(store, key).fencing > first.fencing
 
 
-def test_a_claim_whose_answer_was_lost_may_be_asked_for_again(store: Store, key: str) -> None:
+def test_a_claim_whose_answer_was_lost_may_be_asked_for_again(store: ClaimStore, key: str) -> None:
     # Given a run that got its claim but not the answer
     owner = new_owner("task-1")
     first = claimed(store, key, owner)
@@ -151,7 +150,7 @@ def test_a_lapsed_claim_that_nobody_took_is_still_its_holders(place: Place, key:
     assert store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
 
 
-def test_a_parked_claim_waits_for_its_own_task(store: Store, key: str) -> None:
+def test_a_parked_claim_waits_for_its_own_task(store: ClaimStore, key: str) -> None:
     # Given a run that will be retried
     first = claimed(store, key, new_owner("task-1"))
     assert store.park(key, first.token, lease_seconds=LEASE)
@@ -165,7 +164,7 @@ def test_a_parked_claim_waits_for_its_own_task(store: Store, key: str) -> None:
     assert store.commit(key, retry.token, result=b"1", ttl_seconds=TTL)
 
 
-def test_a_second_message_of_a_running_task_is_kept_out(store: Store, key: str) -> None:
+def test_a_second_message_of_a_running_task_is_kept_out(store: ClaimStore, key: str) -> None:
     claimed(store, key, new_owner("task-1"))
     assert isinstance(claim(store, key, new_owner("task-1")), Running)
 
@@ -177,7 +176,7 @@ def test_a_parked_claim_lapses_too(place: Place, key: str) -> None:
     claimed(place.store, key, new_owner("task-2"))
 
 
-def test_a_holder_that_is_gone_is_evicted_by_its_token_only(store: Store, key: str) -> None:
+def test_a_holder_that_is_gone_is_evicted_by_its_token_only(store: ClaimStore, key: str) -> None:
     first = claimed(store, key)
     assert isinstance(claim(store, key, evict="another token"), Running)
     second = claimed(store, key, evict=first.token)
@@ -185,7 +184,7 @@ def test_a_holder_that_is_gone_is_evicted_by_its_token_only(store: Store, key: s
     assert isinstance(claim(store, key, evict=first.token), Running)
 
 
-def test_a_finished_claim_cannot_be_evicted(store: Store, key: str) -> None:
+def test_a_finished_claim_cannot_be_evicted(store: ClaimStore, key: str) -> None:
     first = claimed(store, key)
     store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
     assert claim(store, key, evict=first.token) == Done(b"1")
@@ -247,7 +246,7 @@ def test_show_tells_the_state_and_changes_nothing(place: Place, key: str) -> Non
     assert TTL - 60 < shown.expires_in_seconds <= TTL
 
 
-def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: Store, key: str) -> None:
+def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: ClaimStore, key: str) -> None:
     # Given a finished run
     first = claimed(store, key)
     store.commit(key, first.token, result=b"1", ttl_seconds=TTL)
@@ -261,7 +260,9 @@ def test_what_is_done_is_forgotten_and_the_fencing_token_is_not(store: Store, ke
 
 
 @pytest.mark.parametrize("state", [RUNNING, PARKED])
-def test_what_is_held_is_forgotten_by_force_only_and_its_commit_refused(store: Store, key: str, state: str) -> None:
+def test_what_is_held_is_forgotten_by_force_only_and_its_commit_refused(
+    store: ClaimStore, key: str, state: str
+) -> None:
     # Given a run, or one that waits for its retry
     first = claimed(store, key)
     if state == PARKED:
@@ -291,7 +292,7 @@ def test_a_record_that_cannot_be_read_is_deleted_by_force_only(shared: Place, ke
     assert shared.store.show(key) is None
 
 
-def test_one_of_eight_threads_gets_the_claim(store: Store, key: str) -> None:
+def test_one_of_eight_threads_gets_the_claim(store: ClaimStore, key: str) -> None:
     # Given eight threads that start together
     gate, won, lock = threading.Barrier(8), [], threading.Lock()
 
@@ -441,11 +442,9 @@ def test_where_records_expire_by_themselves_nothing_is_purged(redis_url: str, ke
 @contextmanager
 def claiming(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A run of `claiming_process.py` that is ready; ended and waited for afterwards."""
-    root = str(Path(celery_sharding.__file__).parent.parent)
-    command = [sys.executable, str(Path(__file__).with_name("claiming_process.py")), url, *arguments]
-    process = subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": root}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "support.claiming_process", url, *arguments]
+    env = os.environ | {"PYTHONPATH": python_path(TESTS, ROOT)}
+    process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

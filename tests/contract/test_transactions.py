@@ -6,31 +6,25 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from django.db import connections
-from shop_databases import Shop, SqlalchemyShop, claims, open_app, open_shop, payments
 from sqlalchemy import create_engine, insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from celery_sharding.dedup import current_claim, deduplicate
-from celery_sharding.dedup.django_transaction import _read_clock
+from celery_sharding.dedup.claim_row import AlreadyDone, ClaimRow, commit_with_effects
+from celery_sharding.dedup.django_row import read_clock
 from celery_sharding.dedup.owners import new_owner
+from celery_sharding.dedup.results import ResultCodec
+from celery_sharding.dedup.sqlalchemy_row import SessionTable
 from celery_sharding.dedup.stores import store_for
-from celery_sharding.dedup.transaction import AlreadyDone, commit_with_effects
 from celery_sharding.errors import ClaimLost, DeduplicationError
+from support.shop_databases import DATABASES, Shop, SqlalchemyShop, claims, open_app, open_shop, payments, url_of
 
-DATABASES = [
-    pytest.param((kind, database), marks=pytest.mark.xdist_group(group), id=f"{kind}-{database}")
-    for kind in ("sqlalchemy", "django")
-    for database, group in (("sqlite", "files"), ("postgresql", "postgresql"), ("mariadb", "mariadb"))
-    # The tests of Django share the settings of a process, and so the process.
-    for group in (["django"] if kind == "django" else [group])
-]
 OF_SQLALCHEMY = DATABASES[:3]
 
 
@@ -47,10 +41,6 @@ def shop(opened: Shop) -> Shop:
     """An empty shop."""
     opened.clear()
     return opened
-
-
-def url_of(name: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    return f"sqlite:///{folder / 'shop.sqlite'}" if name == "sqlite" else request.getfixturevalue(name).url
 
 
 @pytest.fixture
@@ -296,11 +286,10 @@ def test_an_engine_that_commits_each_statement_is_refused(shop: SqlalchemyShop) 
 def test_the_clock_of_mariadb_is_the_same_when_local_times_come_twice_in_django_too(shop: Shop) -> None:
     for seconds in (1_761_438_600, 1_761_442_200):  # half past two, twice
         shop.execute(f"SET timestamp = {seconds}")
-        assert _read_clock(connections["shop"]) == seconds
+        assert read_clock(connections["shop"]) == seconds
     shop.disconnect()
 
 
 def transaction(session: Session, token: str = "mine") -> AbstractContextManager[object]:
-    return commit_with_effects(
-        session, key="key", token=token, fencing=1, ttl_seconds=60, table=None, result=None, encode=lambda value: b""
-    )
+    row = ClaimRow("key", token, fencing=1, ttl_seconds=60)
+    return commit_with_effects(SessionTable(session, row, None), row, result=None, results=ResultCodec(None, "key"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from kombu import Connection
@@ -44,7 +45,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     # Given a shard on a connection whose waits have a limit
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
-    log = LogWriter(lambda: Connection(broker_url), post=run_now, inline=None)
+    log = LogWriter(lambda: Connection(broker_url), SimpleNamespace(post=run_now), inline=None)
     runs = Runs(
         submit=lambda request: None,
         call_after=lambda seconds, call: None,
@@ -59,9 +60,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     with FaultProxy(broker_url) as proxy:
         connection = open_connection(Connection(proxy.url), answer_seconds=1.0)
         host = Host(Attempts(names.attempts, log), [])
-        services = WorkerServices(
-            node="test", log=log, calls=host, runs=runs, receiver=host, has_logs=True, hold_seconds=900.0
-        )
+        services = WorkerServices(node="test", log=log, calls=host, runs=runs, receiver=host, hold_seconds=900.0)
         place = Place(group, "g001", 0, f"{names.ring(1)}.000")
         shard = Shard(place, host=host, services=services)
         shard.open(connection, 10)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from celery_sharding.dedup.claims import Claimed, Done, Running, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Running
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
 from celery_sharding.dedup.stores import store_for
 
@@ -41,7 +41,7 @@ def terms_for(url: str) -> Terms:
 class Claimer:
     """Claims until `until` (monotonic); see `run`."""
 
-    def __init__(self, store: Store, terms: Terms, log: int, chance: random.Random) -> None:
+    def __init__(self, store: ClaimStore, terms: Terms, log: int, chance: random.Random) -> None:
         self._store = store
         self._terms = terms
         self._log = log

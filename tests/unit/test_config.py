@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from celery_sharding import ShardGroup, errors
-from celery_sharding.config import Settings, check_names, check_shard, parse_shard, read_settings
+from celery_sharding.config import Settings, read_settings
 from celery_sharding.errors import ConfigurationError, ShardingError, UnknownGroup, UnknownShard
+from celery_sharding.setting_names import check_names
+from celery_sharding.shard_names import check_shard, parse_shard
 
 ORDERS = ShardGroup("orders", shards=8)
 

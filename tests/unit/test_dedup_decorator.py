@@ -18,8 +18,9 @@ from celery_sharding import ShardGroup, Sharding
 from celery_sharding.dedup import current_claim, deduplicate
 from celery_sharding.dedup.attempt import complaints
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed
+from celery_sharding.dedup.mark import is_deduplicated
 from celery_sharding.dedup.owners import new_owner
-from celery_sharding.dedup.stores import check_tasks, is_deduplicated, store_for
+from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.dedup.stores.memory import MemoryStore
 from celery_sharding.errors import (
     ClaimHeld,

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.dedup.options import argument
+from celery_sharding.dedup.body import Body
+from celery_sharding.dedup.options import Options
+
+OPTIONS = Options("key", 60, 60, "wait", "wait", remember_failures=False, scope=None)
 
 
 def plain(first: Any, key: Any = "default", *rest: Any, named: Any = None, **others: Any) -> None: ...
@@ -35,14 +38,13 @@ def by_position_only(first: Any, key: Any = "default", /, **others: Any) -> None
 def test_the_key_is_the_argument_that_the_task_will_see(
     function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], expected: str
 ) -> None:
-    signature = inspect.signature(function)
-    bound = signature.bind(*args, **kwargs)
+    bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
-    assert argument("key", signature, args, kwargs) == bound.arguments["key"] == expected
+    assert Body(function, OPTIONS).argument("key", args, kwargs) == bound.arguments["key"] == expected
 
 
 def test_a_call_without_its_key_is_no_call_of_the_task() -> None:
     def task(key: Any, other: Any) -> None: ...
 
     with pytest.raises(TypeError, match="key"):
-        argument("key", inspect.signature(task), (), {"other": 1})
+        Body(task, OPTIONS).argument("key", (), {"other": 1})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
@@ -14,8 +14,8 @@ from celery_sharding.metrics import ShardCollector, register, table
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.monitoring.totals import Totals
 from celery_sharding.monitoring.watcher import STALE_SECONDS, View
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMES = (4.5, *range(1, len(BOUNDS_SECONDS) + 2))
 
 
@@ -43,7 +43,7 @@ def view(*, age_seconds: float = 0.0, error: str = "") -> View:
 def collect(shown: View) -> dict[str, float]:
     """Return what a page of metrics says, by name and labels as they stand there."""
     registry = CollectorRegistry()
-    registry.register(ShardCollector(lambda: shown))
+    registry.register(ShardCollector(SimpleNamespace(view=shown)))
     lines = generate_latest(registry).decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
@@ -92,8 +92,8 @@ def test_before_the_first_look_it_says_that_it_is_not_up():
 
 
 def test_the_default_registry_has_one_collector_at_a_time():
-    register(ShardCollector(lambda: view(error="gone")))
-    register(ShardCollector(view))
+    register(ShardCollector(SimpleNamespace(view=view(error="gone"))))
+    register(ShardCollector(SimpleNamespace(view=view())))
     assert REGISTRY.get_sample_value("celery_sharding_up") == 1
 
 

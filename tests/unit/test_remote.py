@@ -9,8 +9,8 @@ from celery import Celery
 from celery.worker.control import Panel
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.config import with_shards, without_shards
 from celery_sharding.errors import ConfigurationError, UnknownShard
+from celery_sharding.shard_names import with_shards, without_shards
 from celery_sharding.worker.celery_hooks.remote import install_commands
 
 COMMANDS = ["cancel_consumer", "add_consumer"]

@@ -122,7 +122,6 @@ class Worker:
             calls=self,  # type: ignore[arg-type]
             runs=self.runs,
             receiver=self,
-            has_logs=True,
             hold_seconds=900.0,
         )
         place = Place(GROUP, "g001", 0, "shards.orders.g001.000")

@@ -12,14 +12,15 @@ import threading
 from collections.abc import Iterable
 from typing import Any, cast
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
+from celery_sharding.dedup.mark import deduplicated_tasks
 from celery_sharding.dedup.stores.opening import SERVING, open_store, without_password
 from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 
-def store_for(app: Any, *, eager: bool = False) -> Store:
+def store_for(app: Any, *, eager: bool = False) -> ClaimStore:
     """Return the store of `app`, the same one at each call in this process.
 
     Args:
@@ -39,12 +40,7 @@ def store_for(app: Any, *, eager: bool = False) -> Store:
                 _inherited.append(store)
                 store = open_store(app, eager=eager)
                 setattr(app, _ATTRIBUTE, (os.getpid(), store))
-    return cast(Store, store)
-
-
-def is_deduplicated(task: Any) -> bool:
-    """Say whether the body of `task` carries `@deduplicate`."""
-    return getattr(task.run, "__deduplicate__", None) is not None
+    return cast(ClaimStore, store)
 
 
 def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
@@ -59,7 +55,7 @@ def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
     Raises:
         NoUsableStore: Names the tasks, and what serves. `backend`, `tasks`.
     """
-    tasks = sorted(name for name, task in app.tasks.items() if is_deduplicated(task))
+    tasks = deduplicated_tasks(app)
     if not tasks:
         return
     try:

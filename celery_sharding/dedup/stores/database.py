@@ -35,7 +35,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Outcome, Record, Shown
 from celery_sharding.dedup.owners import Owner, new_owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
@@ -97,8 +97,8 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     return create_engine(url, **{**options, "isolation_level": "READ COMMITTED"})
 
 
-class DatabaseStore(Store):
-    """A `Store` in a database. Makes its table at the first use. Do not carry it across a fork.
+class DatabaseStore(ClaimStore):
+    """A `ClaimStore` in a database. Makes its table at the first use. Do not carry it across a fork.
 
     Args:
         schema: Where the table stands; None: where the database looks first.

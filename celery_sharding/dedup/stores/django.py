@@ -7,7 +7,6 @@ connections of its own, which Django makes with the same settings, and SQLAlchem
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
@@ -16,13 +15,13 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 from sqlalchemy import URL
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 
 _PREFIX = "celery-sharding:dedup:"
 
 
-def open_database(alias: str) -> Store | None:
+def open_database(alias: str) -> ClaimStore | None:
     """Return a store in the database `alias` of Django's settings.
 
     None: it is a database in memory, which other processes do not see, or one that `DatabaseStore` does not know.
@@ -42,11 +41,11 @@ def open_database(alias: str) -> Store | None:
     return DatabaseStore(open_engine(url, {"creator": connect}))
 
 
-def open_cache(alias: str, *, in_memory: Callable[[], Store | None]) -> Store | None:
+def open_cache(alias: str, *, in_memory: ClaimStore | None) -> ClaimStore | None:
     """Return a store in the cache `alias` of Django's settings; None: it has no atomic step to build on.
 
     Args:
-        in_memory: Gives the store for a cache in the memory of the process.
+        in_memory: The store for a cache in the memory of the process; None: it has none.
     """
     cache = caches[alias]
     prefix = f"{cache.key_prefix}:{_PREFIX}" if cache.key_prefix else _PREFIX
@@ -64,7 +63,7 @@ def open_cache(alias: str, *, in_memory: Callable[[], Store | None]) -> Store | 
         # Beside the table of the cache, which is culled.
         return open_database(router.db_for_write(cache.cache_model_class))
     if _is(cache, "django.core.cache.backends.locmem.LocMemCache"):
-        return in_memory()
+        return in_memory
     return None
 
 
@@ -77,10 +76,10 @@ def _drivername(connection: Any) -> str | None:
     return {"mysql": "mysql+mysqldb", "sqlite": "sqlite"}.get(connection.vendor)
 
 
-def _in_redis(client: Any, prefix: str) -> Store:
+def _in_redis(client: Any, prefix: str) -> ClaimStore:
     from celery_sharding.dedup.stores.redis import RedisStore
 
-    return RedisStore(lambda: client, prefix=prefix)
+    return RedisStore(client, prefix=prefix)
 
 
 def _client_of_redis_cache(cache: Any) -> Any:

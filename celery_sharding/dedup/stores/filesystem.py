@@ -31,7 +31,7 @@ _LOCK, _NEW = "lock", "new"
 
 
 class FilesystemStore(SteppingStore):
-    """A `Store` in files below `folder`, which is made at the first use. `clock` returns seconds since 1970."""
+    """A `ClaimStore` in files below `folder`, which is made at the first use. `clock` returns seconds since 1970."""
 
     def __init__(self, folder: Path, clock: Clock = time.time) -> None:
         self._folder = folder

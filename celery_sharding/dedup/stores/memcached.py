@@ -34,7 +34,7 @@ _OURS = {"self", "server", "serde", "serializer", "deserializer", "ignore_exc", 
 
 
 class MemcachedStore(SteppingStore):
-    """A `Store` in Memcached.
+    """A `ClaimStore` in Memcached.
 
     Args:
         servers: As pymemcache names them: "host:port", "unix:/path", or pairs of host and port.

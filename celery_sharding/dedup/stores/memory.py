@@ -16,7 +16,7 @@ _SWEEP_EVERY = 1_000
 
 
 class MemoryStore(SteppingStore):
-    """A `Store` of one process. `clock` returns seconds and may be a fake one."""
+    """A `ClaimStore` of one process. `clock` returns seconds and may be a fake one."""
 
     is_of_one_process = True
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
-from celery_sharding.dedup.claims import Store
+from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
-
-T = TypeVar("T")
 
 ANSWER_SECONDS = 5.0
 """How long a claim waits for the answer of Redis, before the store counts as away."""
@@ -27,7 +25,7 @@ SERVING = (
 )
 
 
-def open_store(app: Any, *, eager: bool) -> Store:
+def open_store(app: Any, *, eager: bool) -> ClaimStore:
     """Return a new store for `app` in this process.
 
     Raises:
@@ -36,7 +34,8 @@ def open_store(app: Any, *, eager: bool) -> Store:
     backend = _open_backend(app)
     for module, name, open_in in _STORES:
         if _is_instance(backend, module, name):
-            store = _guarded(partial(open_in, app, backend))
+            with _password_hidden():
+                store = open_in(app, backend)
             if store is not None:
                 return store
     if eager:
@@ -46,7 +45,7 @@ def open_store(app: Any, *, eager: bool) -> Store:
     raise NoUsableStore(f"the result backend {url!r} can keep no claims. {SERVING}", backend=url)
 
 
-def _in_redis(app: Any, backend: Any) -> Store:
+def _in_redis(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.redis import RedisStore
 
     # Connections of our own: the backend's wait for an answer as long as results may take, 120 s by default, and a run
@@ -55,11 +54,10 @@ def _in_redis(app: Any, backend: Any) -> Store:
     for name in ("socket_timeout", "socket_connect_timeout"):
         given = parameters.get(name)
         parameters[name] = ANSWER_SECONDS if given is None else min(given, ANSWER_SECONDS)
-    client = cache(partial(backend._create_client, **parameters))
-    return RedisStore(client, prefix=f"{_prefix(app)}celery-sharding:dedup:")
+    return RedisStore(backend._create_client(**parameters), prefix=f"{_prefix(app)}celery-sharding:dedup:")
 
 
-def _in_database(app: Any, backend: Any) -> Store:
+def _in_database(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 
     engine = open_engine(backend.url, backend.engine_options)
@@ -70,7 +68,7 @@ def _in_database(app: Any, backend: Any) -> Store:
     return DatabaseStore(engine, schema=(app.conf.database_table_schemas or {}).get("task"))
 
 
-def _in_cache(app: Any, backend: Any) -> Store | None:
+def _in_cache(app: Any, backend: Any) -> ClaimStore | None:
     if backend.backend == "memory":
         return None if _is_child_process() else _in_memory()
     from celery_sharding.dedup.stores.memcached import MemcachedStore
@@ -78,13 +76,13 @@ def _in_cache(app: Any, backend: Any) -> Store | None:
     return MemcachedStore(backend.servers, backend.options, namespace=_prefix(app))
 
 
-def _in_files(app: Any, backend: Any) -> Store:
+def _in_files(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.filesystem import FilesystemStore
 
     return FilesystemStore(Path(os.fsdecode(backend.path)) / "celery-sharding-dedup")
 
 
-def _in_django_database(app: Any, backend: Any) -> Store | None:
+def _in_django_database(app: Any, backend: Any) -> ClaimStore | None:
     from django.db import router
 
     from celery_sharding.dedup.stores.django import open_database
@@ -92,21 +90,21 @@ def _in_django_database(app: Any, backend: Any) -> Store | None:
     return open_database(router.db_for_write(backend.TaskModel))
 
 
-def _in_django_cache(app: Any, backend: Any) -> Store | None:
+def _in_django_cache(app: Any, backend: Any) -> ClaimStore | None:
     from celery_sharding.dedup.stores.django import open_cache
 
     alias = app.conf.cache_backend or "default"
-    return open_cache(alias, in_memory=lambda: None if _is_child_process() else _in_memory())
+    return open_cache(alias, in_memory=None if _is_child_process() else _in_memory())
 
 
-def _in_memory() -> Store:
+def _in_memory() -> ClaimStore:
     from celery_sharding.dedup.stores.memory import MemoryStore
 
     return MemoryStore()
 
 
 # Module and name of a backend's class, and what opens its store; None: it has none, as it is set up.
-_STORES: tuple[tuple[str, str, Callable[[Any, Any], Store | None]], ...] = (
+_STORES: tuple[tuple[str, str, Callable[[Any, Any], ClaimStore | None]], ...] = (
     ("celery.backends.redis", "RedisBackend", _in_redis),
     ("celery.backends.database", "DatabaseBackend", _in_database),
     ("celery.backends.cache", "CacheBackend", _in_cache),
@@ -118,7 +116,8 @@ _STORES: tuple[tuple[str, str, Callable[[Any, Any], Store | None]], ...] = (
 
 def _open_backend(app: Any) -> Any:
     try:
-        return _guarded(lambda: app.backend)
+        with _password_hidden():
+            return app.backend
     except StoreUnavailable:
         raise
     except ImproperlyConfigured as exc:
@@ -144,10 +143,11 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, SQLAlchemyError) and is_refusal(error)
 
 
-def _guarded(open_it: Callable[[], T]) -> T:
+@contextmanager
+def _password_hidden() -> Iterator[None]:
     """Turn an error that may quote the URL, and so a part of its password, into one that does not."""
     try:
-        return open_it()
+        yield
     except ValueError as exc:
         raise StoreUnavailable(
             "the URL of the result backend cannot be read; percent-encode what is special in its user and password "

@@ -1,4 +1,4 @@
-"""Claims in Redis or Valkey, through the result backend's own client.
+"""Claims in Redis or Valkey.
 
 One hash for each key, changed by the scripts of `redis_scripts`. They can be repeated with the same token: the client
 may send a script again when a connection broke. A claim and a commit are one round trip each.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha1
 from typing import Any
@@ -32,21 +32,22 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Done, Outcome, Running, Shown, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Outcome, Running, Shown
 from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores import redis_scripts
-from celery_sharding.errors import DamagedRecord, StoreRefused, StoreUnavailable
+from celery_sharding.dedup.stores.records import damaged
+from celery_sharding.errors import StoreRefused, StoreUnavailable
 
 
-class RedisStore(Store):
-    """A `Store` in Redis or Valkey (5 or later).
+class RedisStore(ClaimStore):
+    """A `ClaimStore` in Redis or Valkey (5 or later).
 
     Args:
-        client: Returns the redis-py client; called whenever a connection is needed, because the backend may replace it.
+        client: Of redis-py.
         prefix: Begins the name of each record.
     """
 
-    def __init__(self, client: Callable[[], Any], *, prefix: str = "celery-sharding:dedup:") -> None:
+    def __init__(self, client: Any, *, prefix: str = "celery-sharding:dedup:") -> None:
         self._client = client
         self._prefix = prefix
         self._kept: Any = None
@@ -73,7 +74,7 @@ class RedisStore(Store):
         if kind == b"running":
             left_seconds = int(reply[3]) / 1_000_000
             return Running(reply[1].decode(), self._owner(key, reply[2]), left_seconds, reply[4] == b"parked")
-        raise _damaged(key, reply[1].decode(errors="replace"))
+        raise damaged(key, reply[1].decode(errors="replace"))
 
     def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
         return bool(self._run(redis_scripts.HOLD, key, token, _micros(lease_seconds), claims.RUNNING))
@@ -93,7 +94,7 @@ class RedisStore(Store):
             return None
         now, version, state, fencing, attempts, lapses, owner = (value.decode() for value in reply[:7])
         if version != str(claims.VERSION) or state not in claims.STATES:
-            raise _damaged(key, f"its version is {version!r}, its state {state!r}")
+            raise damaged(key, f"its version is {version!r}, its state {state!r}")
         waiting = state in (claims.RUNNING, claims.PARKED)
         return Shown(
             key=key,
@@ -110,7 +111,7 @@ class RedisStore(Store):
     def forget(self, key: str, *, force: bool) -> bool:
         reply = self._run(redis_scripts.FORGET, key, "1" if force else "")
         if reply[0] == b"damaged":
-            raise _damaged(key, reply[1].decode(errors="replace"))
+            raise damaged(key, reply[1].decode(errors="replace"))
         return bool(reply[0] == b"forgotten")
 
     def check(self) -> None:
@@ -126,14 +127,13 @@ class RedisStore(Store):
         try:
             if self._keeper == threading.get_ident():
                 return self._run_kept(script, command)
-            client = self._client()
-            if not _may_keep_connection(client):
-                return _call(client, script, command)
-            self._kept, self._keeper = client.client(), threading.get_ident()
+            if not _may_keep_connection(self._client):
+                return _call(self._client, script, command)
+            self._kept, self._keeper = self._client.client(), threading.get_ident()
             return self._run_kept(script, command)
         except ResponseError as exc:
             if "WRONGTYPE" in str(exc):
-                raise _damaged(key, "it is no hash") from exc
+                raise damaged(key, "it is no hash") from exc
             raise _failed(key, exc) from exc
         except AuthenticationError as exc:
             raise _failed(key, exc) from exc
@@ -147,7 +147,7 @@ class RedisStore(Store):
         except RedisConnectionError:
             # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
             self._drop_kept()
-            return _call(self._client(), script, command)
+            return _call(self._client, script, command)
         except BaseException:
             # Also what a time limit raises in the middle of a call, whose answer is still to come.
             self._drop_kept()
@@ -162,7 +162,7 @@ class RedisStore(Store):
         try:
             return Owner.from_text(text.decode())
         except ValueError as exc:
-            raise _damaged(key, "its owner cannot be read") from exc
+            raise damaged(key, "its owner cannot be read") from exc
 
 
 def _call(client: Any, script: str, command: Sequence[Any]) -> Any:
@@ -234,11 +234,3 @@ def _failed(key: str, error: RedisError) -> StoreUnavailable:
 
 
 _REFUSAL = re.compile("NOPERM|READONLY|NOAUTH|WRONGPASS|no permissions|can't run this command|can't access", re.I)
-
-
-def _damaged(key: str, why: str) -> DamagedRecord:
-    return DamagedRecord(
-        f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
-        "wrote it, else let it be deleted by `celery shards dedup forget … --force`",
-        key=key,
-    )

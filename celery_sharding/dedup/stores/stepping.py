@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, Outcome, Record, Shown, Store
+from celery_sharding.dedup.claims import Claimed, ClaimStore, Outcome, Record, Shown
 from celery_sharding.dedup.owners import Owner, new_owner
 from celery_sharding.errors import DamagedRecord
 
@@ -19,8 +19,8 @@ Step = Callable[[Record | None, float], tuple[Record | None, T]]
 """Given the record and the store's time, returns the new record, None to leave the old one, and the answer."""
 
 
-class SteppingStore(Store, ABC):
-    """A `Store` made of `change`."""
+class SteppingStore(ClaimStore, ABC):
+    """A `ClaimStore` made of `change`."""
 
     @abstractmethod
     def change(self, key: str, step: Step[T]) -> T:

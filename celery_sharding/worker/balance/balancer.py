@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from celery_sharding.journal.events import handover_event, vitals_event
+from celery_sharding.journal import events
 from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.topology import Names
 from celery_sharding.worker.balance.handover import Handover
@@ -45,8 +45,8 @@ class _Hands:
         self._services = services
 
     def offer(self, queue: str, target: str) -> None:
-        event = handover_event(queue, owner=self._services.node, change="offered", to=target)
-        self._services.log.append(self._names.journal, event, optional=True)
+        event = events.Handover(queue, self._services.node, "offered", to=target)
+        self._services.log.append(self._names.journal, event.as_dict(), optional=True)
 
     def freeze(self, queue: str) -> None:
         self._shards[queue].freeze()
@@ -102,10 +102,12 @@ class Balancer:
         """
         self._ticks += 1
         services, shards = self._services, list(self._shards.values())
-        owned = describe_owned(shards, services.runs, now=now, tick=self._ticks, prefetch=self._prefetch)
+        owned = describe_owned(
+            shards, services.runs, node=services.node, now=now, tick=self._ticks, prefetch=self._prefetch
+        )
         standby = [shard.queue for shard in shards if not shard.owned] if stands_by else []
-        event = vitals_event(services.node, generation, owned=owned, standby=standby, at=now)
-        services.log.append(self._names.journal, event, optional=True)
+        event = events.Vitals(services.node, generation, owned, standby, at=now)
+        services.log.append(self._names.journal, event.as_dict(), optional=True)
         for shard in shards:
             if shard.owned or self._view.owner_of(shard.queue, time.monotonic()) is not None:
                 continue
@@ -117,22 +119,22 @@ class Balancer:
         self._probed_at[shard.queue] = now
         shard.probe()
 
-    def hear(self, body: bytes, offset: int) -> None:
+    def on_message(self, body: bytes, offset: int) -> None:
         """Take one message of the journal."""
         event = decode(body, stream=self._names.journal, offset=offset)
         if event is None:
             return
-        if event.get("event") == "vitals" and event.get("by") != self._services.node:
-            owned = frozenset(event.get("owned", ()))
-            member = Member(owned, frozenset(event.get("standby", ())))
-            self._view.hear(str(event["by"]), member, time.monotonic())
-            for queue in owned:
+        node, vitals, offer = self._services.node, events.Vitals.parse(event), events.Handover.parse(event)
+        if vitals is not None and vitals.by != node:
+            member = Member(frozenset(vitals.owned), frozenset(vitals.standby))
+            self._view.hear(vitals.by, member, time.monotonic())
+            for queue in vitals.owned:
                 shard = self._shards.get(queue)
                 if shard is not None and not shard.held:
                     shard.owned = False
-        elif event.get("event") == "handover" and event.get("change") == "offered":
-            shard = self._shards.get(str(event.get("queue")))
-            if shard is not None and self._services.node not in (event.get("owner"), event.get("to")):
+        elif offer is not None and offer.change == "offered" and node not in (offer.owner, offer.to):
+            shard = self._shards.get(offer.queue)
+            if shard is not None:
                 self._services.calls.call_soon(partial(_step_back, shard))
 
     def balance(self, connection: Any) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
+from celery_sharding.journal.events import ShardVitals
 from celery_sharding.worker.executor import Runs
-from celery_sharding.worker.run.waits import Waits
 from celery_sharding.worker.shard.shard import Shard
 
 # Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
@@ -14,39 +13,33 @@ _TIMES_EVERY = 5
 
 
 def describe_owned(
-    shards: Iterable[Shard], runs: Runs, *, now: float, tick: int, prefetch: int
-) -> dict[str, dict[str, Any]]:
-    """Return queue → what its owner knows of it, in seconds and messages.
+    shards: Iterable[Shard], runs: Runs, *, node: str, now: float, tick: int, prefetch: int
+) -> dict[str, ShardVitals]:
+    """Return queue → what its owner, this worker, knows of it.
 
     Args:
         now: The wall clock.
         tick: How many vitals there were before.
         prefetch: How many messages a shard holds at most.
     """
+    owned = [(shard, runs.waits.of(shard)) for shard in shards if shard.owned]
     return {
-        shard.queue: {
-            "index": shard.index,
-            "held": len(shard.held),
-            "running": runs.lanes.running(shard),
-            "lag_seconds": _age(next((entry.item.delivery.sent_at for entry in runs.lanes.waiting(shard)), None), now),
-            "prefetch": prefetch,
-            "behind_seconds": _age(shard.tally.newest_sent_at, now),
-            **_waiting(runs.waits, shard),
-            **shard.tally.to_facts(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
-        }
-        for shard in shards
-        if shard.owned
+        shard.queue: ShardVitals(
+            owner=node,
+            at=now,
+            counted=shard.tally.to_counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
+            held=len(shard.held),
+            running=runs.lanes.running(shard),
+            index=shard.index,
+            lag_seconds=_age(next((entry.item.delivery.sent_at for entry in runs.lanes.waiting(shard)), None), now),
+            prefetch=prefetch,
+            behind_seconds=_age(shard.tally.newest_sent_at, now),
+            store_waiting=found.for_store,
+            store_away_since=found.store_away_since,
+            claim_waiting=found.for_claims,
+        )
+        for shard, found in owned
     }
-
-
-def _waiting(waits: Waits, shard: Shard) -> dict[str, Any]:
-    found = waits.of(shard)
-    facts = {
-        "store_waiting": found.for_store,
-        "store_away_since": found.store_away_since,
-        "claim_waiting": found.for_claims,
-    }
-    return {name: value for name, value in facts.items() if value}
 
 
 def _age(at: float | None, now: float) -> float | None:

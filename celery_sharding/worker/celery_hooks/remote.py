@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from celery.worker.consumer.control import Control
 from celery.worker.control import Panel, control_command, inspect_command
 
-from celery_sharding.config import describe_near_miss, parse_shard
 from celery_sharding.errors import UnknownShard
+from celery_sharding.shard_names import describe_near_miss, parse_shard
 
 if TYPE_CHECKING:
     from celery_sharding.worker.consume.groups import Groups

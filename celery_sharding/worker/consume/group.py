@@ -19,16 +19,17 @@ import time
 from functools import partial
 from typing import Any, Protocol
 
-from celery_sharding.config import Indexes, ShardGroup
+from celery_sharding.config import ShardGroup
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import describe_need, is_known
-from celery_sharding.rabbitmq.tail import Tail
+from celery_sharding.shard_names import Indexes
 from celery_sharding.topology import Names
 from celery_sharding.worker.balance.balancer import Balancer
 from celery_sharding.worker.balance.handover import Handover
 from celery_sharding.worker.consume.manifest_reader import Heard, ManifestReader
 from celery_sharding.worker.consume.shard_set import ShardSet
 from celery_sharding.worker.consume.wanted import find_wanted
+from celery_sharding.worker.log import Tailing
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.shard import Shard
@@ -60,7 +61,7 @@ class GroupConsumer:
     def __init__(self, group: ShardGroup, selection: Indexes, *, host: GroupHost, services: WorkerServices) -> None:
         self.group = group
         self.needed_protocol: int | None = None
-        self.attempts = Attempts(self.names.attempts if services.has_logs else None, services.log)
+        self.attempts = Attempts(self.names.attempts if services.log.keeps_events else None, services.log)
         self._host = host
         self._services = services
         self._manifest = ManifestReader(self.names)
@@ -68,7 +69,7 @@ class GroupConsumer:
         self.shards = shards = ShardSet(group, selection, handover=self._handover, services=services)
         self._balancer = Balancer(self.names, shards.by_queue, self._handover, services, prefetch=shards.prefetch)
         self._connection: Any = None
-        self._tails: list[Tail] = []
+        self._tails: list[Tailing] = []
         self._is_stopping = False
 
     @property
@@ -125,12 +126,12 @@ class GroupConsumer:
         self._connection = connection
         self._is_stopping = False
         self._manifest.begin(layout)
-        if self._services.has_logs:
-            self._tails = [
-                self._tail_manifest(),
-                Tail(connection, self.names.attempts, "first", self.attempts.on_message),
-                Tail(connection, self.names.journal, "next", self._balancer.hear),
-            ]
+        tail = partial(self._services.log.tail, connection)
+        self._tails = [
+            self._tail_manifest(),
+            tail(self.names.attempts, "first", self.attempts),
+            tail(self.names.journal, "next", self._balancer),
+        ]
         self._apply_layout()
 
     def relearn(self, layout: Layout) -> None:
@@ -191,7 +192,7 @@ class GroupConsumer:
 
     def tick(self, now: float) -> None:
         """Once a second: write the vitals, probe shards whose owner is silent, and balance. `now` is the wall clock."""
-        if self._connection is None or not self._services.has_logs or self.is_bystander:
+        if self._connection is None or self.is_bystander:
             return
         if self.shards.needs_apply:
             self._services.calls.call_soon(self._apply_layout)
@@ -199,6 +200,21 @@ class GroupConsumer:
             shard.check_waiting()
         self._balancer.tell(now, generation=self.layout.generation, stands_by=not self._is_stopping)
         self._services.calls.call_soon(self._balance)
+
+    def on_message(self, body: bytes, offset: int) -> None:
+        """Take one record of the manifest."""
+        heard = self._manifest.note(body, offset)
+        if heard is Heard.MISSED:
+            self._host.repair_soon()
+        if self.is_behind:
+            return
+        # Neither appending, nor opening and closing channels, is for a message handler: both may read the socket.
+        if self._manifest.is_snapshot_due:
+            self._services.calls.call_soon(self._append_snapshot)
+        if not is_known(self.layout.protocol):
+            self.stand_by(self.layout.protocol)
+        elif heard is Heard.CHANGED:
+            self._services.calls.call_soon(self._apply_layout)
 
     def close_shard(self, shard: Shard) -> None:
         """Close a shard that is given up; it is opened anew if it is still wanted."""
@@ -233,22 +249,8 @@ class GroupConsumer:
             for tail in tails:
                 tail.close()
 
-    def _tail_manifest(self) -> Tail:
-        return Tail(self._connection, self.names.manifest, self.layout.through + 1, self._on_manifest)
-
-    def _on_manifest(self, body: bytes, offset: int) -> None:
-        heard = self._manifest.note(body, offset)
-        if heard is Heard.MISSED:
-            self._host.repair_soon()
-        if self.is_behind:
-            return
-        # Neither appending, nor opening and closing channels, is for a message handler: both may read the socket.
-        if self._manifest.is_snapshot_due:
-            self._services.calls.call_soon(self._append_snapshot)
-        if not is_known(self.layout.protocol):
-            self.stand_by(self.layout.protocol)
-        elif heard is Heard.CHANGED:
-            self._services.calls.call_soon(self._apply_layout)
+    def _tail_manifest(self) -> Tailing:
+        return self._services.log.tail(self._connection, self.names.manifest, self.layout.through + 1, self)
 
     def _append_snapshot(self) -> None:
         if self._manifest.is_snapshot_due and not self._is_leaving:
@@ -260,9 +262,8 @@ class GroupConsumer:
         if self._connection is None or not self.layout.open_segments or self._is_leaving:
             return
         opened = self.shards.apply(self.layout, self._connection, self)
-        if self._services.has_logs:
-            for shard in opened:
-                self._balancer.probe(shard, time.time())
+        for shard in opened:
+            self._balancer.probe(shard, time.time())
 
     def _balance(self) -> None:
         if self._connection is None or not self.shards.is_complete or self._is_leaving:

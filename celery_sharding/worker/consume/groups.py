@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
 
-from celery_sharding.config import Indexes, ShardGroup, check_shard, with_shards, without_shards
+from celery_sharding.config import ShardGroup
 from celery_sharding.dedup.notices import Notice
 from celery_sharding.errors import (
     BrokerUnavailable,
@@ -35,6 +35,7 @@ from celery_sharding.errors import (
 )
 from celery_sharding.layout.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.layout.model import Layout
+from celery_sharding.shard_names import Indexes, check_shard, with_shards, without_shards
 from celery_sharding.worker.consume.group import GroupConsumer
 from celery_sharding.worker.consume.wanted import count_wanted
 from celery_sharding.worker.services import WorkerServices

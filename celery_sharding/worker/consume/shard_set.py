@@ -8,8 +8,9 @@ from typing import Any
 
 from amqp.exceptions import NotFound
 
-from celery_sharding.config import Indexes, ShardGroup
+from celery_sharding.config import ShardGroup
 from celery_sharding.layout.model import Layout
+from celery_sharding.shard_names import Indexes
 from celery_sharding.topology import Names
 from celery_sharding.worker.balance.handover import Handover
 from celery_sharding.worker.consume.wanted import find_blocked, find_paused, find_wanted

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from celery_sharding.config import Indexes
 from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.shard_names import Indexes
 from celery_sharding.topology import Names
 
 Place = tuple[str, int]

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.errors import ShardKeyError
-from celery_sharding.keys import key_text
+from celery_sharding.keys import key_of_message
 from celery_sharding.texts import describe, plain_text
 from celery_sharding.timestamps import read_moment
-from celery_sharding.wire import KEY_HEADER, SENT_AT_HEADER, message_id_of
+from celery_sharding.wire import SENT_AT_HEADER, message_id_of
 from celery_sharding.worker.celery_hooks.request import DELIVERY
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Delivery:
         self.untold_runs = 0
         self.on_confirmed: Callable[[], None] | None = None
         self.received_at = time.time()
-        self.key, self.key_problem = _read_key(message, published_to=shard.names.publish)
+        self.key, self.key_problem = key_of_message(message, exchange=shard.names.publish)
 
     @property
     def lane(self) -> tuple[str, str, str]:
@@ -166,23 +165,6 @@ class Delivery:
         # are done: what only the garbage collector frees costs a busy worker a tenth of its time.
         self.message.delivery_info.pop(DELIVERY, None)
         self.shard.acknowledge(self, gather=gather)
-
-
-def _read_key(message: Any, *, published_to: str) -> tuple[str, str | None]:
-    """Return the key of a message, and what is wrong with it.
-
-    What came through the group's exchange is in this shard by its routing key, whatever its headers say.
-    """
-    info = message.delivery_info or {}
-    key: Any = info.get("routing_key") or ""
-    if info.get("exchange") != published_to:
-        named = (message.headers or {}).get(KEY_HEADER)
-        try:
-            return (key_text(named, task="message") if named else plain_text(key)), None
-        except ShardKeyError as exc:
-            return plain_text(key), f"its header {KEY_HEADER} is no key: {exc}"
-    text = plain_text(key)
-    return text, None if text == key else "its routing key is not valid UTF-8"
 
 
 def _id_in_body(message: Any) -> Any:

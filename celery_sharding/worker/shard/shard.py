@@ -16,7 +16,7 @@ import logging
 from typing import Any, Protocol
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.journal.events import handover_event
+from celery_sharding.journal.events import Handover
 from celery_sharding.layout.model import Segment
 from celery_sharding.layout.protocol import is_known, protocol_of
 from celery_sharding.topology import Names
@@ -261,6 +261,6 @@ class Shard:
 
     def _note_handover(self, change: str) -> None:
         if self.owned:
-            counted = self.tally.to_facts(with_times=True) if change == "released" else None
-            event = handover_event(self.queue, owner=self._services.node, change=change, counted=counted)
-            self._services.log.append(self.names.journal, event, optional=True)
+            counted = self.tally.to_counted(with_times=True) if change == "released" else None
+            event = Handover(self.queue, self._services.node, change, counted=counted)
+            self._services.log.append(self.names.journal, event.as_dict(), optional=True)

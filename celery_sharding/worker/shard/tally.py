@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
+from celery_sharding.journal.events import Counted
 from celery_sharding.journal.histogram import Histogram
 
 
@@ -38,15 +38,7 @@ class Tally:
         """A run has ended that took so long."""
         self._runs.note(seconds)
 
-    def to_facts(self, *, with_times: bool) -> dict[str, Any]:
-        """Return what was counted, as the journal has it.
-
-        Args:
-            with_times: Waits and runs, too, if there were any.
-        """
-        facts: dict[str, Any] = {"since": self._taken_at, "counters": dict(self._counters)}
-        if with_times:
-            for name, times in (("waits", self._waits.to_list()), ("runs", self._runs.to_list())):
-                if times:
-                    facts[name] = times
-        return facts
+    def to_counted(self, *, with_times: bool) -> Counted:
+        """Return what was counted, waits and runs, too, if asked for."""
+        waits, runs = (self._waits.to_list(), self._runs.to_list()) if with_times else ((), ())
+        return Counted(self._taken_at, dict(self._counters), waits, runs)
