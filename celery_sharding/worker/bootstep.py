@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -38,19 +37,22 @@ from celery_sharding.wire import RUN_ATTRIBUTES
 from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.celery_hooks.child_guard import ChildGuard
 from celery_sharding.worker.celery_hooks.exits import guard_exits
-from celery_sharding.worker.celery_hooks.green import read_more, read_what_came
+from celery_sharding.worker.celery_hooks.green import read_more
 from celery_sharding.worker.celery_hooks.naming import describe_process, wait_for_name
-from celery_sharding.worker.celery_hooks.prefork import PreforkPool, direct_writer, release_on_error
+from celery_sharding.worker.celery_hooks.pool import CeleryPool, HubLoop, SoloLoop
+from celery_sharding.worker.celery_hooks.prefork import PreforkPool, direct_writer
 from celery_sharding.worker.celery_hooks.pulse import Pulse, call_with_pulse, keep_pulse
 from celery_sharding.worker.celery_hooks.reconnect import limit_waits, reconnect_sooner, take_turns
 from celery_sharding.worker.celery_hooks.remote import install_commands, note_addressees
-from celery_sharding.worker.celery_hooks.request import DELIVERY, install
+from celery_sharding.worker.celery_hooks.request import install
 from celery_sharding.worker.celery_hooks.revoking import install_revoke
 from celery_sharding.worker.celery_hooks.strays import Strays
 from celery_sharding.worker.celery_hooks.watchdog import BEATS, Watchdog
 from celery_sharding.worker.consume.groups import Groups
-from celery_sharding.worker.consume.receiver import Intake
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.consume.receiver import Buckets, Intake
+from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.run.delivery import DELIVERY
+from celery_sharding.worker.run.in_pool import has_unaccepted, release_orphans, running
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
 
@@ -91,35 +93,25 @@ class ShardsStep(bootsteps.StartStopStep):
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
         self._log = self._backing.open_log(calls, inline=pulse)
-        self._states = StateWriter(lambda: c.app.backend, post=calls.post, is_green=getattr(c.pool, "is_green", False))
+        self._states = StateWriter(c.app, calls, is_green=getattr(c.pool, "is_green", False))
         guard_exits(c.pool, has_children=has_children)
-        self._runs = Runs(
-            submit=release_on_error(c.controller, c.on_task_request),
-            call_after=calls.call_after,
-            call_soon=c.hub.call_soon if c.hub and has_children else calls.call_next if has_turns else None,
-            read=self._read if has_turns else None,
-            apart=c.pool.spawn_n if getattr(c.pool, "is_green", False) else None,
-            bucket_for=lambda task_name: self._intake.bucket_for(task_name),
-            is_alive=self._is_alive,
-            slots=self._slots,
-            log=self._log,
-            node=c.hostname,
-            states=self._states,
-        )
-        intake = self._intake = Intake(c, self._runs, sharded)
+        buckets = Buckets(c)
+        loop = HubLoop(c.hub) if c.hub and has_children else SoloLoop(c, calls) if has_turns else None
+        self._runs = Executor(CeleryPool(c, buckets), calls, self._log, self._states, node=c.hostname, loop=loop)
+        intake = self._intake = Intake(c, self._runs, buckets, sharded)
         self._strays = Strays(sharded)
         self._stopping = False
         services = WorkerServices(
             node=c.hostname,
             log=self._log,
             calls=calls,
-            runs=self._runs,
+            executor=self._runs,
             receiver=intake,
             hold_seconds=sharding.settings.consumer_timeout_seconds / 2,
         )
         self._groups = Groups(c, self._backing, sharding.selection(), host=self, services=services)
         self._prefork = (
-            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
+            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: has_unaccepted(self._runs.lanes))
             if c.hub and has_children
             else None
         )
@@ -228,10 +220,10 @@ class ShardsStep(bootsteps.StartStopStep):
     def release_orphans(self, *, is_flushed: bool = False) -> None:
         """Of a prefork pool: end the runs whose messages are the broker's again."""
         if self._prefork is not None:
-            self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
+            release_orphans(self._runs.lanes, self._prefork.kill, is_flushed=is_flushed)
 
     def _cut_off(self) -> Iterable[int] | None:
-        return None if self._prefork is None else self._prefork.cut_off(self._runs.running())
+        return None if self._prefork is None else self._prefork.cut_off(running(self._runs.lanes))
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""
@@ -292,31 +284,6 @@ class ShardsStep(bootsteps.StartStopStep):
 
         return cancel_active_requests
 
-    def _is_alive(self) -> bool:
-        """Say whether the broker was heard within one heartbeat; an owner that is cut off must start nothing more.
-
-        The broker sends twice a heartbeat, and the main thread looks now and then whether something was read.
-        """
-        # kombu's `connection` would connect anew, in the middle of whatever asks.
-        connection: Any = getattr(self._consumer.connection, "_connection", None)
-        heartbeat_seconds = getattr(connection, "heartbeat", None)
-        if not heartbeat_seconds or not connection.last_heartbeat_received:
-            return True
-        return bool(time.monotonic() - connection.last_heartbeat_received < 1.5 * heartbeat_seconds)
-
     def _connections(self) -> tuple[Any, ...]:
         """Return the connections that this worker's main thread sends heartbeats on."""
         return self._consumer.connection, getattr(self._consumer.event_dispatcher, "connection", None)
-
-    def _slots(self) -> int:
-        """Say how many runs the pool takes: none once the worker stops, since its pool may be gone already.
-
-        A worker that is told to stop while it has no connection stops its pool, and never calls `stop` here.
-        """
-        pool = self._consumer.pool
-        return max(1, pool.num_processes) if pool.active and not self._stopping else 0
-
-    def _read(self) -> bool:
-        """Read what the connection has received, and say whether that was anything."""
-        connection = self._consumer.connection
-        return connection is not None and read_what_came(connection)

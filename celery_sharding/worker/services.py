@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.ports import Calls
 from celery_sharding.worker.run.delivery import Delivery
@@ -30,6 +30,6 @@ class WorkerServices:
     node: str
     log: Log
     calls: Calls
-    runs: Runs
+    executor: Executor
     receiver: Receiver
     hold_seconds: float

@@ -55,7 +55,7 @@ class _Hands:
         self._shards[queue].thaw()
 
     def is_idle(self, queue: str) -> bool:
-        return self._services.runs.lanes.is_idle(self._shards[queue])
+        return self._services.executor.lanes.is_idle(self._shards[queue])
 
     def release(self, queue: str) -> None:
         self._handover.begin(self._shards[queue])
@@ -103,7 +103,7 @@ class Balancer:
         self._ticks += 1
         services, shards = self._services, list(self._shards.values())
         owned = describe_owned(
-            shards, services.runs, node=services.node, now=now, tick=self._ticks, prefetch=self._prefetch
+            shards, services.executor, node=services.node, now=now, tick=self._ticks, prefetch=self._prefetch
         )
         standby = [shard.queue for shard in shards if not shard.owned] if stands_by else []
         event = events.Vitals(services.node, generation, owned, standby, at=now)

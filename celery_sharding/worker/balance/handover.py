@@ -36,7 +36,7 @@ class Handover:
     def __init__(self, attempts: Attempts, services: WorkerServices) -> None:
         self._attempts = attempts
         self._calls = services.calls
-        self._lanes = services.runs.lanes
+        self._lanes = services.executor.lanes
         self._leaving: set[Shard] = set()
         self._recording: set[Shard] = set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from celery_sharding.journal.events import ShardVitals
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.shard.shard import Shard
 
 # Of so many vitals, each shard's times stand in one: they are long, and the journal keeps them for a day.
@@ -13,7 +13,7 @@ _TIMES_EVERY = 5
 
 
 def describe_owned(
-    shards: Iterable[Shard], runs: Runs, *, node: str, now: float, tick: int, prefetch: int
+    shards: Iterable[Shard], executor: Executor, *, node: str, now: float, tick: int, prefetch: int
 ) -> dict[str, ShardVitals]:
     """Return queue → what its owner, this worker, knows of it.
 
@@ -22,16 +22,16 @@ def describe_owned(
         tick: How many vitals there were before.
         prefetch: How many messages a shard holds at most.
     """
-    owned = [(shard, runs.waits.of(shard)) for shard in shards if shard.owned]
+    owned = [(shard, executor.waits.of(shard)) for shard in shards if shard.owned]
     return {
         shard.queue: ShardVitals(
             owner=node,
             at=now,
             counted=shard.tally.to_counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
             held=len(shard.held),
-            running=runs.lanes.running(shard),
+            running=executor.lanes.running(shard),
             index=shard.index,
-            lag_seconds=_age(next((entry.item.delivery.sent_at for entry in runs.lanes.waiting(shard)), None), now),
+            lag_seconds=_age(next((delivery.sent_at for delivery in executor.lanes.waiting(shard)), None), now),
             prefetch=prefetch,
             behind_seconds=_age(shard.tally.newest_sent_at, now),
             store_waiting=found.for_store,

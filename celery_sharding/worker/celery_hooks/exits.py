@@ -1,8 +1,8 @@
 """The one way out of the pool: whatever happens when a run ends, it leaves its lane.
 
-A pool reports a run to its request, by callbacks; the request reports to `Runs`. On this way user code runs (receivers
-of signals, request classes, texts of exceptions), and anything may be raised. So every sharded run enters the pool
-here, with its callbacks guarded:
+A pool reports a run to its request, by callbacks; the request reports to the executor. On this way user code runs
+(receivers of signals, request classes, texts of exceptions), and anything may be raised. So every sharded run enters
+the pool here, with its callbacks guarded:
 
     accepted   ── raises ──▶ logged; the run goes on: a child has begun it already, and so do the others
     the body   ── leaves by an error that the tracer did not catch, or by an exit ──▶ failed
@@ -31,6 +31,7 @@ from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
 
 from celery_sharding.texts import describe
 from celery_sharding.worker.celery_hooks.request import NotBegun, ShardRequestMixin
+from celery_sharding.worker.run.delivery import State
 
 logger = logging.getLogger(__name__)
 
@@ -147,19 +148,19 @@ class Exit:
 
     def _let_go(self, request: Any, *, has_ended: bool, error: BaseException | None) -> None:
         """End a run that did not leave by itself."""
-        runs, delivery = request.delivery.runs, request.delivery
-        if delivery.entry is None or runs.leave_orphan(delivery):
+        executor, delivery = request.executor, request.delivery
+        if delivery.state in (State.NEW, State.SETTLED) or executor.settling.leave_orphan(delivery):
             request.has_left = True
             return
         try:
             if has_ended:
-                request.leave_by(runs.finish)
+                request.leave_by(executor.finish)
             else:
                 text = "nothing was reported" if error is None else describe(error)
-                runs.give_up(request, _UNKNOWN, text)
+                executor.failures.give_up(request, _UNKNOWN, text)
         except Exception:
             logger.exception("%s: it cannot be ended, and stays unacknowledged", self._name)
-            runs.abandon(request)
+            executor.abandon(request)
 
 
 def _is_stop(exc: BaseException) -> bool:

@@ -7,8 +7,6 @@ collect_killed  Children that we have killed are replaced before the pool is reg
 listen_anew     The pool listens for the end of each child once: after an event it has no descriptor for it any more. If
                 the child is not collected yet, or lives, since the event was meant for an earlier owner of the
                 descriptor, the pool could not be registered anew: the worker would end with the same error.
-release_on_error
-                The place in the pool that Celery takes for a run is not given back when it cannot be handed over.
 direct_writer   The pool writes a run to a child when the event loop says that the child's pipe takes data: a round
                 later, behind the messages that came in meanwhile.
 """
@@ -16,11 +14,12 @@ direct_writer   The pool writes a run to a child when the event loop says that t
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Collection
 from typing import Any
+
+from celery_sharding.worker.run.processes import is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -156,33 +155,6 @@ def direct_writer(pool: Any, hub: Any) -> Callable[[], None]:
             write(list(pipes))
 
     return write_waiting
-
-
-def release_on_error(controller: Any, submit: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return `submit` such that an error of it gives back the place in the pool, which Celery has taken for the run.
-
-    Args:
-        controller: Celery's worker.
-    """
-    if getattr(controller, "process_task", None) != controller._process_task_sem:
-        return submit
-
-    def submit_or_release(request: Any) -> Any:
-        try:
-            return submit(request)
-        except Exception:
-            controller._quick_release()
-            raise
-
-    return submit_or_release
-
-
-def is_gone(pid: int) -> bool:
-    """Say whether a child process has ended, without reaping it: the pool does that."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except (ChildProcessError, OverflowError):
-        return True
 
 
 def _wake() -> None:

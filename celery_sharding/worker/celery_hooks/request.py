@@ -1,7 +1,7 @@
 """The request of a sharded run: Celery's own, with its endings led to the lanes.
 
 Celery's request acknowledges, rejects, retries and fails as its task's settings say. For a message from a shard these
-endings become one of five reports to `Runs`: finished, retry, wait, lost, dead. A request for a message from an
+endings become one of five reports to the executor: finished, retry, wait, lost, dead. A request for a message from an
 ordinary queue behaves as Celery's, although its class is the same: whether it is sharded is said by its delivery.
 
 A run that is killed on purpose (revoke with terminate, a hard time limit) is acknowledged at once, as in Celery, but
@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.app.trace import logger as trace_logger
@@ -28,18 +28,16 @@ from celery.worker.state import task_ready
 
 from celery_sharding.dedup.waiting import STORE, WaitInLane, hide_waits, waits_for_store
 from celery_sharding.errors import ClaimLost, DeduplicationError
+from celery_sharding.publish.router import TaskRules
 from celery_sharding.texts import describe, text_of
 from celery_sharding.wire import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
+from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.run.delivery import DELIVERY, Delivery
 from celery_sharding.worker.run.retry import InPlaceRetry, retry_in_place
 from celery_sharding.worker.run.state_writer import is_of_backend
 
-if TYPE_CHECKING:
-    from celery_sharding.publish.router import TaskRules
-    from celery_sharding.worker.run.delivery import Delivery
-
 logger = logging.getLogger(__name__)
 
-DELIVERY = "shard_delivery"
 UNTOLD_RUNS_MAX = 10
 """So often a run is tried whose end the result backend does not store."""
 _LOST = WorkerLostError | SystemExit | KeyboardInterrupt
@@ -58,7 +56,7 @@ class ShardRequestMixin:
         is_cut_off: Its process was killed since the worker's main thread was blocked (`watchdog`).
         failed_starts: How often it could not be handed to the pool.
         awaits_state: It leaves when its state is stored, or cannot be.
-        has_left: This run was reported to `Runs`, or is an orphan that has ended: nothing of it is left to settle.
+        has_left: This run was reported to the executor, or is an orphan that has ended: nothing is left to settle.
     """
 
     acknowledged: bool
@@ -74,7 +72,9 @@ class ShardRequestMixin:
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)  # type: ignore[call-arg]
-        self.delivery: Delivery | None = (message.delivery_info or {}).get(DELIVERY)
+        self.delivery: Delivery | None
+        self.executor: Executor  # of a message from a shard
+        self.delivery, self.executor = (message.delivery_info or {}).get(DELIVERY, (None, None))
         for name in RUN_ATTRIBUTES:
             self.request_dict.pop(name, None)  # type: ignore[attr-defined]
         if self.delivery is not None:
@@ -132,7 +132,7 @@ class ShardRequestMixin:
         return self.worker_pid if self._killed else None  # type: ignore[attr-defined]
 
     def leave_by(self, report: Callable[..., object], *args: Any) -> None:
-        """Report the end of this run to `Runs`; it has left when that did not fail."""
+        """Report the end of this run to the executor; it has left when that did not fail."""
         report(self, *args)
         self.has_left = True
 
@@ -152,14 +152,14 @@ class ShardRequestMixin:
             if self._failure is not None:
                 # The text may hold a key, or data: it goes into the letter, and not into the journal.
                 reason = f"failed: {type(self._failure).__name__}"
-                self.leave_by(self.delivery.runs.bury, reason, text_of(self._failure))
+                self.leave_by(self.executor.failures.bury, reason, text_of(self._failure))
             elif self._killed:
-                self.leave_by(self.delivery.runs.finish_when_gone)
+                self.leave_by(self.executor.finish_when_gone)
             else:
-                self.leave_by(self.delivery.runs.finish)
+                self.leave_by(self.executor.finish)
         elif self._killed and not self._timed_out:
             # It was asked to end, and has come to an end of its own instead: its process lives on.
-            self.delivery.runs.leave(self)
+            self.executor.leave(self)
 
     def reject(self, requeue: bool = False) -> None:
         if self.delivery is None:
@@ -169,9 +169,9 @@ class ShardRequestMixin:
         elif not self.acknowledged:
             self.acknowledged = True
             if requeue:
-                self.leave_by(self.delivery.runs.lose, "rejected with requeue")
+                self.leave_by(self.executor.lose, "rejected with requeue")
             else:
-                self.leave_by(self.delivery.runs.bury, "rejected")
+                self.leave_by(self.executor.failures.bury, "rejected")
                 self.send_event("task-rejected", requeue=False)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -179,7 +179,7 @@ class ShardRequestMixin:
             super().on_accepted(pid, time_accepted)  # type: ignore[misc]
             return
         # A child of a prefork pool has begun already; a thread begins after this.
-        if pid == os.getpid() and self.delivery.runs.leave_orphan(self.delivery):
+        if pid == os.getpid() and self.executor.settling.leave_orphan(self.delivery):
             self.has_left = True
             task_ready(self)
             raise NotBegun("its channel was lost before it began: the broker has delivered it again")
@@ -196,7 +196,7 @@ class ShardRequestMixin:
         if not self.has_left:
             # Of greenlets; a prefork pool has reported the same as a failure before, and kills the child after this.
             task_ready(self)
-            if self.delivery.runs.leave_orphan(self.delivery):
+            if self.executor.settling.leave_orphan(self.delivery):
                 self._is_elsewhere = self.has_left = True
             else:
                 self._settle_failure(TimeLimitExceeded(timeout), is_killed=False)
@@ -242,7 +242,7 @@ class ShardRequestMixin:
         else:
             # It never began: until its state says so, nothing does.
             end = partial(self._end_revoked, reason)
-            self.delivery.runs.await_state(self, end)
+            self.executor.await_state(self, end)
             self._tell("REVOKED", stock, reason, terminated, signum, expired, then=end)
 
     def _end_revoked(self, reason: str, is_stored: bool) -> None:
@@ -251,9 +251,9 @@ class ShardRequestMixin:
             return
         self.acknowledged = True
         if is_stored:
-            self.leave_by(self.delivery.runs.finish)
+            self.leave_by(self.executor.finish)
         else:
-            self.leave_by(self.delivery.runs.bury, reason, "the result backend did not store it")
+            self.leave_by(self.executor.failures.bury, reason, "the result backend did not store it")
 
     def on_retry(self, exc_info: Any) -> None:
         if self.delivery is None:
@@ -262,7 +262,7 @@ class ShardRequestMixin:
         retry = _cause(exc_info)
         if isinstance(retry, InPlaceRetry):
             self.acknowledged = True
-            self.leave_by(self.delivery.runs.retry, retry)
+            self.leave_by(self.executor.retry, retry)
             self.send_event("task-retried", exception=describe(retry.exc), traceback=str(exc_info.traceback))
         else:
             super().on_retry(exc_info)  # type: ignore[misc]
@@ -273,19 +273,19 @@ class ShardRequestMixin:
             return
         task_ready(self)
         exc = _cause(exc_info)
-        if self.delivery.runs.leave_orphan(self.delivery):
+        if self.executor.settling.leave_orphan(self.delivery):
             self._is_elsewhere = self.has_left = True  # the broker has delivered the message again
         elif isinstance(exc, WaitInLane):
             self.acknowledged = True
-            self.leave_by(self.delivery.runs.wait, exc)
+            self.leave_by(self.executor.wait, exc)
         elif (self._already_cancelled and isinstance(exc, Terminated | _LOST)) or (
             self.is_cut_off and isinstance(exc, _LOST)
         ):
             # Celery would acknowledge one whose process was lost before it could be cancelled. One that was cut off
             # has lost its connection, though that may not be noticed yet: it is no lost attempt, nor a dead letter.
-            self.leave_by(self.delivery.runs.abandon)
+            self.leave_by(self.executor.abandon)
         elif self._is_lost(exc):
-            self.leave_by(self.delivery.runs.lose, describe(exc))
+            self.leave_by(self.executor.lose, describe(exc))
         elif isinstance(exc, Reject):
             self.reject(requeue=exc.requeue)
             if not exc.requeue:
@@ -324,11 +324,11 @@ class ShardRequestMixin:
             delivery.untold_runs += 1
             if delivery.untold_runs < UNTOLD_RUNS_MAX:
                 self.acknowledged = True
-                self.leave_by(delivery.runs.wait, WaitInLane(STORE, text))
+                self.leave_by(self.executor.wait, WaitInLane(STORE, text))
                 return
         self.awaits_state = True
         end = partial(self._end_failed, exc)
-        delivery.runs.await_state(self, end)
+        self.executor.await_state(self, end)
         self._tell("FAILURE", self._announce_failure, exc_info, False, then=end)
 
     def _end_failed(self, exc: BaseException, is_stored: bool) -> None:
@@ -338,8 +338,8 @@ class ShardRequestMixin:
             self._settle_failure(exc, is_killed=False)
             return
         self.acknowledged = True
-        self.delivery.runs.note_failure(self, exc)
-        self.leave_by(self.delivery.runs.bury, "its end could not be stored; its body may have run", text_of(exc))
+        self.executor.failures.note(self, exc)
+        self.leave_by(self.executor.failures.bury, "its end could not be stored; its body may have run", text_of(exc))
 
     def _settle_failure(self, exc: BaseException, *, is_killed: bool) -> None:
         """End a run that has failed for good, as the settings of its group and its task say."""
@@ -350,7 +350,7 @@ class ShardRequestMixin:
             self._killed = self._timed_out = True
         if self.delivery.keeps_failures:
             self._failure = exc
-        self.delivery.runs.note_failure(self, exc)
+        self.executor.failures.note(self, exc)
         if task.acks_on_timeout if is_timeout else task.acks_on_failure:
             self.acknowledge()
         else:
@@ -384,7 +384,7 @@ class ShardRequestMixin:
                 self._teller = None
 
         what = f"{state} of {self.name}[{self.id}]"  # type: ignore[attr-defined]
-        self.delivery.runs.states.tell(what, tell, **options)
+        self.executor.failures.states.tell(what, tell, **options)
 
     def _is_lost(self, exc: BaseException) -> bool:
         """Say whether the process of the run died under it: not a failure of the task, and nobody asked for it."""

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery_sharding.worker.celery_hooks.child_guard import ChildGuard
-from celery_sharding.worker.celery_hooks.prefork import is_gone
+from celery_sharding.worker.run.processes import is_gone
 
 logger = logging.getLogger(__name__)
 

@@ -194,7 +194,7 @@ class Groups:
     def give_up(self, shard: Shard) -> None:
         """Close a frozen shard if nothing of it runs."""
         for group in self._groups:
-            if not self._services.runs.lanes.running(shard):
+            if not self._services.executor.lanes.running(shard):
                 group.give_up(shard)
 
     def withdraw(self) -> None:

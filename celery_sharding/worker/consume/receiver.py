@@ -16,18 +16,21 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content
 
 from celery_sharding.rabbitmq.foreign import UNREADABLE_HEADER
-from celery_sharding.worker.celery_hooks.request import DELIVERY
 from celery_sharding.worker.consume.message_check import find_flaw
-from celery_sharding.worker.executor import Runs
-from celery_sharding.worker.run.delivery import Delivery
+from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.run.delivery import DELIVERY, Delivery
 
 
 class Buckets(defaultdict[str, Any]):
-    """Task name → rate-limit bucket or None, in place of the consumer's own; `get` sees one that is hidden."""
+    """Task name → rate-limit bucket or None, in place of the consumer's own; `get` sees one that is hidden.
 
-    def __init__(self, buckets: dict[str, Any]) -> None:
-        super().__init__(lambda: None, buckets)
+    Made before the strategies, which keep hold of it.
+    """
+
+    def __init__(self, consumer: Any) -> None:
+        super().__init__(lambda: None, consumer.task_buckets)
         self.are_hidden = False
+        consumer.task_buckets = self
 
     def __getitem__(self, task_name: str) -> Any:
         return None if self.are_hidden else super().__getitem__(task_name)
@@ -40,18 +43,13 @@ class Intake:
         sharded: Task name → group name, of the tasks this worker runs from shards.
     """
 
-    def __init__(self, consumer: Any, runs: Runs, sharded: dict[str, str]) -> None:
+    def __init__(self, consumer: Any, executor: Executor, buckets: Buckets, sharded: dict[str, str]) -> None:
         self._consumer = consumer
-        self._runs = runs
+        self._executor = executor
         self._sharded = sharded
         self._made: list[Any] = []
         self._accept = prepare_accept_content(consumer.app.conf.accept_content)
-        # Strategies, which are made later, keep hold of it.
-        self._buckets = consumer.task_buckets = Buckets(consumer.task_buckets)
-
-    def bucket_for(self, task_name: str) -> Any:
-        """Return the rate-limit bucket of a task, or None; any thread may ask."""
-        return None if self._consumer.disable_rate_limits else self._buckets.get(task_name)
+        self._buckets = buckets
 
     def take_request(self, request: Any) -> None:
         """Take the request that a strategy made; `receive` admits it when the strategy has returned."""
@@ -63,29 +61,31 @@ class Intake:
         self._make_request(delivery)
         made, self._made = self._made, made
         for request in made:
-            self._runs.admit(request)
+            self._executor.admit(request)
 
     def _make_request(self, delivery: Delivery) -> None:
         message = delivery.message
-        message.delivery_info[DELIVERY] = delivery
+        message.delivery_info[DELIVERY] = delivery, self._executor
         message.accept = self._accept
         try:
             problem = self._try_to_make_request(delivery)
         except DecodeError as exc:
-            self._runs.bury_delivery(delivery, reason="cannot be decoded", error=repr(exc))
+            self._executor.failures.bury_delivery(delivery, reason="cannot be decoded", error=repr(exc))
         except ContentDisallowed as exc:
-            self._runs.bury_delivery(delivery, reason="content type is not in accept_content", error=repr(exc))
+            self._executor.failures.bury_delivery(
+                delivery, reason="content type is not in accept_content", error=repr(exc)
+            )
         except NotRegistered as exc:
-            self._runs.bury_delivery(delivery, reason=exc.args[0], failure=exc)
+            self._executor.failures.bury_delivery(delivery, reason=exc.args[0], failure=exc)
         except tuple(self._consumer.connection_errors):
             raise  # of the worker's own connection: no fault of the message, which is delivered again
         except Exception as exc:
             # Anybody may publish here; there is no telling what Celery's code raises on a message that is no task's.
             self._made.clear()
-            self._runs.bury_delivery(delivery, reason="is no task message", error=repr(exc))
+            self._executor.failures.bury_delivery(delivery, reason="is no task message", error=repr(exc))
         else:
             if problem is not None:
-                self._runs.bury_delivery(delivery, reason=problem)
+                self._executor.failures.bury_delivery(delivery, reason=problem)
 
     def _try_to_make_request(self, delivery: Delivery) -> str | None:
         """Make the request of a message, or return why there is none."""

@@ -138,7 +138,7 @@ class ShardSet:
             )
 
     def _open(self, place: Place, layout: Layout, connection: Any, host: ShardHost) -> bool:
-        gate = gate_for(place.segment, layout, self._group.name, self._services.runs.lanes)
+        gate = gate_for(place.segment, layout, self._group.name, self._services.executor.lanes)
         shard = Shard(place, host=host, services=self._services, gate=gate)
         self.by_queue[place.queue] = shard
         try:
@@ -151,7 +151,7 @@ class ShardSet:
 
     def _learn(self, layout: Layout) -> None:
         """Hand on what the manifest says of the ends of the shards' segments, and let go of what nothing holds back."""
-        lanes = self._services.runs.lanes
+        lanes = self._services.executor.lanes
         gates = {
             segment.name: gate_for(segment.name, layout, self._group.name, lanes) for segment in layout.open_segments
         }

@@ -22,13 +22,15 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 from celery_sharding.dedup.waiting import STORE, WaitInLane, waits_for_store
 from celery_sharding.wire import ASKS_STORE
-from celery_sharding.worker.run.lanes import Entry, Lanes, State
+from celery_sharding.worker.ports import Clock
+from celery_sharding.worker.run.delivery import Entry, State
+from celery_sharding.worker.run.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +52,11 @@ class Waiting:
 
 
 class Waits:
-    """What waits in the lanes of one worker.
+    """What waits in the lanes of one worker."""
 
-    Args:
-        call_after: Calls a function after some seconds, where lanes may be moved.
-    """
-
-    def __init__(self, lanes: Lanes, *, call_after: Callable[[float, Callable[[], None]], Any]) -> None:
+    def __init__(self, lanes: Lanes[Any], clock: Clock) -> None:
         self._lanes = lanes
-        self._call_after = call_after
+        self._clock = clock
         self._lock = threading.Lock()
         self._for_claims: dict[Entry, int] = {}  # to how often it has looked
         self._for_store: dict[Entry, None] = {}
@@ -74,7 +72,7 @@ class Waits:
 
     def lets_begin(self, entry: Entry) -> bool:
         """Say whether a run may go into the pool; while the store is away, all but the one that asks are held here."""
-        if self._away_since is None or not waits_for_store(entry.item.task):
+        if self._away_since is None or not waits_for_store(entry.request.task):
             return True
         with self._lock:
             if self._away_since is None or entry is self._asking:
@@ -85,7 +83,7 @@ class Waits:
                 self._tries += 1
                 self._asking, self._asks_until = entry, now + patience
                 self._next_try = self._asks_until
-                entry.item.request_dict[ASKS_STORE] = True
+                entry.request.request_dict[ASKS_STORE] = True
                 self._plan(now)
                 return True
         if self._lanes.hold(entry, is_resting=True):
@@ -109,7 +107,7 @@ class Waits:
         seconds = min(CLAIM_SECONDS_MIN * 2 ** min(looks - 1, 16), longest)
         if wait.at_most_seconds is not None:
             seconds = max(CLAIM_SECONDS_MIN, min(seconds, wait.at_most_seconds))
-        self._call_after(seconds, lambda: self._lanes.due(entry))
+        self._clock.call_after(seconds, lambda: self._lanes.due(entry))
 
     def answers(self) -> None:
         """The store has answered: all that waits for it goes on."""
@@ -141,11 +139,11 @@ class Waits:
     def of(self, source: Hashable) -> Waiting:
         """Return what of a shard waits."""
         with self._lock:
-            store = Counter(entry.source for entry in self._for_store)
-            claims = sum(entry.source == source for entry in self._for_claims)
+            store = Counter(entry.shard for entry in self._for_store)
+            claims = sum(entry.shard == source for entry in self._for_claims)
             asking = self._asking
             if self._away_since is not None and asking is not None:
-                store[asking.source] += 1
+                store[asking.shard] += 1
             return Waiting(store[source], claims, self._away_since if store[source] else None)
 
     def _keep(self, entry: Entry) -> None:
@@ -182,7 +180,7 @@ class Waits:
         if now < self._planned:
             return
         self._planned = max(now, self._next_try) + 0.001
-        self._call_after(self._planned - now, self._try_again)
+        self._clock.call_after(self._planned - now, self._try_again)
 
     def _try_again(self) -> None:
         """Let one message of each shard try: that of a frozen one would not start."""
@@ -190,7 +188,7 @@ class Waits:
             if self._away_since is None:
                 return
             self._for_store = {entry: None for entry in self._for_store if entry.state is State.HELD}
-            first = list({entry.source: entry for entry in reversed(self._for_store)}.values())
+            first = list({entry.shard: entry for entry in reversed(self._for_store)}.values())
             for entry in first:
                 del self._for_store[entry]
         for entry in first:

@@ -154,16 +154,16 @@ class Shard:
 
     def freeze(self) -> None:
         """Start nothing more; what runs goes on."""
-        self._services.runs.lanes.freeze(self)
+        self._services.executor.lanes.freeze(self)
 
     def thaw(self) -> None:
         """Take a freeze back."""
-        self._services.runs.lanes.thaw(self)
+        self._services.executor.lanes.thaw(self)
 
     def withdraw(self) -> None:
         """Before it is given up: take back what was announced and has not begun."""
         for delivery in self.held.to_list():
-            self._services.runs.announcements.withdraw(delivery)
+            self._services.executor.redeliveries.announcer.withdraw(delivery)
 
     def depart(self) -> None:
         """Have its group close it, and open it anew if it is still wanted."""
@@ -185,7 +185,7 @@ class Shard:
         self.withdraw()
         self.held.clear()
         self.end.reset()
-        self._services.runs.forget(self)
+        self._services.executor.forget(self)
 
     def acknowledge(self, delivery: Delivery, *, gather: bool) -> None:
         """Acknowledge a message of this consumer; one of an earlier channel is the broker's again.
@@ -213,7 +213,7 @@ class Shard:
         return self.held.keys
 
     def only_waits(self) -> bool:
-        return self._services.runs.lanes.only_waits(self)
+        return self._services.executor.lanes.only_waits(self)
 
     def confirm_acknowledged(self) -> bool:
         """Wait until the broker has taken all acknowledgements; False if the channel is gone."""
@@ -253,7 +253,7 @@ class Shard:
             else:
                 self._host.stand_by(protocol)
             return
-        delivery = Delivery(message, self, self._services.runs, raw=raw)
+        delivery = Delivery(message, self, raw=raw)
         self.held.add(delivery)
         self.tally.newest_sent_at = delivery.sent_at
         self.tally.count("delivered")
