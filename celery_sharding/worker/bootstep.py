@@ -52,7 +52,6 @@ from celery_sharding.worker.consume.groups import Groups
 from celery_sharding.worker.consume.receiver import Buckets, Intake
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.run.delivery import DELIVERY
-from celery_sharding.worker.run.in_pool import has_unaccepted, release_orphans, running
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
 
@@ -111,7 +110,7 @@ class ShardsStep(bootsteps.StartStopStep):
         )
         self._groups = Groups(c, self._backing, sharding.selection(), host=self, services=services)
         self._prefork = (
-            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: has_unaccepted(self._runs.lanes))
+            PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
             if c.hub and has_children
             else None
         )
@@ -220,10 +219,10 @@ class ShardsStep(bootsteps.StartStopStep):
     def release_orphans(self, *, is_flushed: bool = False) -> None:
         """Of a prefork pool: end the runs whose messages are the broker's again."""
         if self._prefork is not None:
-            release_orphans(self._runs.lanes, self._prefork.kill, is_flushed=is_flushed)
+            self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
 
     def _cut_off(self) -> Iterable[int] | None:
-        return None if self._prefork is None else self._prefork.cut_off(running(self._runs.lanes))
+        return None if self._prefork is None else self._prefork.cut_off(self._runs.running())
 
     def _give_up_idle(self) -> None:
         """Close the shards of which nothing runs, frozen before: nobody has to wait for the rest of the pool."""

@@ -33,7 +33,7 @@ from celery_sharding.worker.log import Log
 from celery_sharding.worker.ports import Clock, Loop, Pool, Source
 from celery_sharding.worker.redelivery.redeliveries import Redeliveries
 from celery_sharding.worker.run.ack_batch import Acks
-from celery_sharding.worker.run.delivery import Delivery
+from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.failures import UNRECORDED, Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.pump import Turn
@@ -223,6 +223,36 @@ class Executor:
         for delivery in self.lanes.close(shard):
             self.waits.forget(delivery)
             task_ready(delivery.request)
+
+    def unaccepted(self) -> list[Delivery]:
+        """Return the runs handed to the pool that no process of it has begun, as far as is known."""
+        return [run for run in self.lanes.in_pool() if run.request.time_start is None and not run.request.is_cut_off]
+
+    def running(self) -> list[Any]:
+        """Return the requests that a process of the pool runs, or may begin any moment; for any thread."""
+        requests = [run.request for run in self.lanes.in_pool()]  # None: it has just ended, in another thread
+        return [each for each in requests if each is not None and (not each.has_left or each.killed_pid is not None)]
+
+    def release_orphans(self, kill: Callable[[int], None], *, is_flushed: bool) -> None:
+        """Of a prefork pool: end what runs without a message, so that its redelivery does not overlap it.
+
+        A run that has begun is killed; its lane stays locked until it has ended, as it does in the other pools.
+
+        Args:
+            is_flushed: The pool has forgotten what no process had accepted, as Celery makes it when the connection is
+                lost. Else such a run is still to begin, and comes to its own end.
+        """
+        for run in self.lanes.in_pool():
+            request = run.request
+            if run.state is not State.ORPHAN:
+                continue
+            if request.has_left and request.killed_pid is None:
+                continue  # it has ended, and waits for what is written of it; its process runs something else
+            if request.time_start is not None:
+                logger.warning("killing the run of %s[%s]: its shard's channel was lost", request.name, request.id)
+                kill(request.worker_pid)
+            elif is_flushed:
+                self.lanes.settle(run)
 
     def _pump(self) -> None:
         self.redeliveries.release()

@@ -20,7 +20,6 @@ from celery_sharding.worker.celery_hooks.request import ShardRequest
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import DELIVERY, Delivery, Phase
-from celery_sharding.worker.run.in_pool import release_orphans
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.place import Place
@@ -242,7 +241,7 @@ def test_a_run_that_has_ended_is_not_killed_for_what_is_still_written_of_it(work
     # When the connection is lost
     worker.shard.drop()
     killed: list[int] = []
-    release_orphans(worker.runs.lanes, killed.append, is_flushed=True)
+    worker.runs.release_orphans(killed.append, is_flushed=True)
     # Then its process is spared, and its lane goes on when the letter is stored
     assert killed == []
     worker.log.confirm()

@@ -28,6 +28,11 @@ class Worker:
     def admit(self, *names: str, on_store_error: str = "wait") -> list[Entry]:
         return [admit(self.lanes, name, "shard", _request(on_store_error)) for name in names]
 
+    def let_try(self) -> None:
+        """Let the time of the next try come."""
+        assert self.waits._outage is not None
+        self.waits._outage.next_try = 0.0
+
     def wait(self, entry: Entry, what: str, **options: Any) -> None:
         wait = WaitInLane(what, "away", **options)
         self.waits.learn(wait)
@@ -73,7 +78,7 @@ def test_all_go_on_when_the_one_that_asks_gets_an_answer() -> None:
     entries = worker.admit("a", "b", "c", "d")
     for entry in entries:
         worker.wait(entry, STORE)
-    worker.waits._next_try = 0.0
+    worker.let_try()
     # When it is time to try, then one asks
     worker.clock.fire()
     asking = [entry for entry in entries if entry.state is State.RUNNING]
@@ -88,7 +93,7 @@ def test_all_go_on_when_the_one_that_asks_gets_an_answer() -> None:
 def test_when_the_one_that_asks_is_dropped_another_asks(worker: Worker) -> None:
     entries = worker.admit("a", "b")
     worker.wait(entries[0], STORE)
-    worker.waits._next_try = 0.0
+    worker.let_try()
     worker.clock.fire()
     asking = next(entry for entry in entries if entry.state is State.RUNNING)
     # When the message that asks is revoked
@@ -103,7 +108,7 @@ def test_the_one_that_asks_begins_though_it_was_held_on_its_way(worker: Worker) 
     # Given an outage, and a run that is to ask
     entries = worker.admit("a", "b")
     worker.wait(entries[0], STORE)
-    worker.waits._next_try = 0.0
+    worker.let_try()
     worker.clock.fire()
     asking = next(entry for entry in entries if entry.state is State.RUNNING)
     # When its rate limit holds it for a moment
