@@ -53,6 +53,7 @@ from celery_sharding.worker.consume.receiver import Buckets, Intake
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.run.delivery import DELIVERY
 from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.services import WorkerServices
 
 if TYPE_CHECKING:
     from celery_sharding.brokers.base import Backing
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 10.0
+REPAIR_SECONDS = 10.0
 TICK_SECONDS = 1.0
 _STATES_SECONDS = 5.0
 PREFORK, SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
@@ -99,17 +100,15 @@ class ShardsStep(bootsteps.StartStopStep):
         intake = self._intake = Intake(c, self._runs, buckets, sharded)
         self._strays = Strays(sharded)
         self._stopping = False
-        self._groups = Groups(
-            c,
-            self._backing,
-            sharding.selection(),
-            runs=self._runs,
+        services = WorkerServices(
+            node=c.hostname,
             log=self._log,
-            receive=intake.receive,
             calls=calls,
-            release_orphans=lambda: self._release_orphans(is_flushed=False),
-            is_stopping=lambda: self._stopping,
+            executor=self._runs,
+            receiver=intake,
+            hold_seconds=sharding.settings.consumer_timeout_seconds / 2,
         )
+        self._groups = Groups(c, self._backing, sharding.selection(), host=self, services=services)
         self._prefork = (
             PreforkPool(c, freeze=self._groups.freeze, has_unaccepted=lambda: bool(self._runs.unaccepted()))
             if c.hub and has_children
@@ -184,7 +183,7 @@ class ShardsStep(bootsteps.StartStopStep):
             # Celery closes it at the next connect, and waits for the broker's farewell.
             bound_waits(events, FAREWELL_SECONDS)
         self._groups.drop()
-        self._release_orphans(is_flushed=True)
+        self.release_orphans(is_flushed=True)
 
     terminate = stop
 
@@ -209,10 +208,16 @@ class ShardsStep(bootsteps.StartStopStep):
         if self._backing.has_logs:
             self._timers += [
                 c.timer.call_repeatedly(TICK_SECONDS, self._groups.tick),
-                c.timer.call_repeatedly(LOOK_SECONDS, self._groups.look),
+                c.timer.call_repeatedly(REPAIR_SECONDS, self._groups.repair_soon),
             ]
 
-    def _release_orphans(self, *, is_flushed: bool) -> None:
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing may be opened any more."""
+        return self._stopping
+
+    def release_orphans(self, *, is_flushed: bool = False) -> None:
+        """Of a prefork pool: end the runs whose messages are the broker's again."""
         if self._prefork is not None:
             self._runs.release_orphans(self._prefork.kill, is_flushed=is_flushed)
 

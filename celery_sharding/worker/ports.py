@@ -20,6 +20,16 @@ class Clock(Protocol):
     def call_after(self, seconds: float, call: Callable[[], None]) -> object: ...
 
 
+class Calls(Clock, Protocol):
+    """Where and when the calls of a worker run; `calls` says what each of these promises."""
+
+    def post(self, call: Callable[[], None]) -> None: ...
+
+    def call_main(self, call: Callable[[], None]) -> None: ...
+
+    def call_soon(self, call: Callable[[], None]) -> None: ...
+
+
 class Pool(Protocol):
     """Where runs begin: Celery's pool, and what may speak against a run of it.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from kombu import Connection
 
@@ -14,14 +16,23 @@ from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log_writer import LogWriter
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
-from unit.stand_ins import Clock, Mailbox, Pool
+from unit.stand_ins import Calls, Clock, Mailbox, Pool
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def run_now(call) -> None:
-    call()
+@dataclass(slots=True)
+class Host:
+    """The group of the shard, of which it needs little here."""
+
+    attempts: Attempts
+    lost: list[Shard]
+
+    def note_lost(self, shard: Shard) -> None:
+        self.lost.append(shard)
 
 
 def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
@@ -31,32 +42,22 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
     log = LogWriter(lambda: Connection(broker_url), Mailbox(), inline=None)
-    runs = Executor(Pool(), Clock(), log, StateWriter(None, Mailbox()), node="test")
-    given_up: list[Shard] = []
+    executor = Executor(Pool(), Clock(), log, StateWriter(None, Mailbox()), node="test")
     with FaultProxy(broker_url) as proxy:
         connection = open_connection(Connection(proxy.url), answer_seconds=1.0)
-        shard = Shard(
-            group,
-            "g001",
-            0,
-            f"{names.ring(1)}.000",
-            runs=runs,
-            log=log,
-            attempts=Attempts(names.attempts, log),
-            receive=lambda delivery: None,
-            on_cancel=given_up.append,
-            on_protocol=lambda protocol: None,
-            call_soon=run_now,
-            node="test",
+        host = Host(Attempts(names.attempts, log), [])
+        services = WorkerServices(
+            node="test", log=log, calls=Calls(), executor=executor, receiver=host, hold_seconds=900.0
         )
+        shard = Shard(Place(group, "g001", 0, f"{names.ring(1)}.000"), host=host, services=services)
         shard.open(connection, 10)
         # When the broker answers, then what was acknowledged is safe, and the shard stays
         assert shard.confirm_acknowledged()
-        assert given_up == []
+        assert host.lost == []
         # When its answer does not come in time, then the fact must not be written, and the shard is given up
         proxy.stall(Direction.TO_CLIENT)
         assert not shard.confirm_acknowledged()
-        assert given_up == [shard]
+        assert host.lost == [shard]
         proxy.heal()
         connection.collect()
     log.stop()

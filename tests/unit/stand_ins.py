@@ -35,6 +35,15 @@ class Clock:
         return [seconds for seconds, _ in timers]
 
 
+class Calls(Clock):
+    """Runs calls at once, and timers when they are told."""
+
+    def post(self, call: Callable[[], None]) -> None:
+        call()
+
+    call_main = call_soon = post
+
+
 class Log:
     """Confirms at once, or when it is told to."""
 

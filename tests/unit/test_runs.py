@@ -21,8 +21,10 @@ from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import DELIVERY, Delivery, Phase
 from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
-from unit.stand_ins import Clock, Log, Mailbox, Pool
+from unit.stand_ins import Calls, Clock, Log, Mailbox, Pool
 
 GROUP = ShardGroup("orders", shards=1)
 DEAD = "shards.orders.dead"
@@ -66,21 +68,16 @@ class Worker:
         self.states = StateWriter(self.app, Mailbox())
         self.deliveries: list[Delivery] = []
         self.runs = Executor(Pool(is_green=is_green), self.clock, self.log, self.states, node="w@test")
-        self.shard = Shard(
-            GROUP,
-            "g001",
-            0,
-            "shards.orders.g001.000",
-            runs=self.runs,
-            log=self.log,  # type: ignore[arg-type]
-            attempts=Attempts(None, self.log),  # type: ignore[arg-type]
-            receive=self.deliveries.append,
-            on_cancel=lambda shard: None,
-            on_protocol=lambda protocol: None,
-            call_soon=lambda call: call(),
-            node="w@test",
+        services = WorkerServices(
+            node="w@test", log=self.log, calls=Calls(), executor=self.runs, receiver=self, hold_seconds=900.0
         )
+        self.attempts = Attempts(None, self.log)
+        place = Place(GROUP, "g001", 0, "shards.orders.g001.000")
+        self.shard = Shard(place, host=self, services=services)  # type: ignore[arg-type]
         self.shard.open(self.channel, 10)
+
+    def receive(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
 
     def deliver(self, task_id: str, *, redelivered: bool = False, payload: Any = None, **headers: Any) -> Delivery:
         tag = len(self.deliveries) + 1
@@ -100,7 +97,7 @@ class Worker:
         )
         message._raw = {"body": b""}
         message._decoded_cache = [[], {}, {}] if payload is None else payload
-        self.shard._on_message(message)
+        self.shard.on_message(message)
         return self.deliveries[-1]
 
     def admit(self, task_id: str, **options: Any) -> ShardRequest:

@@ -6,34 +6,40 @@ manifest knows them, and for a run in this process whose connection was lost, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 
 from celery_sharding.keys import key_digest
 from celery_sharding.layout.model import Layout
 from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.lanes import Lanes
 
-Gate = Callable[[Delivery], bool]
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the messages of one segment wait for: unfinished keys, by digest, and by key the lanes of lost runs."""
+
+    unfinished: frozenset[str]
+    orphans: Mapping[str, Hashable]
+    lanes: Lanes[Delivery]
+
+    def is_open_for(self, delivery: Delivery) -> bool:
+        """Say whether a message may start now."""
+        if self.unfinished and key_digest(delivery.key) in self.unfinished:
+            return False
+        orphan = self.orphans.get(delivery.key)
+        return orphan is None or not self.lanes.has(orphan)
 
 
 def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes[Delivery]) -> Gate | None:
-    """Return what says whether a message of `segment` may start now; None: all may."""
+    """Return what the messages of `segment` wait for; None: nothing."""
     unfinished = _unfinished_before(segment, layout)
     orphans = {
         delivery.key: delivery.lane
         for delivery in lanes.in_pool()
         if delivery.state is State.ORPHAN and delivery.shard.group.name == group and delivery.shard.segment != segment
     }
-    if not unfinished and not orphans:
-        return None
-
-    def is_free(delivery: Delivery) -> bool:
-        if unfinished and key_digest(delivery.key) in unfinished:
-            return False
-        orphan: Hashable = orphans.get(delivery.key)
-        return orphan is None or not lanes.has(orphan)
-
-    return is_free
+    return Gate(unfinished, orphans, lanes) if unfinished or orphans else None
 
 
 def _unfinished_before(segment: str, layout: Layout) -> frozenset[str]:
