@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 from celery.exceptions import WorkerLostError
 from celery.worker.state import task_ready, task_reserved
 
+from celery_sharding.celery_hooks.prefork import is_gone
 from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.errors import DeadLettered
 from celery_sharding.journal.events import RetryAsked, Settled, TaskFailed
 from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.texts import describe
-from celery_sharding.worker.celery_hooks.prefork import is_gone
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.redelivery.announcer import Announcements
 from celery_sharding.worker.redelivery.policy import Judge

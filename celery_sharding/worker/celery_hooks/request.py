@@ -26,6 +26,7 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.dedup.waiting import STORE, WaitInLane, hide_waits, waits_for_store
 from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.texts import describe, text_of
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DELIVERY = "shard_delivery"
 UNTOLD_RUNS_MAX = 10
 """So often a run is tried whose end the result backend does not store."""
 _LOST = WorkerLostError | SystemExit | KeyboardInterrupt

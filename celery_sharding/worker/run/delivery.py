@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.keys import key_of_message
 from celery_sharding.texts import describe, plain_text
 from celery_sharding.timestamps import read_moment
 from celery_sharding.wire import SENT_AT_HEADER, message_id_of
-from celery_sharding.worker.celery_hooks.request import DELIVERY
 
 if TYPE_CHECKING:
     from celery_sharding.worker.executor import Runs
