@@ -22,13 +22,13 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.dedup.waiting import WaitInLane, hide_waits
 from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.publish.router import TaskRules
 from celery_sharding.texts import describe
 from celery_sharding.wire import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
 from celery_sharding.worker.celery_hooks.request_states import StateTelling, cause_of
-from celery_sharding.worker.run.delivery import DELIVERY
 from celery_sharding.worker.run.retry import InPlaceRetry, keep_retries, retry_in_place
 
 logger = logging.getLogger(__name__)

@@ -15,22 +15,19 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content
 
+from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.rabbitmq.foreign import UNREADABLE_HEADER
 from celery_sharding.worker.consume.message_check import find_flaw
 from celery_sharding.worker.executor import Executor
-from celery_sharding.worker.run.delivery import DELIVERY, Delivery
+from celery_sharding.worker.run.delivery import Delivery
 
 
 class Buckets(defaultdict[str, Any]):
-    """Task name → rate-limit bucket or None, in place of the consumer's own; `get` sees one that is hidden.
+    """Task name → rate-limit bucket or None, in place of the consumer's own; `get` sees one that is hidden."""
 
-    Made before the strategies, which keep hold of it.
-    """
-
-    def __init__(self, consumer: Any) -> None:
-        super().__init__(lambda: None, consumer.task_buckets)
+    def __init__(self, buckets: dict[str, Any]) -> None:
+        super().__init__(lambda: None, buckets)
         self.are_hidden = False
-        consumer.task_buckets = self
 
     def __getitem__(self, task_name: str) -> Any:
         return None if self.are_hidden else super().__getitem__(task_name)
@@ -43,13 +40,14 @@ class Intake:
         sharded: Task name → group name, of the tasks this worker runs from shards.
     """
 
-    def __init__(self, consumer: Any, executor: Executor, buckets: Buckets, sharded: dict[str, str]) -> None:
+    def __init__(self, consumer: Any, executor: Executor, sharded: dict[str, str]) -> None:
         self._consumer = consumer
         self._executor = executor
         self._sharded = sharded
         self._made: list[Any] = []
         self._accept = prepare_accept_content(consumer.app.conf.accept_content)
-        self._buckets = buckets
+        # Strategies, which are made later, keep hold of it.
+        self._buckets = consumer.task_buckets = Buckets(consumer.task_buckets)
 
     def take_request(self, request: Any) -> None:
         """Take the request that a strategy made; `receive` admits it when the strategy has returned."""

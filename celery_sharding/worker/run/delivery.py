@@ -31,6 +31,7 @@ from collections.abc import Callable, Hashable, Mapping
 from hashlib import sha256
 from typing import Any
 
+from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.keys import key_of_message
 from celery_sharding.texts import describe, plain_text
 from celery_sharding.timestamps import read_moment
@@ -38,9 +39,6 @@ from celery_sharding.wire import SENT_AT_HEADER, message_id_of
 from celery_sharding.worker.ports import Source
 
 logger = logging.getLogger(__name__)
-
-# Where in a message's delivery info the worker leaves what its request needs: (delivery, executor).
-DELIVERY = "shard_delivery"
 
 
 class State(enum.Enum):

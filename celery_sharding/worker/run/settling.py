@@ -14,13 +14,13 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
+from celery_sharding.celery_hooks.prefork import is_gone
 from celery_sharding.journal.events import Settled
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.ports import Clock, Source
 from celery_sharding.worker.run.ack_batch import Acks
 from celery_sharding.worker.run.delivery import GONE, Delivery, State
 from celery_sharding.worker.run.lanes import Lanes
-from celery_sharding.worker.run.processes import is_gone
 from celery_sharding.worker.run.waits import Waits
 
 _POLL_SECONDS = 0.01

@@ -1,8 +1,8 @@
-"""Reading in a worker of greenlets, and between the runs of a solo pool.
+"""The rounds of Celery's loop for pools without an event loop, and reading in them.
 
-Celery's loop for pools of greenlets handles one message, and then waits up to 0.1 s for something on the connection of
-its events: ten messages in a second, of which a stream that is read behind them gets none for long. Read of Celery
-5.7.0: that `synloop` calls `consumer.perform_pending_operations` in each round, where its connection may be read.
+That loop, `synloop`, handles one message, and then waits up to 0.1 s for something on the connection of its events: ten
+messages in a second, of which a stream that is read behind them gets none for long. It calls
+`consumer.perform_pending_operations` in each round, where its connection may be read.
 """
 
 from __future__ import annotations
@@ -12,21 +12,31 @@ from typing import Any
 
 from celery.bootsteps import RUN
 
+from celery_sharding.celery_hooks.site import WorkerSite
+
 # In a round; between rounds heartbeats are looked at. A solo pool runs ordinary tasks while it reads.
 _MESSAGES_MAX = 200
 _SECONDS_MAX = 0.05
 
 
-def read_more(consumer: Any) -> None:
-    """Let `consumer`, Celery's, read in each round of its loop what has come."""
+def follow_rounds(site: WorkerSite) -> None:
+    """Read in each round what has come, in a worker of greenlets, and tell whoever watches the rounds.
+
+    Celery's shutdown asks once more, and an error would keep it from shutting down: nothing is done then.
+    """
+    consumer = site.consumer
+    if consumer.hub:
+        return
     stock = consumer.perform_pending_operations
 
     def perform_pending_operations() -> None:
         stock()
         if consumer.blueprint.state != RUN:
-            return  # Celery's shutdown asks once more, and an error would keep it from shutting down.
-        if consumer.connection is not None:
+            return
+        if site.reads_more and consumer.connection is not None:
             read_what_came(consumer.connection)
+        for each in site.watchers:
+            each.turned()
 
     consumer.perform_pending_operations = perform_pending_operations
 

@@ -15,8 +15,8 @@ the pool here, with its callbacks guarded:
 
 So a slot and a key are never lost with a run, and no message is acknowledged of which nobody says what became of it.
 
-A pool that runs tasks in threads or greenlets loses what leaves the body as an error (`apply_target` of Celery 5.7.0
-calls no callback then, and hands an exit to the wrong one). A prefork pool reports both as failed; here all do.
+A pool that runs tasks in threads or greenlets loses what leaves the body as an error (`apply_target` calls no callback
+then, and hands an exit to the wrong one). A prefork pool reports both as failed; here all do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
 
+from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.texts import describe
 from celery_sharding.worker.celery_hooks.request import NotBegun, ShardRequestMixin
 from celery_sharding.worker.run.delivery import State
@@ -38,12 +40,9 @@ logger = logging.getLogger(__name__)
 _UNKNOWN = "its end could not be handled"
 
 
-def guard_exits(pool: Any, *, has_children: bool) -> None:
-    """Let every sharded run enter `pool`, Celery's, with its way out guarded; before strategies are made.
-
-    Args:
-        has_children: The pool runs tasks in processes of their own.
-    """
+def guard_exits(site: WorkerSite) -> None:
+    """Let every sharded run enter Celery's pool with its way out guarded; before strategies are made."""
+    pool = site.consumer.pool
     stock = pool.apply_async
 
     def apply_async(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -56,30 +55,32 @@ def guard_exits(pool: Any, *, has_children: bool) -> None:
                 "error_callback": exit_.on_failure,
                 "timeout_callback": exit_.on_timeout,
             }
-            if not has_children:
-                target = _report_errors(target, request)
+            if not site.pool.has_children:
+                target = _ReportingTarget(target, request)
         return stock(target, args, kwargs, **options)
 
     pool.apply_async = apply_async
 
 
-def _report_errors(target: Callable[..., Any], request: Any) -> Callable[..., Any]:
-    """Return what runs `target` and returns its error, as the pool's children report it."""
+@dataclass(frozen=True, slots=True)
+class _ReportingTarget:
+    """Runs a target and returns its error, as the pool's children report it."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    target: Any
+    request: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return target(*args, **kwargs)
+            return self.target(*args, **kwargs)
         except BaseException as exc:
             if _is_stop(exc) or _is_time_limit(exc):
                 raise
             if type(exc).__name__ != "GreenletExit":
                 return ExceptionInfo()
             # A greenlet is killed by it, which Celery takes for success.
-            if request.killed_pid is not None:
+            if self.request.killed_pid is not None:
                 raise
             return _lost(exc)
-
-    return run
 
 
 def _lost(exc: BaseException) -> ExceptionInfo:
