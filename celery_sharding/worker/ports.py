@@ -55,6 +55,13 @@ class Pool(Protocol):
         """Say whether the broker has shown life lately; nothing starts while it has not."""
 
 
+class Children(Protocol):
+    """The child processes of a pool."""
+
+    def kill(self, pid: int) -> None:
+        """Kill a child and the run in it."""
+
+
 class Loop(Protocol):
     """The turns of the worker's event loop, of a pool that has one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,7 +242,7 @@ def test_a_run_that_has_ended_is_not_killed_for_what_is_still_written_of_it(work
     # When the connection is lost
     worker.shard.drop()
     killed: list[int] = []
-    worker.runs.release_orphans(killed.append, is_flushed=True)
+    worker.runs.kill_orphans(SimpleNamespace(kill=killed.append), is_flushed=True)
     # Then its process is spared, and its lane goes on when the letter is stored
     assert killed == []
     worker.log.confirm()

@@ -45,7 +45,7 @@ class GroupHost(Protocol):
     def repair_soon(self) -> None:
         """Replace what is missing on the broker, beside the event loop, and read the layout anew."""
 
-    def release_orphans(self) -> None:
+    def kill_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""
 
 
@@ -234,7 +234,7 @@ class GroupConsumer:
 
     def _close_lost(self, shard: Shard) -> None:
         shard.close()
-        self._host.release_orphans()
+        self._host.kill_orphans()
 
     def _give_all_up(self) -> None:
         if self._connection is None or self._is_stopping:

@@ -61,7 +61,7 @@ class WorkerHost(Protocol):
     def is_stopping(self) -> bool:
         """Whether nothing may be opened any more."""
 
-    def release_orphans(self) -> None:
+    def kill_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""
 
 
@@ -225,9 +225,9 @@ class Groups:
                 if shard.label == notice.shard and shard.owned:
                     shard.count(notice.what)
 
-    def release_orphans(self) -> None:
+    def kill_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""
-        self._host.release_orphans()
+        self._host.kill_orphans()
 
     def repair_soon(self) -> None:
         """Replace lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
