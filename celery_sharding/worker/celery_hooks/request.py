@@ -29,7 +29,7 @@ from celery_sharding.texts import describe
 from celery_sharding.wire import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
 from celery_sharding.worker.celery_hooks.request_states import StateTelling, cause_of
 from celery_sharding.worker.run.delivery import DELIVERY
-from celery_sharding.worker.run.retry import InPlaceRetry, retry_in_place
+from celery_sharding.worker.run.retry import InPlaceRetry, keep_retries, retry_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +224,7 @@ def install(app: Any, rules: TaskRules) -> dict[str, str]:
         ShardingError: A task's options contradict each other.
     """
     hide_waits(trace_logger)
+    keep_retries()
     sharded = {}
     for name, task in app.tasks.items():
         rule = rules.rule_for(name, task)
