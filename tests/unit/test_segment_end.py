@@ -122,7 +122,7 @@ def test_an_end_is_reached_when_what_is_left_has_only_waited_for_two_checks(queu
     # And when it comes back, the end is reached but for the key
     queue.deliver_seal(2)
     (fact,) = queue.facts()
-    assert (fact["event"], fact["keys"]) == ("reached", [key_digest("k")])
+    assert (fact["event"], list(fact["keys"])) == ("reached", [key_digest("k")])
 
 
 def test_a_key_that_is_left_behind_the_end_is_finished_once(queue: Queue) -> None:
