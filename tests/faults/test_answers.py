@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from kombu import Connection
@@ -41,7 +42,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     # Given a shard on a connection whose waits have a limit
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
-    log = LogWriter(lambda: Connection(broker_url), Mailbox(), inline=None)
+    log = LogWriter(SimpleNamespace(connect=lambda: Connection(broker_url)), Mailbox())
     executor = Executor(Pool(), Clock(), log, StateWriter(None, Mailbox()), node="test")
     with FaultProxy(broker_url) as proxy:
         connection = open_connection(Connection(proxy.url), answer_seconds=1.0)
