@@ -14,7 +14,9 @@ class Pool(Protocol):
     has_children: bool
     is_green: bool
     is_solo: bool
-    is_stopping: bool
+
+    def stop(self) -> None:
+        """The worker stops: start nothing more."""
 
 
 class Nodes(Protocol):

@@ -153,8 +153,8 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def stop(self, c: Any) -> None:
         """Forget a lost connection, or freeze before the pool drains."""
-        self._site.pool.is_stopping = c.blueprint.state != bootsteps.RUN
-        if self._site.pool.is_stopping:
+        if c.blueprint.state != bootsteps.RUN:
+            self._site.pool.stop()
             # The ends of a prefork pool's runs come in this thread, while the pool drains.
             self._executor.stop(self._shutdown.give_up if self._children is not None else None)
             self._shutdown.begin()
