@@ -86,6 +86,7 @@ class WorkerSite:
         consumer: Celery's.
         heartbeat_seconds: What the worker asks for on its connection.
         reads_more: In each round of a loop for greenlets, all that has come is read.
+        sharded: Task name → group name, of the tasks that this worker runs from shards.
         watchers: Told of each connect and each round; whoever is added later is told later.
         around_tasks: Entered while a solo pool runs a task; the first is the outermost.
     """
@@ -99,5 +100,6 @@ class WorkerSite:
     shards: Shards
     heartbeat_seconds: float
     reads_more: bool
+    sharded: Mapping[str, str]
     watchers: list[Watcher] = field(default_factory=list)
     around_tasks: list[AbstractContextManager[Any]] = field(default_factory=list)
