@@ -1,12 +1,12 @@
 """The groups of one worker: which it consumes, and whether they are on the broker as they should be.
 
-    selected ──prepare, or a look──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
+    selected ──prepare, or a repair──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
 
 What is selected may change while the worker runs (`cancel_shards`, `add_shards`): a group keeps its place here when all
-of its shards were cancelled, and one that is new is made ready by a look, and opened after it. A worker's own are those
-that it was started with, and those that it was told by its name to add.
+of its shards were cancelled, and one that is new is made ready by a repair, and opened after it. A worker's own are
+those that it was started with, and those that it was told by its name to add.
 
-Every ten seconds, and when a shard is lost, a thread of its own looks at each group, one look at a time: it replaces
+Every ten seconds, and when a shard is lost, a thread of its own sees to each group, one round at a time: it replaces
 what is missing, and the manifest tells everybody what was done. That thread opens nothing; only the one that reads the
 worker's connection opens, gives up and closes, and changes what is selected. The others read.
 """
@@ -16,12 +16,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
 
+from celery_sharding.config import ShardGroup
 from celery_sharding.dedup.notices import Notice
 from celery_sharding.errors import (
     BrokerUnavailable,
@@ -36,23 +36,33 @@ from celery_sharding.errors import (
 from celery_sharding.layout.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.layout.model import Layout
 from celery_sharding.shard_names import Indexes, check_shard, with_shards, without_shards
-from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.consume.group import GroupConsumer
 from celery_sharding.worker.consume.wanted import count_wanted
-from celery_sharding.worker.executor import Runs
-from celery_sharding.worker.log import Log
-from celery_sharding.worker.run.delivery import Delivery
-
-if TYPE_CHECKING:
-    from celery_sharding.brokers.base import Backing
-    from celery_sharding.worker.shard.shard import Shard
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.shard import Shard
 
 logger = logging.getLogger(__name__)
 
-# The same for all workers of a group, whatever their pools: a quorum queue keeps what owners gave back apart, and puts
-# what comes back next at the end of that. So an owner that holds less than the one before it leaves some there, and
-# when it goes, what it held stands behind them (measured on 3.10).
-PREFETCH = 200
+
+class Broker(Protocol):
+    """What the groups need of the broker they live on."""
+
+    def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
+        """Make the group ready for workers and return its layout; remove what it left behind if `known` is given."""
+
+    def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
+        """Return what the shards of a group open their channels on, in the worker of `consumer`."""
+
+
+class WorkerHost(Protocol):
+    """What the groups need of their worker."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing may be opened any more."""
+
+    def kill_orphans(self) -> None:
+        """End the runs whose messages are the broker's again."""
 
 
 class Groups:
@@ -60,37 +70,26 @@ class Groups:
 
     Args:
         selection: Group → indexes of its shards that were chosen for this worker.
-        receive: Takes each message.
-        release_orphans: Ends the runs whose messages are the broker's again.
-        is_stopping: Says whether the worker stops, and nothing may be opened any more.
     """
 
     def __init__(
         self,
         consumer: Any,
-        backing: Backing,
+        broker: Broker,
         selection: dict[str, Indexes],
         *,
-        runs: Runs,
-        log: Log,
-        receive: Callable[[Delivery], None],
-        calls: Calls,
-        release_orphans: Callable[[], None],
-        is_stopping: Callable[[], bool],
+        host: WorkerHost,
+        services: WorkerServices,
     ) -> None:
         self._consumer = consumer
-        self._backing = backing
+        self._broker = broker
         self._selection = selection
         self._own = dict(selection)
-        self._runs = runs
-        self._log = log
-        self._receive = receive
-        self._calls = calls
-        self._release_orphans = release_orphans
-        self._is_stopping = is_stopping
+        self._host = host
+        self._services = services
         self._groups: list[GroupConsumer] = []
         self._layouts: list[Layout | None] = []
-        self._looking = threading.Lock()
+        self._repairing = threading.Lock()
 
     @property
     def is_consuming(self) -> bool:
@@ -104,7 +103,7 @@ class Groups:
 
     def indexes(self) -> dict[str, list[int]]:
         """Return by group the indexes of the queues that are consumed."""
-        return {group.group.name: sorted(shard.index for shard in group.shards.values()) for group in self._groups}
+        return {group.group.name: sorted(shard.index for shard in group.shards.to_list()) for group in self._groups}
 
     def roles(self) -> dict[str, dict[str, str]]:
         """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
@@ -179,7 +178,7 @@ class Groups:
         for group, layout in zip(self._groups, self._layouts, strict=True):
             if layout is None:
                 continue
-            group.open(self._backing.consumer_connection(self._consumer, group.group), layout)
+            group.open(self._broker.consumer_connection(self._consumer, group.group), layout)
 
     def freeze(self) -> None:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
@@ -189,13 +188,13 @@ class Groups:
     def give_up_idle(self) -> None:
         """Close the frozen shards of which nothing runs."""
         for group in self._groups:
-            for shard in list(group.shards.values()):
+            for shard in group.shards.to_list():
                 self.give_up(shard)
 
     def give_up(self, shard: Shard) -> None:
         """Close a frozen shard if nothing of it runs."""
         for group in self._groups:
-            if not self._runs.lanes.running(shard):
+            if not self._services.executor.lanes.running(shard):
                 group.give_up(shard)
 
     def withdraw(self) -> None:
@@ -222,48 +221,53 @@ class Groups:
     def count(self, notice: Notice) -> None:
         """Count what a run under a claim told, if its shard is here."""
         for group in list(self._groups):
-            for shard in list(group.shards.values()):
-                if f"{group.group.name}/{shard.index}" == notice.shard and shard.owned:
+            for shard in group.shards.to_list():
+                if shard.label == notice.shard and shard.owned:
                     shard.count(notice.what)
 
-    def look(self) -> None:
-        """Look for lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
-        if self._looking.locked():
-            return
-        threading.Thread(target=self._look_at_groups, name="shards-look", daemon=True).start()
+    def kill_orphans(self) -> None:
+        """End the runs whose messages are the broker's again."""
+        self._host.kill_orphans()
 
-    def _look_at_groups(self) -> None:
-        with self._looking:
+    def repair_soon(self) -> None:
+        """Replace lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
+        if not self._repairing.locked():
+            threading.Thread(target=self._repair, name="shards-repair", daemon=True).start()
+
+    def _repair(self) -> None:
+        with self._repairing:
             for group in list(self._groups):
-                if self._is_stopping():
+                if self._host.is_stopping:
                     return
-                if group.is_bystander:
-                    continue
-                known = group.layout if group.is_open and not group.is_behind else None
-                try:
-                    layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
-                except ProtocolTooOld as exc:
-                    self._calls.call_main(partial(group.stand_by, exc.needed))
-                    continue
-                except (ShardingError, AMQPError, OSError) as exc:
-                    logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
-                    continue
-                if known is None:
-                    self._calls.call_main(partial(self._open_added, group, layout))
+                if not group.is_bystander:
+                    self._repair_group(group)
+
+    def _repair_group(self, group: GroupConsumer) -> None:
+        known = group.layout if group.is_open and not group.is_behind else None
+        call_main = self._services.calls.call_main
+        try:
+            layout = self._broker.ensure(group.group, owner=self._services.node, known=known)
+        except ProtocolTooOld as exc:
+            call_main(partial(group.stand_by, exc.needed))
+        except (ShardingError, AMQPError, OSError) as exc:
+            logger.warning("group %s could not be checked on the broker: %s", group.group.name, exc)
+        else:
+            if known is None:
+                call_main(partial(self._open_added, group, layout))
 
     def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
         """Open a group that was added while the worker runs; after a loss of the connection `open` does."""
         c = self._consumer
         group.relearn(layout)
-        if not group.is_open and not group.is_bystander and not self._is_stopping() and c.connection is not None:
-            group.open(self._backing.consumer_connection(c, group.group), layout)
+        if not group.is_open and not group.is_bystander and not self._host.is_stopping and c.connection is not None:
+            group.open(self._broker.consumer_connection(c, group.group), layout)
 
     def _ensure(self, group: GroupConsumer) -> Layout | None:
         """Make a group ready, None if it is to be left alone; what passes by itself is left to Celery."""
         if group.is_bystander:
             return None
         try:
-            return self._backing.ensure(group.group, owner=self._consumer.hostname)
+            return self._broker.ensure(group.group, owner=self._services.node)
         except ProtocolTooOld as exc:
             group.stand_by(exc.needed)
             return None
@@ -288,24 +292,10 @@ class Groups:
         if group is not None:
             group.select(indexes)
         elif indexes is None or indexes:
-            # The look makes it ready on the broker, which takes a while, and opens it.
+            # The repair makes it ready on the broker, which takes a while, and opens it.
             self._groups.append(self._make_group(name))
-            self.look()
+            self.repair_soon()
 
     def _make_group(self, name: str) -> GroupConsumer:
-        settings = self._consumer.app.sharding.settings
-        group = settings.groups[name]
-        return GroupConsumer(
-            group,
-            self._selection[name],
-            runs=self._runs,
-            log=self._log,
-            receive=self._receive,
-            calls=self._calls,
-            look=self.look,
-            release_orphans=self._release_orphans,
-            hold_seconds=settings.consumer_timeout_seconds / 2,
-            node=self._consumer.hostname,
-            prefetch=group.prefetch or PREFETCH,
-            has_logs=self._backing.has_logs,
-        )
+        group = self._consumer.app.sharding.settings.groups[name]
+        return GroupConsumer(group, self._selection[name], host=self, services=self._services)
