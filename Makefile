@@ -24,7 +24,7 @@ test-cluster: $(VENV)/.dev ## nodes of a private three-node cluster killed, rest
 	scripts/install_servers rabbitmq-server
 	$(BIN)/pytest -m cluster tests/faults
 
-test-compose: $(VENV)/.dev ## docker-compose.yml on a Docker engine, with stand-ins for missing images; ten minutes (tests/compose/engine.py)
+test-compose: $(VENV)/.dev ## docker-compose.yml on a Docker engine, with stand-ins for missing images; ten minutes (tests/support/compose/engine.py)
 	$(BIN)/pytest -m compose --log-cli-level INFO tests/compose
 
 check: lint ## lint, format, types, layers, unit tests; no server, under a minute
@@ -40,7 +40,7 @@ servers: ## the servers that the tests need, installed in one go if they are mis
 	@scripts/install_servers
 
 bench: $(VENV)/.dev ## the benchmarks, as ratios to stock Celery
-	PYTHONPATH=tests:tests/contract scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
+	PYTHONPATH=tests scripts/with_servers $(BIN)/python -m benchmarks $(ARGS)
 
 soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS=3, BROKER=URL or cluster, FAULTS=kill,cut,…
 	$(if $(filter cluster,$(BROKER)),scripts/install_servers rabbitmq-server)
@@ -49,10 +49,10 @@ soak: $(VENV)/.dev ## workers under random faults for MINUTES=10; SEED=, WORKERS
 		$(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 stress: $(VENV)/.dev ## 8 processes on 50 keys of each claim store for SECONDS=60, some killed and paused; STORES="URL …"
-	PYTHONPATH=tests:tests/contract scripts/with_servers $(BIN)/python -m stress $(if $(SECONDS),--seconds $(SECONDS)) $(STORES) $(ARGS)
+	PYTHONPATH=tests scripts/with_servers $(BIN)/python -m stress $(if $(SECONDS),--seconds $(SECONDS)) $(STORES) $(ARGS)
 
 pictures: $(VENV)/.dev ## the pictures of the README: Flower's page of shards, light and dark
-	PYTHONPATH=tests:tests/broker scripts/with_servers $(BIN)/python scripts/make_pictures
+	PYTHONPATH=tests scripts/with_servers $(BIN)/python scripts/make_pictures
 
 dist: $(VENV)/.dev ## the wheel and the source archive, in dist; the same sources make the same bytes
 	rm -rf dist

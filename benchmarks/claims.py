@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from redis import Redis
 from sqlalchemy import text
-from store_servers import Postgres
 
 from benchmarks.results import Row, Setup, limit
 from celery_sharding.dedup.claims import Claimed, ClaimStore, Done
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.redis import RedisStore
+from support.store_servers import Postgres
 
 LEASE_SECONDS, TTL_SECONDS = 60.0, 86_400.0
 RESULT = b"1 result application/json utf-8\nnull"

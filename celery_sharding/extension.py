@@ -30,7 +30,8 @@ from celery.utils.imports import symbol_by_name
 from kombu import Connection
 from kombu.utils.objects import cached_property as amqp_property
 
-from celery_sharding.brokers.base import Backing, open_backing
+from celery_sharding.brokers import open_backing
+from celery_sharding.brokers.base import Backing
 from celery_sharding.celery_hooks.app_settings import mask_settings
 from celery_sharding.celery_hooks.eager import check_eager_calls
 from celery_sharding.celery_hooks.result_backend import name_backend_errors

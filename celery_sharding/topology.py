@@ -1,25 +1,21 @@
 """Names and declarations: what a group looks like on the broker.
 
 Owns every exchange and queue name of a group, and their arguments. Declares and looks; decides nothing and routes
-nothing. Who may declare what, and when, is
-the business of `admin.switch`: the fixed part and rings are only ever declared under the group's lock, after the
-manifest was read, because a slow process would otherwise bind a queue that the group has already left.
-
-Channels here are py-amqp channels. A refusal closes its channel (some close the connection), so looks use throw-away
-channels of the connection they are given.
+nothing. Who may declare what, and when, is the business of `layout`: the fixed part and rings are only ever declared
+under the group's lock, after the manifest was read, because a slow process would otherwise bind a queue that the group
+has already left.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.rabbitmq.pipelining import Look, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.pipelining import all_exist, look_for_exchange
 from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 PREFIX = "shards."
@@ -35,12 +31,6 @@ _SEGMENT_BYTES = 1_000_000
 _JOURNAL_SEGMENT_BYTES = 8_000_000
 # Many times what comes between two snapshots of the layout (`retention`), which must never go.
 _MANIFEST_BYTES = 32_000_000
-
-
-class Opener(Protocol):
-    """A connected kombu or py-amqp connection: something that opens channels."""
-
-    def channel(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,45 +213,6 @@ def ring_exists(connection: Opener, names: Names, generation: int) -> bool:
     return all_exist(connection, look_for_exchange(names.ring(generation), RING_TYPE))
 
 
-def queue_exists(connection: Opener, queue: str) -> bool:
-    """Tell whether `queue` exists, be it out of reach at the moment."""
-    return all_exist(connection, look_for_queue(queue))
-
-
-def existing_queues(connection: Opener, queues: Sequence[str]) -> list[str]:
-    """Return which of `queues` exist, be they out of reach at the moment."""
-    answers = exist_at_once(connection, [look_for_queue(queue) for queue in queues])
-    return [
-        queue for queue, refusal in zip(queues, answers, strict=True) if refusal is None or is_out_of_reach(refusal)
-    ]
-
-
-def all_exist(connection: Opener, *looks: Look) -> bool:
-    """Tell whether all that is looked for exists, be it out of reach at the moment."""
-    return all(refusal is None or is_out_of_reach(refusal) for refusal in exist_at_once(connection, looks))
-
-
-def count_ready(connection: Opener, queue: str) -> int | None:
-    """Return the number of waiting messages, without those that a consumer holds; None if there is no such queue.
-
-    The number is a hint: brokers count quorum queues late, and streams wrongly.
-    """
-    with brief_channel(connection) as channel:
-        try:
-            return int(channel.queue_declare(queue, passive=True).message_count)
-        except amqp_errors.NotFound as exc:
-            return 0 if is_out_of_reach(exc) else None
-
-
-def count_consumers(connection: Opener, queue: str) -> int:
-    """Return how many consumers `queue` has, standbys included; 0 if there is no such queue."""
-    with brief_channel(connection) as channel:
-        try:
-            return int(channel.queue_declare(queue, passive=True).consumer_count)
-        except amqp_errors.NotFound:
-            return 0
-
-
 def missing_shards(connection: Opener, names: Names, generation: int, shards: int) -> list[int]:
     """Return the indexes of the generation's shard queues that do not exist."""
     missing: list[int] = []
@@ -277,19 +228,6 @@ def missing_shards(connection: Opener, names: Names, generation: int, shards: in
                     missing.append(index)
                 index += 1
     return missing
-
-
-@contextlib.contextmanager
-def brief_channel(connection: Opener) -> Iterator[Any]:
-    """Yield a new channel, closed afterwards unless the broker has closed it already."""
-    channel = connection.channel()
-    try:
-        yield channel
-    finally:
-        # A refusal has closed it, or the whole connection; there is nothing more to tell.
-        with contextlib.suppress(amqp_errors.AMQPError, OSError):
-            if channel.is_open:
-                channel.close()
 
 
 def _declare_queue(channel: Any, group: str, queue: str, arguments: dict[str, Any]) -> None:

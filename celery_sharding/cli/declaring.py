@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from celery_sharding.brokers.base import process_name
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.groups import check_has_logs, choose_groups, connected, find_sharding, open_backing
 from celery_sharding.cli.output import align, emit
@@ -19,6 +18,7 @@ from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.monitoring.lines import printable
 from celery_sharding.operations.export import plan_export, to_definitions, to_operator
 from celery_sharding.operations.permissions import ROLES, Permissions, Role, celery_names, permissions_for
+from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.topology import Names
 
 

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from celery_sharding.brokers.base import Backing
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import BrokerUnavailable, UnsupportedBroker
+from celery_sharding.errors import BrokerUnavailable
 from celery_sharding.extension import Sharding
 from celery_sharding.layout.contents import group_exists
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
@@ -81,8 +81,7 @@ def open_backing(sharding: Sharding) -> Backing:
 
 def check_has_logs(sharding: Sharding, *, needed_by: str) -> None:
     """Raise `UnsupportedBroker` if the broker is an embedded one, which keeps no logs."""
-    if not open_backing(sharding).has_logs:
-        raise UnsupportedBroker(f"`shards {needed_by}` needs RabbitMQ; this app's broker lives in its own processes")
+    open_backing(sharding).require_logs(f"`shards {needed_by}`")
 
 
 def name_groups(sharding: Sharding, name: str | None) -> list[str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from celery_sharding.errors import TopologyError, UnsupportedBroker
+from celery_sharding.errors import TopologyError
 from celery_sharding.extension import Sharding
 from celery_sharding.flower.recent import WINDOW_SECONDS, Recent
 from celery_sharding.monitoring.management import open_management
@@ -31,8 +31,7 @@ class Feed:
     """
 
     def __init__(self, sharding: Sharding) -> None:
-        if not sharding.backing().has_logs:
-            raise UnsupportedBroker("the page of shards needs RabbitMQ; this app's broker lives in its own processes")
+        sharding.backing().require_logs("the page of shards")
         self.sharding = sharding
         self.recent = Recent()
         self.watcher = Watcher(

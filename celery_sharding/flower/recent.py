@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_sharding.journal.events import ShardVitals, Vitals
 from celery_sharding.timestamps import read_moment
 
 WINDOW_SECONDS = 600.0
@@ -71,9 +72,9 @@ class Recent:
         with self._lock:
             if at - self._swept_at > WINDOW_SECONDS / 10:
                 self._sweep(min(at, time.time()))  # a clock may be wrong
-            if name == "vitals" and isinstance(event.get("owned"), Mapping):
-                for queue, facts in event["owned"].items():
-                    self._note_vital(str(queue), str(event.get("by")), at, facts)
+            if (vitals := Vitals.parse(event)) is not None:
+                for queue, shard in vitals.owned.items():
+                    self._note_vitals(queue, shard)
             elif name in _SHOWN and isinstance(event.get("queue"), str):
                 self._note_event(event["queue"], event)
 
@@ -94,13 +95,8 @@ class Recent:
         self._swept_at = now
         self._queues = {name: each for name, each in self._queues.items() if now - each.heard_at <= KEEP_SECONDS}
 
-    def _note_vital(self, name: str, by: str, at: float, facts: Any) -> None:
-        try:
-            owner = (by, float(facts.get("since") or 0.0))
-            lag = float(facts.get("lag_seconds") or 0.0)
-            done = int(facts.get("counters", {}).get("done", 0))
-        except (AttributeError, TypeError, ValueError):
-            return
+    def _note_vitals(self, name: str, said: ShardVitals) -> None:
+        at, owner, lag, done = said.at, (said.owner, said.since), said.lag_seconds or 0.0, said.counters.get("done", 0)
         queue = self._queues.setdefault(name, _Queue())
         if at <= queue.at:  # it has come before, or its owner's clock is behind that of the one before
             return

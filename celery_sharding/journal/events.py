@@ -1,228 +1,362 @@
-"""What happens in a group: facts that may be forgotten, in two streams.
+"""What happens in a group: facts that may be forgotten, in two streams. Each event has its shape and parser here.
 
     journal    kept for a day    vitals (each worker, once a second), handover, failure, dead
     attempts   kept for a week   attempt, withdrawn, retry, settled: how often a message was begun
 
-The attempts are folded into an `AttemptLog`, from which a new owner goes on counting. They go by what is unique to the
-message (`shard_message_id`, see `headers`), never by the task id, which may stand on several messages.
+Attempts go by what is unique to the message (`shard_message_id`, see `wire`), never by the task id, which may stand on
+several messages.
 
 Nothing here holds a shard key in clear, and task arguments only where a retry changed them (`retry(args=…)`), since the
 message itself is not rewritten.
 
-Only builds and folds events; `streams` appends and reads them.
+`as_dict` is what `rabbitmq.streams` encodes; the order of the fields is that of the bytes. `parse` returns None for
+another event, and for one that cannot be read: newer versions, and strangers, may write to the streams, too.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from celery_sharding.rabbitmq.streams import Event
+from celery_sharding.timestamps import read_moment
 
-ATTEMPTS_MAX = 100_000
-
-
-def vitals_event(
-    by: str, generation: int, *, owned: Mapping[str, Mapping[str, Any]], standby: Iterable[str], at: float
-) -> Event:
-    """Return what the worker `by` owns and stands by for at the moment `at`.
-
-    Args:
-        generation: The live one, as this worker knows it.
-        owned: By queue: `index`, `since` (when it became the owner), `held` (messages delivered and not settled),
-            `running`, `lag_seconds` (age of the oldest that waits in a lane; None: none waits), `prefetch` (how many it
-            may hold), `behind_seconds` (age of the newest that it was delivered), `store_waiting` and `claim_waiting`
-            (messages that wait in their lanes for the claim store, which has not answered since `store_away_since`,
-            and for claims of other runs; only if there are any), and what was counted since then: `counters`, and in
-            one of several vitals `waits` and `runs`, as `Histogram.to_list` gives them.
-        standby: The queues it consumes and does not own.
-        at: Seconds since the epoch, by this worker's clock, as `since`.
-    """
-    return {
-        "event": "vitals",
-        "at": at,
-        "by": by,
-        "generation": generation,
-        "owned": {queue: dict(facts) for queue, facts in owned.items()},
-        "standby": list(standby),
-    }
-
-
-def handover_event(
-    queue: str, *, owner: str, change: str, to: str = "", counted: Mapping[str, Any] | None = None
-) -> Event:
-    """Return that `owner` took the shard `queue` ("taken"), offers it `to` another ("offered"), or gave it up
-    ("released"), with what it had `counted` since it took it.
-    """
-    event: Event = {"event": "handover", "at": time.time(), "queue": queue, "owner": owner, "change": change, "to": to}
-    return {**event, **(counted or {})}
-
-
-def failure_event(queue: str, *, owner: str, task_id: str, task: str, error: str) -> Event:
-    """Return that a task failed for good; `error` is the exception's type, not its text, which may hold data."""
-    return {
-        "event": "failure",
-        "at": time.time(),
-        "queue": queue,
-        "owner": owner,
-        "task_id": task_id,
-        "task": task,
-        "error": error,
-    }
-
-
-def dead_event(queue: str, *, owner: str, task_id: str | None, task: str | None, reason: str, attempts: int) -> Event:
-    """Return that a message went to the dead-letter queue."""
-    return {
-        "event": "dead",
-        "at": time.time(),
-        "queue": queue,
-        "owner": owner,
-        "task_id": task_id,
-        "task": task,
-        "reason": reason,
-        "attempts": attempts,
-    }
-
-
-def attempt_event(message_id: str, attempts: int) -> Event:
-    """Return that a message is about to begin its run number `attempts` that may end in a lost process."""
-    return {"event": "attempt", "at": time.time(), "message_id": message_id, "attempts": attempts}
-
-
-def withdrawn_event(message_id: str, attempts: int) -> Event:
-    """Return that a run which was announced did not begin, since its shard was given up: `attempts` are left."""
-    return {"event": "withdrawn", "at": time.time(), "message_id": message_id, "attempts": attempts}
-
-
-def retry_event(
-    message_id: str,
-    retries: int,
-    attempts: int,
-    *,
-    wait_seconds: float = 0.0,
-    time_limits: tuple[float | None, float | None] | None = None,
-    body: bytes | None = None,
-    content_type: str | None = None,
-    content_encoding: str | None = None,
-) -> Event:
-    """Return that the task of a message asked for its retry number `retries`.
-
-    Args:
-        wait_seconds: How long from now it waits before it runs.
-        time_limits: Of its next runs, (hard, soft); None: no change.
-        body: What to run instead of the message's own body, for `retry(args=…, kwargs=…)`; None: no change.
-        content_type: Of `body`.
-        content_encoding: Of `body`.
-    """
-    event: Event = {
-        "event": "retry",
-        "at": time.time(),
-        "message_id": message_id,
-        "retries": retries,
-        "attempts": attempts,
-        "wait_seconds": wait_seconds,
-    }
-    if time_limits is not None:
-        event["time_limits"] = list(time_limits)
-    if body is not None:
-        event |= {
-            "body": base64.b64encode(body).decode(),
-            "content_type": content_type,
-            "content_encoding": content_encoding,
-        }
-    return event
-
-
-def settled_event(message_id: str) -> Event:
-    """Return that a message with recorded attempts is done, and nothing of it need be known any more."""
-    return {"event": "settled", "at": time.time(), "message_id": message_id}
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # JSON's 1e999 is infinite
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """What is known of one message: runs begun, retries asked for, and the body that a retry put in its place.
+class Counted:
+    """What the owner of a shard counted since it took it.
 
-    Its last retry was asked for at `retried_at` (epoch seconds) and waits for `wait_seconds` from then.
+    Attributes:
+        since: When it took the shard, in seconds since the epoch by its clock.
+        counters: delivered, done, failed, retried, lost, killed, dead and what `Shard.count` counts besides.
+        waits: From publishing to the start of the first run, as `Histogram.to_list` gives it; empty: not said.
+        runs: From the start of a run to its end, in the same way.
     """
 
-    attempts: int = 0
-    retries: int = 0
-    retried_at: float = 0.0
+    since: float
+    counters: Mapping[str, int] = field(default_factory=dict)
+    waits: Sequence[float] = ()
+    runs: Sequence[float] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        times = {"waits": list(self.waits), "runs": list(self.runs)}
+        return {"since": self.since, "counters": dict(self.counters)} | {
+            name: value for name, value in times.items() if value
+        }
+
+    @classmethod
+    def parse(cls, facts: Mapping[str, Any], *, at: float) -> Self:
+        """Read what an event of the moment `at` says. Raises one of `_DAMAGED` if it cannot be read."""
+        since = read_moment(facts.get("since"))
+        return cls(
+            since=at if since is None else since,
+            counters={str(name): int(count) for name, count in facts.get("counters", {}).items()},
+            waits=_parse_times(facts.get("waits")),
+            runs=_parse_times(facts.get("runs")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardVitals:
+    """How a shard fares, by its owner's word at the moment `at`.
+
+    Attributes:
+        held: Messages delivered and not settled, of which `running` run; at most `prefetch`.
+        lag_seconds: Age of the oldest that waits in a lane; None: none waits.
+        behind_seconds: Age of the newest that was delivered.
+        store_waiting: Messages at the heads of their lanes that wait for the claim store, which has not answered since
+            `store_away_since` (epoch seconds).
+        claim_waiting: Messages at the heads of their lanes that wait for claims of other runs.
+    """
+
+    owner: str
+    at: float
+    counted: Counted
+    held: int
+    running: int
+    index: int = 0
+    lag_seconds: float | None = None
+    prefetch: int | None = None
+    behind_seconds: float | None = None
+    store_waiting: int = 0
+    store_away_since: float | None = None
+    claim_waiting: int = 0
+
+    @property
+    def since(self) -> float:
+        return self.counted.since
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return self.counted.counters
+
+    @property
+    def delivered(self) -> int:
+        return self.counters.get("delivered", 0)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it holds so little that nothing can have waited for it on the broker."""
+        return self.prefetch is not None and 2 * self.held < self.prefetch
+
+    def follows(self, other: ShardVitals) -> bool:
+        """Tell whether `other` is an earlier word of the same worker on the same time of ownership."""
+        same = (self.owner, self.since) == (other.owner, other.since)
+        return same and self.at > other.at and self.delivered >= other.delivered
+
+    def as_dict(self) -> dict[str, Any]:
+        waiting = {
+            "store_waiting": self.store_waiting,
+            "store_away_since": self.store_away_since,
+            "claim_waiting": self.claim_waiting,
+        }
+        return {
+            "index": self.index,
+            "held": self.held,
+            "running": self.running,
+            "lag_seconds": self.lag_seconds,
+            "prefetch": self.prefetch,
+            "behind_seconds": self.behind_seconds,
+            **{name: value for name, value in waiting.items() if value},
+            **self.counted.as_dict(),
+        }
+
+    @classmethod
+    def parse(cls, facts: Mapping[str, Any], *, owner: str, at: float) -> Self:
+        """Read what `owner` said of a shard at the moment `at`. Raises one of `_DAMAGED` if it cannot be read."""
+        lag, prefetch, behind = (facts.get(name) for name in ("lag_seconds", "prefetch", "behind_seconds"))
+        return cls(
+            owner=owner,
+            at=at,
+            counted=Counted.parse(facts, at=at),
+            held=int(facts["held"]),
+            running=int(facts["running"]),
+            index=int(facts.get("index", 0)),
+            lag_seconds=None if lag is None else float(lag),
+            prefetch=None if prefetch is None else int(prefetch),
+            behind_seconds=None if behind is None else float(behind),
+            store_waiting=int(facts.get("store_waiting", 0)),
+            store_away_since=read_moment(facts.get("store_away_since")),
+            claim_waiting=int(facts.get("claim_waiting", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """What the worker `by` owns and stands by for at the moment `at` (epoch seconds, by its clock), by queue.
+
+    `generation` is the live one, as this worker knows it.
+    """
+
+    by: str
+    generation: int
+    owned: Mapping[str, ShardVitals]
+    standby: Sequence[str]
+    at: float
+
+    def as_dict(self) -> Event:
+        return {
+            "event": "vitals",
+            "at": self.at,
+            "by": self.by,
+            "generation": self.generation,
+            "owned": {queue: shard.as_dict() for queue, shard in self.owned.items()},
+            "standby": list(self.standby),
+        }
+
+    @classmethod
+    def parse(cls, event: Mapping[str, Any]) -> Self | None:
+        if event.get("event") != "vitals":
+            return None
+        try:
+            by, at = str(event["by"]), read_moment(event["at"])
+            if at is None:
+                return None
+            owned = {queue: ShardVitals.parse(facts, owner=by, at=at) for queue, facts in event["owned"].items()}
+            return cls(by, int(event.get("generation", 0)), owned, tuple(map(str, event["standby"])), at)
+        except _DAMAGED:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """`owner` took the shard `queue` ("taken"), offers it `to` another ("offered"), or gave it up ("released")."""
+
+    queue: str
+    owner: str
+    change: str
+    to: str = ""
+    counted: Counted | None = None
+    at: float = field(default_factory=time.time)
+
+    def as_dict(self) -> Event:
+        counted = {} if self.counted is None else self.counted.as_dict()
+        said = {"queue": self.queue, "owner": self.owner, "change": self.change, "to": self.to}
+        return {"event": "handover", "at": self.at, **said, **counted}
+
+    @classmethod
+    def parse(cls, event: Mapping[str, Any]) -> Self | None:
+        if event.get("event") != "handover":
+            return None
+        try:
+            at = float(event["at"])
+            queue, owner, change, to = (str(event.get(name, "")) for name in ("queue", "owner", "change", "to"))
+            counted = Counted.parse(event, at=at) if "counters" in event else None
+            return cls(queue, owner, change, to, counted, at)
+        except _DAMAGED:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """A task failed for good. `error` is the exception's type, not its text, which may hold data."""
+
+    queue: str
+    owner: str
+    task_id: str
+    task: str
+    error: str
+    at: float = field(default_factory=time.time)
+
+    def as_dict(self) -> Event:
+        said = {"queue": self.queue, "owner": self.owner, "task_id": self.task_id, "task": self.task}
+        return {"event": "failure", "at": self.at, **said, "error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered:
+    """A message went to the dead-letter queue."""
+
+    queue: str
+    owner: str
+    task_id: str | None
+    task: str | None
+    reason: str
+    attempts: int
+    at: float = field(default_factory=time.time)
+
+    def as_dict(self) -> Event:
+        said = {"queue": self.queue, "owner": self.owner, "task_id": self.task_id, "task": self.task}
+        return {"event": "dead", "at": self.at, **said, "reason": self.reason, "attempts": self.attempts}
+
+
+@dataclass(frozen=True, slots=True)
+class RunAnnounced:
+    """A message is about to begin its run number `attempts` that may end in a lost process."""
+
+    message_id: str
+    attempts: int
+    at: float = field(default_factory=time.time)
+
+    def as_dict(self) -> Event:
+        return {"event": "attempt", "at": self.at, "message_id": self.message_id, "attempts": self.attempts}
+
+
+@dataclass(frozen=True, slots=True)
+class RunWithdrawn:
+    """A run that was announced did not begin, since its shard was given up: `attempts` are left."""
+
+    message_id: str
+    attempts: int
+    at: float = field(default_factory=time.time)
+
+    def as_dict(self) -> Event:
+        return {"event": "withdrawn", "at": self.at, "message_id": self.message_id, "attempts": self.attempts}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAsked:
+    """The task of a message asked for its retry number `retries`.
+
+    Attributes:
+        wait_seconds: How long from `at` it waits before it runs.
+        time_limits: Of its next runs, (hard, soft); None: no change.
+        body: What to run instead of the message's own body, for `retry(args=…, kwargs=…)`; None: no change.
+        content_type, content_encoding: Of `body`.
+    """
+
+    message_id: str
+    retries: int
+    attempts: int
     wait_seconds: float = 0.0
     time_limits: tuple[float | None, float | None] | None = None
     body: bytes | None = None
     content_type: str | None = None
     content_encoding: str | None = None
+    at: float = field(default_factory=time.time)
 
-    def left_seconds(self, now: float) -> float:
-        """Return how long its retry still waits at `now`: never longer than was asked for, whatever the clocks say."""
-        return max(0.0, min(self.wait_seconds, self.retried_at + self.wait_seconds - now))
-
-
-class AttemptLog:
-    """Attempts by message, folded from the stream of attempts; bounded, the longest untouched are forgotten first.
-
-    Events may come again: numbers only grow until the message is settled, a retry is asked for, or a run that was
-    announced is withdrawn. The body is that of the highest retry.
-    Not safe for threads.
-    """
-
-    def __init__(self, *, attempts_max: int = ATTEMPTS_MAX) -> None:
-        self._attempts_max = attempts_max
-        self._by_message: OrderedDict[str, Attempt] = OrderedDict()
-
-    def note(self, event: Mapping[str, Any]) -> None:
-        """Fold one event; names that are not of this stream, and damaged ones, change nothing."""
-        message_id, attempts, retries = event.get("message_id"), event.get("attempts"), event.get("retries", 0)
-        if event.get("event") == "settled":
-            self._by_message.pop(str(message_id), None)
-            return
-        if event.get("event") not in ("attempt", "retry", "withdrawn"):
-            return
-        if not isinstance(message_id, str) or not isinstance(attempts, int) or not isinstance(retries, int):
-            return
-        known = self._by_message.pop(message_id, Attempt())
-        body = _decode_body(event.get("body"))
-        if body is not None and retries >= known.retries:
-            known = dataclasses.replace(
-                known,
-                body=body,
-                content_type=event.get("content_type"),
-                content_encoding=event.get("content_encoding"),
-            )
-        if event["event"] == "retry" and retries >= known.retries:
-            known = dataclasses.replace(
-                known,
-                retried_at=_number(event.get("at")),
-                wait_seconds=_number(event.get("wait_seconds")),
-                time_limits=_time_limits(event.get("time_limits")) or known.time_limits,
-            )
-        self._by_message[message_id] = dataclasses.replace(
-            known,
-            # A retry says that the runs before it came to an end.
-            attempts=max(known.attempts, attempts) if event["event"] == "attempt" else attempts,
-            retries=max(known.retries, retries),
-        )
-        while len(self._by_message) > self._attempts_max:
-            self._by_message.popitem(last=False)
-
-    def get(self, message_id: str) -> Attempt | None:
-        """Return what is known of a message, None if nothing is."""
-        return self._by_message.get(message_id)
-
-    def __len__(self) -> int:
-        return len(self._by_message)
+    def as_dict(self) -> Event:
+        event: Event = {
+            "event": "retry",
+            "at": self.at,
+            "message_id": self.message_id,
+            "retries": self.retries,
+            "attempts": self.attempts,
+            "wait_seconds": self.wait_seconds,
+        }
+        if self.time_limits is not None:
+            event["time_limits"] = list(self.time_limits)
+        if self.body is not None:
+            event |= {
+                "body": base64.b64encode(self.body).decode(),
+                "content_type": self.content_type,
+                "content_encoding": self.content_encoding,
+            }
+        return event
 
 
-def _time_limits(value: Any) -> tuple[float | None, float | None] | None:
-    return (value[0], value[1]) if isinstance(value, list) and len(value) == 2 else None
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A message with recorded attempts is done, and nothing of it need be known any more."""
+
+    message_id: str
+    at: float = field(default_factory=time.time)
+
+    def as_dict(self) -> Event:
+        return {"event": "settled", "at": self.at, "message_id": self.message_id}
+
+
+AttemptEvent = RunAnnounced | RunWithdrawn | RetryAsked | Settled
+
+
+def parse_attempt_event(event: Mapping[str, Any]) -> AttemptEvent | None:
+    """Return what an event of the stream of attempts says; None if it is none, or cannot be read."""
+    name, message_id = event.get("event"), event.get("message_id")
+    attempts, retries, at = event.get("attempts"), event.get("retries", 0), _number(event.get("at"))
+    if not isinstance(message_id, str):
+        return None
+    if name == "settled":
+        return Settled(message_id, at)
+    if not isinstance(attempts, int) or not isinstance(retries, int):
+        return None
+    if name == "attempt":
+        return RunAnnounced(message_id, attempts, at)
+    if name == "withdrawn":
+        return RunWithdrawn(message_id, attempts, at)
+    if name != "retry":
+        return None
+    limits = event.get("time_limits")
+    return RetryAsked(
+        message_id,
+        retries,
+        attempts,
+        wait_seconds=_number(event.get("wait_seconds")),
+        time_limits=(limits[0], limits[1]) if isinstance(limits, list) and len(limits) == 2 else None,
+        body=_decode_body(event.get("body")),
+        content_type=event.get("content_type"),
+        content_encoding=event.get("content_encoding"),
+        at=at,
+    )
+
+
+def _parse_times(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list) else ()
 
 
 def _number(value: Any) -> float:

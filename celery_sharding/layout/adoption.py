@@ -14,8 +14,10 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.switch import FLIPS, RECOVER, carry_on
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.queues import existing_queues, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 # Each takes a channel of the connection, and brokers may allow few.
 _LOOKS_AT_ONCE = 16
@@ -74,7 +76,7 @@ def first_existing(connection: Opener, name: Callable[[int], str], start: int, a
     """Return the first of `ahead` numbers from `start` on of which the queue that `name` gives exists."""
     for first in range(start, start + ahead, _LOOKS_AT_ONCE):
         numbers = range(first, min(first + _LOOKS_AT_ONCE, start + ahead))
-        existing = topology.existing_queues(connection, [name(number) for number in numbers])
+        existing = existing_queues(connection, [name(number) for number in numbers])
         if existing:
             return next(number for number in numbers if name(number) == existing[0])
     return None
@@ -82,6 +84,6 @@ def first_existing(connection: Opener, name: Callable[[int], str], start: int, a
 
 def _count_existing(connection: Opener, names: Names, generation: int) -> int:
     count = 0
-    while topology.queue_exists(connection, names.shard(generation, count)):
+    while queue_exists(connection, names.shard(generation, count)):
         count += 1
     return count

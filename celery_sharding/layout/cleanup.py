@@ -21,17 +21,18 @@ from typing import Any
 
 import amqp
 
-from celery_sharding import topology
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.keys import key_of_message
 from celery_sharding.layout.contents import BEYOND, waiting_tasks
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load, load_to_write, write
 from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.queues import count_consumers, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import publish_confirmed
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def delete_group(connection: Opener, name: str) -> None:
         for generation in range(1, layout.generation + BEYOND + 1):
             channel.exchange_delete(names.ring(generation))
             index = 0
-            while index < shards or topology.queue_exists(connection, names.shard(generation, index)):
+            while index < shards or queue_exists(connection, names.shard(generation, index)):
                 channel.queue_delete(names.shard(generation, index))
                 index += 1
         for queue in (names.manifest, names.journal, names.attempts, names.dead):
@@ -113,7 +114,7 @@ def delete_group(connection: Opener, name: str) -> None:
 
 
 def is_consumed(connection: Opener, names: Names, segment: Segment) -> bool:
-    return any(topology.count_consumers(connection, queue) for queue in segment.queues(names))
+    return any(count_consumers(connection, queue) for queue in segment.queues(names))
 
 
 def remove_segment(connection: Any, names: Names, segment: Segment) -> int:
@@ -122,9 +123,7 @@ def remove_segment(connection: Any, names: Names, segment: Segment) -> int:
         with brief_channel(connection) as channel:
             channel.exchange_delete(names.ring(segment.number))
     return sum(
-        remove_queue(connection, names, queue)
-        for queue in segment.queues(names)
-        if topology.queue_exists(connection, queue)
+        remove_queue(connection, names, queue) for queue in segment.queues(names) if queue_exists(connection, queue)
     )
 
 

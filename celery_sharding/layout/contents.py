@@ -19,9 +19,11 @@ import amqp
 from celery_sharding import topology
 from celery_sharding.errors import LogError
 from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.foreign import read_foreign
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.streams import publish_confirmed
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 from celery_sharding.wire import CONTROL_HEADER
 
 # How far beyond the manifest to look for queues.
@@ -33,7 +35,7 @@ _PREFETCH = 100
 def existing_queues(connection: Opener, names: Names, layout: Layout) -> list[str]:
     """Return the limbo and shard queues that exist on the broker, those that the manifest does not know included."""
     limbos = [names.limbo(number) for number in range(1, layout.limbo + BEYOND + 1)]
-    found = [queue for queue in limbos if topology.queue_exists(connection, queue)]
+    found = [queue for queue in limbos if queue_exists(connection, queue)]
     shards = max([layout.shards, *(segment.shards for segment in layout.segments)])
     for generation in range(1, layout.generation + BEYOND + 1):
         known = layout.segment(f"g{generation:03d}")
@@ -41,7 +43,7 @@ def existing_queues(connection: Opener, names: Names, layout: Layout) -> list[st
         missing = set(topology.missing_shards(connection, names, generation, count))
         found += [names.shard(generation, index) for index in range(count) if index not in missing]
         index = count
-        while topology.queue_exists(connection, names.shard(generation, index)):
+        while queue_exists(connection, names.shard(generation, index)):
             found.append(names.shard(generation, index))
             index += 1
     return found
@@ -52,7 +54,7 @@ def group_exists(connection: Opener, names: Names) -> bool:
     logs = (names.manifest, names.journal, names.attempts, names.dead)
     return (
         topology.fixed_exists(connection, names)
-        or any(topology.queue_exists(connection, queue) for queue in logs)
+        or any(queue_exists(connection, queue) for queue in logs)
         or bool(existing_queues(connection, names, Layout()))
     )
 

@@ -13,8 +13,9 @@ import amqp
 from celery_sharding.errors import LogError
 from celery_sharding.layout.manifest import drained_event, write
 from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.streams import append, publish_confirmed
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 from celery_sharding.wire import CONTROL_HEADER
 
 _CONFIRM_SECONDS = 30.0

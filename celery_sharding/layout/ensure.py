@@ -38,10 +38,12 @@ from celery_sharding.layout.manifest import load, load_to_write, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.layout.switch import GRACE_SECONDS, begin_recovery, carry_on
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
 from celery_sharding.rabbitmq.pipelining import declare_at_once, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.rabbitmq.queues import count_ready, existing_queues
 from celery_sharding.rabbitmq.refusals import is_out_of_reach
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +157,7 @@ def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
         return f"the shard queues {', '.join(map(str, missing))} of g{layout.generation:03d} are gone"
     if exists_beyond(connection, names, layout):
         return "the broker holds queues that the manifest does not know"
-    waiting = topology.count_ready(connection, names.limbo(layout.limbo))
+    waiting = count_ready(connection, names.limbo(layout.limbo))
     if waiting != 0:
         return f"limbo{layout.limbo:03d} {'is gone' if waiting is None else 'takes messages'}"
     if layout.unended:
@@ -246,7 +248,7 @@ def _repair_once(connection: Opener, group: ShardGroup, layout: Layout, by: str)
 
 def _missing_logs(connection: Opener, names: Names) -> list[str]:
     logs = (names.journal, names.attempts, names.dead)
-    existing = topology.existing_queues(connection, logs)
+    existing = existing_queues(connection, logs)
     return [queue for queue in logs if queue not in existing]
 
 
@@ -256,7 +258,7 @@ def _needs_ring(connection: Opener, names: Names, layout: Layout) -> bool:
         or layout.cut_off
         or not topology.ring_exists(connection, names, layout.generation)
         or bool(topology.missing_shards(connection, names, layout.generation, layout.shards))
-        or topology.count_ready(connection, names.limbo(layout.limbo)) != 0
+        or count_ready(connection, names.limbo(layout.limbo)) != 0
     )
 
 

@@ -27,9 +27,10 @@ from amqp import exceptions as amqp_errors
 from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
 from celery_sharding.rabbitmq.refusals import explain_connecting, explained
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,6 @@ group begins with `load_to_write`.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 import uuid
 from collections.abc import Iterable
@@ -41,8 +39,10 @@ from celery_sharding.errors import LogError, ManifestConflict, OutOfReach
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.layout.retention import SNAPSHOT, Reading
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.rabbitmq.streams import NONCE, Event, append, read_records
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def append_snapshot(connection: Opener, names: Names, reading: Reading, *, timeo
     """Append a snapshot if one is due; whoever reads next does it if this fails."""
     if not reading.is_snapshot_due:
         return
-    event = reading.make_snapshot(by=f"{os.getpid()}@{socket.gethostname()}")
+    event = reading.make_snapshot(by=process_name())
     try:
         with brief_channel(connection) as channel:
             append(channel, names.manifest, event, timeout_seconds=timeout_seconds)

@@ -9,8 +9,9 @@ from typing import Any
 
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.manifest import load_to_write, operated_event
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.streams import append
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 
 @contextlib.contextmanager

@@ -53,8 +53,10 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout, OpenSwitch
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import Names, Opener, brief_channel
+from celery_sharding.topology import Names
 
 RECOVER, RESHARD = "recover", "reshard"
 # A message that the broker is routing while a binding changes has reached its queue within this time.
@@ -130,7 +132,7 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
             step(channel, group, layout, switch)
         if switch.kind == RESHARD and number == _LEAD_STEP and not _is_fed(connection, names, layout, switch):
             time.sleep(GRACE_SECONDS)
-            if topology.count_ready(connection, names.limbo(layout.limbo)):
+            if count_ready(connection, names.limbo(layout.limbo)):
                 layout = _put_limbo_first(connection, group, layout, switch, by=by)
                 return carry_on(connection, group, layout, by=by, last_step=last_step)
         if number == last_step:
@@ -192,7 +194,7 @@ def _holds_messages(connection: Opener, names: Names, switch: OpenSwitch) -> boo
     queues = [names.shard(switch.generation, index) for index in range(switch.shards)]
     if switch.next_limbo is not None:
         queues.append(names.limbo(switch.next_limbo))
-    return any(topology.count_ready(connection, queue) for queue in queues)
+    return any(count_ready(connection, queue) for queue in queues)
 
 
 def _declare_new(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:

@@ -25,9 +25,10 @@ from celery_sharding.layout.manifest import read
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.switch import RESHARD, STEPS
 from celery_sharding.monitoring.lines import printable
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.streams import Event
 from celery_sharding.timestamps import format_moment, read_moment
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 DONE, VOID = "done", "void: the group had changed meanwhile"
 _PARTS_OF_OTHERS = ("step", "switched", "drained", "reached", "finished")

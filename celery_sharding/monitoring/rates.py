@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from celery_sharding.monitoring.vitals import Vital
+from celery_sharding.journal.events import ShardVitals
 
 # Vitals come once a second: over less time, one more or less would count for too much.
 _LEAST_SECONDS = 2.0
@@ -36,7 +36,9 @@ class Flow:
         return waiting / shrinks if shrinks > 0 else None
 
 
-def measure_flow(owner: Vital, before: Vital | None, *, ready: int, counted: Sequence[tuple[float, int]] = ()) -> Flow:
+def measure_flow(
+    owner: ShardVitals, before: ShardVitals | None, *, ready: int, counted: Sequence[tuple[float, int]] = ()
+) -> Flow:
     """Return the flow through a shard.
 
     Args:

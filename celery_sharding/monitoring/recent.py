@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_sharding.errors import LogError
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.streams import read_backwards
 from celery_sharding.timestamps import read_moment
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 # Most of a journal is vitals: a busy day has millions, which nobody waits for.
 _LOOK_BACK_SECONDS = 2.0

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from celery_sharding.journal.events import ShardVitals
 from celery_sharding.monitoring.rates import Flow, measure_flow
-from celery_sharding.monitoring.vitals import Vital
 
 # By then a broker has noticed that a lost owner is gone, and what it held is counted as ready again.
 _RETURNED_SECONDS = 90.0
@@ -67,9 +67,9 @@ class Known:
 
     ready: int | None
     consumers: int = 0
-    owner: Vital | None = None
-    before: Vital | None = None
-    last: Vital | None = None
+    owner: ShardVitals | None = None
+    before: ShardVitals | None = None
+    last: ShardVitals | None = None
     standbys: tuple[str, ...] = ()
     counted: Sequence[tuple[float, int]] = ()
 

@@ -20,11 +20,12 @@ from celery_sharding.errors import BrokerUnavailable, ManagementUnavailable
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.monitoring.management import Management, QueueFacts
+from celery_sharding.monitoring.ownership import Ownership, read_ownership
 from celery_sharding.monitoring.shard_state import Known, judge_flow, judge_lag, judge_state
 from celery_sharding.monitoring.status import GroupStatus, Kind, SegmentStatus, ShardStatus, Snapshot
-from celery_sharding.monitoring.vitals import Vitals, read_vitals
+from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.queues import count_queues
-from celery_sharding.topology import Names, Opener
+from celery_sharding.topology import Names
 
 
 def read_snapshot(connection: Opener, groups: Iterable[str], *, management: Management | None = None) -> Snapshot:
@@ -67,7 +68,7 @@ def judge_group(
     *,
     ready: Mapping[str, int | None],
     consumers: Mapping[str, int],
-    vitals: Vitals,
+    ownership: Ownership,
     now: float,
     counted: Sequence[tuple[float, Mapping[str, int | None]]] = (),
     broker: Mapping[str, QueueFacts] | None = None,
@@ -93,10 +94,10 @@ def judge_group(
                 known = Known(
                     ready=ready.get(queue),
                     consumers=consumers.get(queue, 0),
-                    owner=vitals.owners.get(queue),
-                    before=vitals.before.get(queue),
-                    last=vitals.last.get(queue),
-                    standbys=vitals.standbys.get(queue, ()),
+                    owner=ownership.owners.get(queue),
+                    before=ownership.before.get(queue),
+                    last=ownership.last.get(queue),
+                    standbys=ownership.standbys.get(queue, ()),
                     counted=[(ago, count) for ago, counts in counted if (count := counts.get(queue)) is not None],
                 )
                 in_turn = segment in layout.open_segments
@@ -126,8 +127,10 @@ def _read_group(connection: Opener, name: str, broker: Mapping[str, QueueFacts])
         return GroupStatus(name, protocol=layout.protocol)
     ready, consumers = count_queues(connection, name, counted_queues(names, layout))
     in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
-    vitals = read_vitals(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
-    return judge_group(names, layout, ready=ready, consumers=consumers, vitals=vitals, now=time.time(), broker=broker)
+    ownership = read_ownership(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
+    return judge_group(
+        names, layout, ready=ready, consumers=consumers, ownership=ownership, now=time.time(), broker=broker
+    )
 
 
 def counted_queues(names: Names, layout: Layout) -> list[str]:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_sharding.journal.events import Counted, Handover, Vitals
 from celery_sharding.journal.histogram import BOUNDS_SECONDS
 from celery_sharding.topology import Names
 
@@ -67,17 +68,16 @@ class TotalsLog:
 
     def note(self, group: str, event: Mapping[str, Any]) -> None:
         """Note one event of the journal of `group`; what counts nothing, or cannot be read, is passed over."""
-        try:
-            at = float(event["at"])
-            if at - self._swept_at > _SWEEP_SECONDS:
-                self._sweep(min(at, time.time()))  # a clock may be wrong
-            if event["event"] == "vitals":
-                for queue, facts in event["owned"].items():
-                    self._add(group, str(event["by"]), queue, at, facts)
-            elif event["event"] == "handover" and event.get("change") == "released" and "counters" in event:
-                self._add(group, str(event["owner"]), str(event["queue"]), at, event)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        said = Vitals.parse(event) or Handover.parse(event)
+        if said is None:
             return
+        if said.at - self._swept_at > _SWEEP_SECONDS:
+            self._sweep(min(said.at, time.time()))  # a clock may be wrong
+        if isinstance(said, Vitals):
+            for queue, shard in said.owned.items():
+                self._add(group, said.by, queue, said.at, shard.counted)
+        elif said.change == "released" and said.counted is not None:
+            self._add(group, said.owner, said.queue, said.at, said.counted)
 
     @property
     def totals(self) -> dict[tuple[str, str], Totals]:
@@ -100,37 +100,35 @@ class TotalsLog:
                 self._sums.pop((group, label), None)
                 self._shown.pop((group, label), None)
 
-    def _add(self, group: str, owner: str, queue: str, at: float, facts: Mapping[str, Any]) -> None:
+    def _add(self, group: str, owner: str, queue: str, at: float, said: Counted) -> None:
         place = (group, queue)
         if place not in self._words and at < self._swept_at - _KEEP_SECONDS:
             return  # it comes again, and is forgotten
-        since = float(facts["since"])
-        counters = {str(name): int(count) for name, count in facts["counters"].items()}
         counted = self._sums.setdefault((group, shard_label(group, queue)), _Sum())
         words = self._words.setdefault(place, {})
         self._heard[place] = max(at, self._heard.get(place, 0.0))
         word = words.get(owner)
-        if word is not None and since < word.since:
+        if word is not None and said.since < word.since:
             return  # it comes again
-        if word is None or since > word.since:
-            word = _Word(since)
-            if since >= self._since:
+        if word is None or said.since > word.since:
+            word = _Word(said.since)
+            if said.since >= self._since:
                 word.waits = word.runs = _NO_TIMES
                 counted.handovers += 1
             else:
-                word.counters = dict(counters)
+                word.counters = dict(said.counters)
             counted.is_new = True
         words.pop(owner, None)
         words[owner] = word
         if len(words) > _OWNERS_MAX:
             del words[next(iter(words))]
-        for name, count in counters.items():
+        for name, count in said.counters.items():
             if (more := count - word.counters.get(name, 0)) > 0:
                 word.counters[name] = count
                 counted.counters[name] = counted.counters.get(name, 0) + more
                 counted.is_new = True
-        word.waits = counted.add_times(counted.waits, word.waits, facts.get("waits"))
-        word.runs = counted.add_times(counted.runs, word.runs, facts.get("runs"))
+        word.waits = counted.add_times(counted.waits, word.waits, said.waits)
+        word.runs = counted.add_times(counted.runs, word.runs, said.runs)
 
 
 def shard_label(group: str, queue: str) -> str:
@@ -158,11 +156,13 @@ class _Sum:
     handovers: int = 0
     is_new: bool = True
 
-    def add_times(self, total: list[float], before: Sequence[float] | None, said: Any) -> Sequence[float] | None:
+    def add_times(
+        self, total: list[float], before: Sequence[float] | None, said: Sequence[float]
+    ) -> Sequence[float] | None:
         """Add what `said` has more than `before` to `total`, and return the owner's last word."""
-        if not isinstance(said, list) or not 0 < len(said) <= _TIMES_LENGTH:
+        if not 0 < len(said) <= _TIMES_LENGTH:
             return before
-        now = [float(value) for value in said] + [0.0] * (_TIMES_LENGTH - len(said))
+        now = [*said, *_NO_TIMES[len(said) :]]
         if before is not None:
             if sum(now[1:]) <= sum(before[1:]):
                 return before  # nothing new, or it comes again

@@ -30,10 +30,10 @@ from celery_sharding.errors import LogError, ShardingError
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.retention import Reading
 from celery_sharding.monitoring.management import Management, QueueFacts
+from celery_sharding.monitoring.ownership import FRESH_SECONDS, WINDOW_SECONDS, OwnershipLog, read_recent_events
 from celery_sharding.monitoring.snapshot import ask_management, counted_queues, judge_group
 from celery_sharding.monitoring.status import GroupStatus, Snapshot
 from celery_sharding.monitoring.totals import Totals, TotalsLog
-from celery_sharding.monitoring.vitals import FRESH_SECONDS, WINDOW_SECONDS, VitalsLog, read_recent
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
 from celery_sharding.rabbitmq.queues import count_queues
 from celery_sharding.rabbitmq.streams import NONCE, decode
@@ -213,7 +213,7 @@ class _Followed:
         self._names = Names(name)
         self._history_seconds = history_seconds
         self._on_event = on_event
-        self._vitals = VitalsLog()
+        self._ownership = OwnershipLog()
         self._counts: deque[tuple[float, Mapping[str, int | None]]] = deque()
         self._begin()
 
@@ -232,7 +232,7 @@ class _Followed:
             self._layout,
             ready=ready,
             consumers=consumers,
-            vitals=self._vitals.at(time.time()),
+            ownership=self._ownership.at(time.time()),
             now=time.time(),
             counted=[(now - at, counts) for at, counts in self._counts],
             broker=broker,
@@ -259,13 +259,13 @@ class _Followed:
         queues = [queue for segment in self._layout.open_segments for queue in segment.queues(self._names)]
         back_seconds = max(FRESH_SECONDS, self._history_seconds)
         # The last owner of each queue is looked for, since a backlog without an owner may come at any time.
-        events = read_recent(self._connection, self._names, back_seconds=back_seconds, backlogged=queues)
+        events = read_recent_events(self._connection, self._names, back_seconds=back_seconds, backlogged=queues)
         for _, event in events:
             self._note(event)
         return events[-1][0] + 1 if events else "next"
 
     def _note(self, event: Mapping[str, Any]) -> None:
-        self._vitals.note(event)
+        self._ownership.note(event)
         self._on_event(self._names.group, event)
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
@@ -275,7 +275,7 @@ class _Followed:
             # What was to be read next is gone; all is read anew.
             raise LogError(f"{self._names.manifest}: what comes before record {offset} is gone", passes=True)
         self._layout = self._reading.layout
-        self._vitals.keep(counted_queues(self._names, self._layout))
+        self._ownership.keep(counted_queues(self._names, self._layout))
 
     def _on_journal(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self._names.journal, offset=offset)

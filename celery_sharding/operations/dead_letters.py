@@ -30,11 +30,13 @@ from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost,
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.notes import noted
 from celery_sharding.operations.letters import DeadLetter, read_letter, revive
-from celery_sharding.rabbitmq.confirms import ConfirmedBatches
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.confirms import Confirms, publish_batch
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.foreign import read_foreign
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import Names, brief_channel, queue_exists
+from celery_sharding.topology import Names
 
 # Letters of one action, all held in memory; what is beyond is left to the next.
 LETTERS_MAX = 50_000
@@ -108,9 +110,9 @@ def replay(
         taken = sorted((each for each in taken if each.letter.key), key=lambda each: each.letter.dead_at or 0.0)
         done: list[_Taken] = []
         with _noted(connection, names, "replay", taken, done, by=by), brief_channel(connection) as target:
-            batches = ConfirmedBatches(target)
+            confirms: Confirms[int] = Confirms(target)
             for batch in _split(taken):
-                stored = _publish(batches, names, batch)
+                stored = _publish(confirms, names, batch)
                 for each in stored:
                     source.basic_ack(each.tag)
                 done += stored
@@ -234,11 +236,11 @@ def _split(taken: Sequence[_Taken]) -> Iterator[list[_Taken]]:
         yield batch
 
 
-def _publish(batches: ConfirmedBatches, names: Names, batch: Sequence[_Taken]) -> list[_Taken]:
+def _publish(confirms: Confirms[int], names: Names, batch: Sequence[_Taken]) -> list[_Taken]:
     """Publish the letters of a batch; return those that were stored."""
     at = time.time()
     letters = [(revive(each.letter, names.group, at=at), names.publish, str(each.letter.key)) for each in batch]
-    refused = batches.publish(letters)
+    refused = publish_batch(confirms, letters)
     return [each for position, each in enumerate(batch) if position not in refused]
 
 

@@ -20,8 +20,10 @@ from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write, write
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.layout.notes import noted
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.rabbitmq.queues import count_consumers
+from celery_sharding.topology import Names
 
 # Shorter than a worker waits, since somebody asks; longer than a message is on its way inside the broker.
 KEEP_SECONDS = 5.0
@@ -108,7 +110,7 @@ def _collect_queues(connection: Any, names: Names, layout: Layout, *, by: str, d
     for queue in existing_queues(connection, names, layout):
         if queue not in prefixes and queue.rpartition(".")[0] not in prefixes:
             continue
-        if topology.count_consumers(connection, queue):
+        if count_consumers(connection, queue):
             yield Finding(queue, "not in the chain, but somebody consumes it")
         elif dry_run:
             yield Finding(queue)

@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_sharding import topology
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.contents import waiting_tasks
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.notes import noted
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.shard_names import check_shard
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 10.0
 
@@ -29,7 +30,7 @@ _LOCK_SECONDS = 10.0
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
     """Return by queue how much `purge` would throw away; a hint. Errors as for `purge`."""
     with _locked(connect, group, index, by="shards purge") as (connection, _, queues):
-        return {queue: topology.count_ready(connection, queue) or 0 for queue in queues}
+        return {queue: count_ready(connection, queue) or 0 for queue in queues}
 
 
 def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[str, int]:
@@ -94,7 +95,7 @@ def _find_queues(connection: Any, names: Names, layout: Layout, index: int | Non
     queues: dict[str, bool] = {}
     for segment in layout.segments[:-1]:
         queues |= {queue: True for queue in segment.queues(names) if queue not in segment.drained}
-    consumed = [queue for queue in queues if topology.count_consumers(connection, queue)]
+    consumed = [queue for queue in queues if count_consumers(connection, queue)]
     if consumed:
         raise TopologyError(
             f"group {group!r}: workers are about to finish {', '.join(consumed)}, of an earlier segment; wait until "
@@ -103,7 +104,7 @@ def _find_queues(connection: Any, names: Names, layout: Layout, index: int | Non
         )
     queues |= dict.fromkeys((q for segment in layout.segments[-1:] for q in segment.queues(names)), False)
     queues[names.limbo(layout.limbo)] = False
-    return {queue: markers for queue, markers in queues.items() if topology.queue_exists(connection, queue)}
+    return {queue: markers for queue, markers in queues.items() if queue_exists(connection, queue)}
 
 
 def _purge(connection: Any, group: str, queue: str) -> int:

@@ -20,16 +20,19 @@ from amqp.exceptions import AMQPError
 
 from celery_sharding import topology
 from celery_sharding.errors import GroupInUse, TopologyError
+from celery_sharding.journal.events import Vitals
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.contents import existing_queues, group_exists, holds_tasks
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load_to_write
 from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
+from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.rabbitmq.tail import Tail
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 10.0
 # A message that the broker is routing while the exchange is deleted has reached its queue within this time.
@@ -104,12 +107,12 @@ def _find_waiting(connection: Any, names: Names, layout: Layout) -> list[str]:
     """Return what speaks against a removal: consumers of the group's queues, and what waits there."""
     found = []
     for queue in existing_queues(connection, names, layout):
-        if topology.count_consumers(connection, queue):
+        if count_consumers(connection, queue):
             found.append(f"somebody consumes {queue}")
         elif holds_tasks(connection, queue):
-            found.append(f"messages wait in {queue}, about {topology.count_ready(connection, queue) or 1}")
-    if topology.queue_exists(connection, names.dead):
-        if topology.count_consumers(connection, names.dead):
+            found.append(f"messages wait in {queue}, about {count_ready(connection, queue) or 1}")
+    if queue_exists(connection, names.dead):
+        if count_consumers(connection, names.dead):
             found.append(f"somebody consumes {names.dead}")
         with brief_channel(connection) as channel:
             letter = channel.basic_get(names.dead)
@@ -124,10 +127,11 @@ def _listen_for_workers(connection: Any, names: Names) -> list[str]:
 
     def note(body: bytes, offset: int) -> None:
         event = decode(body, stream=names.journal, offset=offset)
-        if event is not None and event.get("event") == "vitals":
-            heard.add(str(event.get("by")))
+        vitals = None if event is None else Vitals.parse(event)
+        if vitals is not None:
+            heard.add(vitals.by)
 
-    if topology.queue_exists(connection, names.journal):
+    if queue_exists(connection, names.journal):
         tail = Tail(connection, names.journal, "next", note)
         deadline = time.monotonic() + _LISTEN_SECONDS
         while (left_seconds := deadline - time.monotonic()) > 0:

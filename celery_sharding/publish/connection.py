@@ -27,8 +27,10 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import BrokerUnavailable, PublishRefused
+from celery_sharding.rabbitmq.confirms import Confirms, Outcome
 from celery_sharding.rabbitmq.connect import bound_reads, cleared_is_lost, connect_from, unbound_reads
 from celery_sharding.rabbitmq.refusals import explain_connecting
+from celery_sharding.wire import MESSAGE_ID_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,11 @@ class Answer:
         return self.fate is Fate.NACKED or self.is_gone
 
 
-CONFIRMED = Answer(Fate.CONFIRMED)
+_ANSWERS = {
+    Outcome.CONFIRMED: Answer(Fate.CONFIRMED),
+    Outcome.RETURNED: Answer(Fate.RETURNED),
+    Outcome.NACKED: Answer(Fate.NACKED),
+}
 
 
 class Link:
@@ -110,10 +116,6 @@ class Link:
         self.usable = True
         self.groups: set[str] = set()
         self._notify = on_blocked
-        self._tag = 0
-        self._sent: tuple[Any, Any] | None = None
-        self._fate: Fate | None = None
-        self._returned = False
         self._amqp: Any = None
         limit_seconds = max(deadline - time.monotonic(), _OPEN_SECONDS_MIN)
         deadline = time.monotonic() + limit_seconds
@@ -137,7 +139,7 @@ class Link:
             self._amqp.sock.settimeout(limit_seconds)
             with cleared_is_lost():
                 self.channel = self._amqp.channel()
-                self.channel.confirm_select(nowait=True)
+                self._confirms: Confirms[None] = Confirms(self.channel, mark=MESSAGE_ID_HEADER)
         except (OSError, AMQPError, OperationalError) as exc:
             self.close()
             refusal = explain_connecting(exc)
@@ -148,9 +150,6 @@ class Link:
             self.close()
             raise
         unbound_reads(self._amqp)
-        self.channel.events["basic_ack"].add(self._on_ack)
-        self.channel.events["basic_nack"].add(self._on_nack)
-        self.channel.events["basic_return"].add(self._on_return)
 
     @property
     def connection(self) -> Any:
@@ -167,16 +166,14 @@ class Link:
         finally:
             unbound_reads(self._amqp)
 
-    def send(self, message: Any, exchange: str, key: str, *, mark: Any, deadline: float) -> Answer:
-        """Publish `message` and wait until `deadline` (monotonic) for what becomes of it.
+    def send(self, message: Any, exchange: str, key: str, *, deadline: float) -> Answer:
+        """Publish `message`, as `channel.prepare_message` makes it, and wait for what becomes of it.
 
         Args:
-            message: As `channel.prepare_message` makes it, with a `correlation_id`.
-            mark: Name of the header whose value tells this message from others with its `correlation_id`.
+            deadline: Of the confirm (monotonic).
         """
-        self._sent = self._identity(message, mark)
-        self._mark = mark
-        self._fate, self._returned = None, False
+        # An earlier message, of unknown outcome, may be answered late.
+        self._confirms.forget()
         try:
             properties = message._serialize_properties()
         except Exception as exc:  # whatever the type of a header raises
@@ -190,7 +187,6 @@ class Link:
                     "takes; put what is large into the arguments"
                 ),
             )
-        self._tag += 1
         begun_at: int | None = None
 
         def begin() -> bytes:
@@ -205,35 +201,34 @@ class Link:
             if remaining <= 0:
                 raise TimeoutError("no time left to send it")
             with cleared_is_lost():
-                self.channel.basic_publish(
-                    message, exchange=exchange, routing_key=key, mandatory=True, timeout=remaining
-                )
-                while self._fate is None:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        raise TimeoutError("no confirm in time")
-                    self._amqp.drain_events(timeout=remaining)
+                self._confirms.publish(None, message, exchange, key, timeout=remaining)
+                self._confirms.wait(deadline)
         except (OSError, AMQPError) as exc:
-            if self._fate is not None:
-                # The answer was there, and something else came with it.
-                self.usable = False
-            elif begun_at is None or self._amqp.bytes_sent == begun_at:
-                # The old connection is closed by our user, so what may have left of the message is never completed.
-                self.usable = False
-                return Answer(Fate.UNSENT, exc)
-            elif isinstance(exc, ChannelError) or _is_unreadable(exc):
-                self.usable = False
-                return Answer(Fate.REFUSED, exc)
-            else:
-                # A blocked connection is kept: what it holds is processed when the alarm clears, and the next publish
-                # must see that the broker is blocked instead of trying a new connection.
-                self.usable = self.blocked and isinstance(exc, TimeoutError)
-                return Answer(Fate.UNKNOWN, exc)
-        if self._fate is Fate.NACKED:
+            settled = self._confirms.take_settled()
+            if not settled:
+                is_unsent = begun_at is None or self._amqp.bytes_sent == begun_at
+                return self._answer_lost(exc, is_unsent=is_unsent)
+            self.usable = False  # the answer was there, and something else came with it
+        else:
+            settled = self._confirms.take_settled()
+        ((_, outcome),) = settled
+        if outcome is Outcome.NACKED:
             # RabbitMQ 3.10 may go on refusing on a channel whose first publish fell into a leader's failover.
             self.usable = False
-            return Answer(Fate.NACKED)
-        return Answer(Fate.RETURNED) if self._returned else CONFIRMED
+        return _ANSWERS[outcome]
+
+    def _answer_lost(self, error: OSError | AMQPError, *, is_unsent: bool) -> Answer:
+        """Return what a publish ends in that the broker has not answered for."""
+        self.usable = False
+        if is_unsent:
+            # The old connection is closed by our user, so what may have left of the message is never completed.
+            return Answer(Fate.UNSENT, error)
+        if isinstance(error, ChannelError) or _is_unreadable(error):
+            return Answer(Fate.REFUSED, error)
+        # A blocked connection is kept: what it holds is processed when the alarm clears, and the next publish must see
+        # that the broker is blocked instead of trying a new connection.
+        self.usable = self.blocked and isinstance(error, TimeoutError)
+        return Answer(Fate.UNKNOWN, error)
 
     def refresh(self, *, deadline: float = 0.0) -> bool:
         """Read what the broker has sent meanwhile; False if the connection is gone.
@@ -275,27 +270,6 @@ class Link:
         if transport is not None and sock is not None:
             transport.sock = None
             os.close(sock.detach())
-
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._note(tag, multiple, Fate.CONFIRMED)
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._note(tag, multiple, Fate.NACKED)
-
-    def _note(self, tag: int, multiple: bool, fate: Fate) -> None:
-        # A smaller tag is the late answer for a publish whose outcome has been called unknown.
-        if tag == self._tag or (multiple and tag > self._tag):
-            self._fate = fate
-
-    def _on_return(self, error: Exception, exchange: str, key: str, message: Any) -> None:
-        # The ack of a returned message follows it, so this only takes a note; raising here would leave that ack unread
-        # and confirm the next publish falsely. An earlier message, of unknown outcome, may come back late.
-        if self._identity(message, self._mark) == self._sent:
-            self._returned = True
-
-    @staticmethod
-    def _identity(message: Any, mark: str) -> tuple[Any, Any]:
-        return message.properties.get("correlation_id"), (message.headers or {}).get(mark)
 
     def _on_blocked(self, reason: str) -> None:
         logger.warning("the broker blocks publishers: %s", reason)

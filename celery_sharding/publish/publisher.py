@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 import weakref
@@ -52,9 +51,9 @@ from celery_sharding.errors import (
 from celery_sharding.layout.ensure import ensure_fixed, passes_by_itself
 from celery_sharding.publish.call import Call
 from celery_sharding.publish.connection import Answer, Fate, Link
+from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names, fixed_exists
-from celery_sharding.wire import MESSAGE_ID_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +147,6 @@ class Publisher:
                     link.channel.prepare_message(payload, **message),
                     call.exchange,
                     key,
-                    mark=MESSAGE_ID_HEADER,
                     deadline=deadline,
                 )
             except BaseException:
@@ -244,7 +242,7 @@ class Publisher:
                 # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
                 # frame before the body.
                 probe = link.channel.prepare_message(b"probe")
-                answer = link.send(probe, "", f"{names.publish}.probe", mark=MESSAGE_ID_HEADER, deadline=deadline)
+                answer = link.send(probe, "", f"{names.publish}.probe", deadline=deadline)
                 if answer.fate is Fate.UNKNOWN and link.blocked:
                     return Answer(Fate.BLOCKED, answer.cause)
                 if answer.fate is Fate.REFUSED and isinstance(answer.cause, AccessRefused):
@@ -257,7 +255,7 @@ class Publisher:
                     ensure_fixed(
                         self._connect,
                         self._find_group(call.group),
-                        owner=f"publisher {os.getpid()}@{socket.gethostname()}",
+                        owner=f"publisher {process_name()}",
                         wait_seconds=max(0.0, deadline - time.monotonic()),
                     )
         except BrokerUnavailable as exc:

@@ -1,71 +1,169 @@
-"""Publishing several messages at once, confirmed and mandatory."""
+"""Publisher confirms: what the broker made of each message that was published on a channel.
+
+    pending ──ack────────────▶ confirmed
+       ├──return──▶ ──ack────▶ returned: no queue took it
+       └──nack───────────────▶ nacked: not stored, on this channel or for now
+
+The broker answers in any order, for one message or for all up to a number. A return names no number, so it is told by
+what it brings back: exchange, routing key and ids.
+
+Nothing here opens a channel anew or sends a message again. Not safe for threads.
+"""
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Generic, TypeVar
 
 import amqp
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.errors import TopologyError
+from celery_sharding.rabbitmq.connect import cleared_is_lost
+
+T = TypeVar("T")
 
 _PATIENCE_SECONDS = 30.0
 
 
-class ConfirmedBatches:
-    """Publishes batches on a channel that nobody else uses."""
+class Outcome(enum.Enum):
+    CONFIRMED = enum.auto()
+    RETURNED = enum.auto()
+    NACKED = enum.auto()
 
-    def __init__(self, channel: Any) -> None:
+
+@dataclass(slots=True, eq=False)
+class _Pending(Generic[T]):
+    item: T
+    identity: tuple[Any, ...]
+    is_returned: bool = False
+
+
+class Confirms(Generic[T]):
+    """Publishes on a channel that nobody else publishes on, mandatory, and keeps what is not answered for.
+
+    Args:
+        mark: Name of a header that tells messages with the same ids from each other.
+    """
+
+    def __init__(self, channel: Any, *, mark: str | None = None) -> None:
         self._channel = channel
+        self._mark = mark
         self._tag = 0
-        self._waiting: dict[int, int] = {}
-        self._refused: set[int] = set()
-        self._returned: set[tuple[str, str]] = set()
-        channel.confirm_select()
+        self._pending: dict[int, _Pending[T]] = {}  # by tag, in ascending order
+        self._settled: list[tuple[T, Outcome]] = []
         channel.events["basic_ack"].add(self._on_ack)
         channel.events["basic_nack"].add(self._on_nack)
         channel.events["basic_return"].add(self._on_return)
 
-    def publish(self, batch: Sequence[tuple[amqp.Message, str, str]]) -> set[int]:
-        """Publish messages, each to an exchange under a routing key, and return the positions of those not stored.
+    @classmethod
+    def of(cls, channel: Any) -> Confirms[T]:
+        """Return the confirms of a channel, made at the first call."""
+        known: Confirms[T] | None = vars(channel).get("confirms")
+        if known is None:
+            known = channel.confirms = cls(channel)
+        return known
+
+    @property
+    def pending(self) -> list[T]:
+        """What the broker has not answered for, in the order of publishing."""
+        return [pending.item for pending in self._pending.values()]
+
+    def publish(self, item: T, message: amqp.Message, exchange: str, key: str, *, timeout: float | None = None) -> None:
+        """Publish the message of `item`; answers that come meanwhile are taken, too.
 
         Args:
-            batch: No message that might be returned has the exchange and key of another.
+            timeout: Of the write to the socket, in seconds.
+        """
+        channel = self._channel
+        if not channel._confirm_selected:
+            # A new channel; or one that py-amqp has opened again after the broker closed it: its tags begin anew. Not
+            # waited for, since a broker may be far away.
+            channel.confirm_select(nowait=True)
+            channel._confirm_selected = True
+            self._tag = 0
+            self._pending.clear()
+        self._tag += 1
+        self._pending[self._tag] = _Pending(item, self._identify(exchange, key, message))
+        # `basic_publish` would wait for each confirm if the application has set `confirm_publish`.
+        channel._basic_publish(message, exchange=exchange, routing_key=key, mandatory=True, timeout=timeout)
+
+    def wait(self, deadline: float) -> None:
+        """Read until everything is answered for.
 
         Raises:
-            TopologyError: An exchange is gone, or it is unknown which were stored, since the broker did not answer.
+            TimeoutError: It was not by `deadline` (monotonic).
+            OSError, amqp errors: The connection or the channel is lost.
         """
-        self._refused.clear()
-        self._returned.clear()
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        try:
-            for position, (message, exchange, key) in enumerate(batch):
-                self._tag += 1
-                self._waiting[self._tag] = position
-                self._channel.basic_publish(message, exchange=exchange, routing_key=key, mandatory=True)
-            while self._waiting:
-                self._channel.connection.drain_events(timeout=max(0.001, deadline - time.monotonic()))
-        except TimeoutError as exc:
-            raise TopologyError(
-                f"the broker did not confirm in {_PATIENCE_SECONDS:.0f} s; it is not known what it has stored of the "
-                "last messages sent"
-            ) from exc
-        except amqp_errors.ChannelError as exc:
-            raise TopologyError(f"the broker refused ({exc.reply_text}); run `celery shards declare`") from exc
-        returned = {position for position, (_, *place) in enumerate(batch) if tuple(place) in self._returned}
-        return self._refused | returned
+        while self._pending:
+            self.read(deadline)
+
+    def read(self, deadline: float) -> None:
+        """Read one event of the connection; errors as for `wait`."""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("no confirm in time")
+        with cleared_is_lost():
+            self._channel.connection.drain_events(timeout=remaining)
+
+    def take_settled(self) -> list[tuple[T, Outcome]]:
+        """Take what was answered since the last call, in the order of the answers."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def forget(self) -> None:
+        """Expect no answers any more; those that come late change nothing."""
+        self._pending.clear()
+        self._settled.clear()
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._take(tag, multiple)
+        self._settle(tag, multiple, Outcome.CONFIRMED)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._refused |= self._take(tag, multiple)
+        self._settle(tag, multiple, Outcome.NACKED)
+
+    def _settle(self, tag: int, multiple: bool, outcome: Outcome) -> None:
+        tags = list(takewhile(lambda known: known <= tag, self._pending)) if multiple else [tag]
+        for known in tags:
+            pending = self._pending.pop(known, None)
+            if pending is not None:
+                was_returned = pending.is_returned and outcome is Outcome.CONFIRMED
+                self._settled.append((pending.item, Outcome.RETURNED if was_returned else outcome))
 
     def _on_return(self, error: Exception, exchange: str, key: str, message: Any) -> None:
-        self._returned.add((exchange, key))  # the ack that follows it says nothing
+        # Only noted: its ack follows. Raising here would leave that ack unread.
+        identity = self._identify(exchange, key, message)
+        for pending in self._pending.values():
+            if pending.identity == identity and not pending.is_returned:
+                pending.is_returned = True
+                return
 
-    def _take(self, tag: int, multiple: bool) -> set[int]:
-        tags = [known for known in self._waiting if known <= tag] if multiple else [tag]
-        return {self._waiting.pop(known) for known in tags if known in self._waiting}
+    def _identify(self, exchange: str, key: str, message: Any) -> tuple[Any, ...]:
+        properties = message.properties
+        mark = None if self._mark is None else (message.headers or {}).get(self._mark)
+        return exchange, key, properties.get("message_id"), properties.get("correlation_id"), mark
+
+
+def publish_batch(confirms: Confirms[int], batch: Sequence[tuple[amqp.Message, str, str]]) -> set[int]:
+    """Publish messages, each to an exchange under a routing key, and return the positions of those not stored.
+
+    Raises:
+        TopologyError: An exchange is gone, or it is unknown which were stored, since the broker did not answer.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        for position, (message, exchange, key) in enumerate(batch):
+            confirms.publish(position, message, exchange, key)
+        confirms.wait(deadline)
+    except TimeoutError as exc:
+        raise TopologyError(
+            f"the broker did not confirm in {_PATIENCE_SECONDS:.0f} s; it is not known what it has stored of the "
+            "last messages sent"
+        ) from exc
+    except amqp_errors.ChannelError as exc:
+        raise TopologyError(f"the broker refused ({exc.reply_text}); run `celery shards declare`") from exc
+    return {position for position, outcome in confirms.take_settled() if outcome is not Outcome.CONFIRMED}

@@ -13,6 +13,8 @@ far away, or slow, answers each question in time, and a hundred of them too late
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -135,6 +137,11 @@ def close_connection(connection: Any) -> None:
         bound_waits(connection, FAREWELL_SECONDS)
     with contextlib.suppress(amqp_errors.AMQPError, OSError):
         connection.release()
+
+
+def process_name() -> str:
+    """Return how this process signs what it does to a group."""
+    return f"{os.getpid()}@{socket.gethostname()}"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 from amqp import spec
 
+from celery_sharding.rabbitmq.refusals import is_out_of_reach
+
 Look = Callable[[Any], None]
 
 
@@ -71,6 +73,11 @@ def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.No
             raise answer
         answers.append(answer)
     return answers
+
+
+def all_exist(connection: Any, *looks: Look) -> bool:
+    """Tell whether all that is looked for exists, be it out of reach at the moment."""
+    return all(refusal is None or is_out_of_reach(refusal) for refusal in exist_at_once(connection, looks))
 
 
 def declare_at_once(connection: Any, declare: Callable[[Any], None]) -> None:

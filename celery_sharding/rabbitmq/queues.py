@@ -1,4 +1,4 @@
-"""What waits in queues, and how many consume them, by passive declarations: plain AMQP, and cheap.
+"""Which queues exist, what waits in them, and how many consume them, by passive declarations: plain AMQP, and cheap.
 
 Many queues are asked for at once, and the answers are taken one after the other, so that a look at hundreds of shards
 costs a few round trips. Counts are hints: brokers count late.
@@ -12,10 +12,45 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 from amqp import spec
 
-from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import Opener, brief_channel
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.pipelining import all_exist, exist_at_once, look_for_queue
+from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 _AT_ONCE = 100
+
+
+def queue_exists(connection: Opener, queue: str) -> bool:
+    """Tell whether `queue` exists, be it out of reach at the moment."""
+    return all_exist(connection, look_for_queue(queue))
+
+
+def existing_queues(connection: Opener, queues: Sequence[str]) -> list[str]:
+    """Return which of `queues` exist, be they out of reach at the moment."""
+    answers = exist_at_once(connection, [look_for_queue(queue) for queue in queues])
+    return [
+        queue for queue, refusal in zip(queues, answers, strict=True) if refusal is None or is_out_of_reach(refusal)
+    ]
+
+
+def count_ready(connection: Opener, queue: str) -> int | None:
+    """Return the number of waiting messages, without those that a consumer holds; None if there is no such queue.
+
+    The number is a hint: brokers count quorum queues late, and streams wrongly.
+    """
+    with brief_channel(connection) as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except amqp_errors.NotFound as exc:
+            return 0 if is_out_of_reach(exc) else None
+
+
+def count_consumers(connection: Opener, queue: str) -> int:
+    """Return how many consumers `queue` has, standbys included; 0 if there is no such queue."""
+    with brief_channel(connection) as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).consumer_count)
+        except amqp_errors.NotFound:
+            return 0
 
 
 def count_queues(connection: Opener, group: str, queues: Iterable[str]) -> tuple[dict[str, int | None], dict[str, int]]:

@@ -26,8 +26,10 @@ import amqp
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.errors import LogError, TopologyError
+from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.confirms import Confirms, Outcome
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import is_out_of_reach, out_of_reach
-from celery_sharding.topology import Opener, brief_channel, queue_exists
 
 logger = logging.getLogger(__name__)
 
@@ -63,26 +65,10 @@ def publish_confirmed(
     Raises:
         LogError, OutOfReach: As for `append`.
     """
-    returned: list[Any] = []
-
-    # py-amqp would raise out of the wait and leave the ack of the returned message for the next publish to find.
-    def note_return(exc: Exception, *_: Any) -> None:
-        returned.append(exc)
-
-    channel.events["basic_return"].add(note_return)
-    if not channel._confirm_selected:
-        # py-amqp would wait for the answer, far from the broker for long.
-        channel.confirm_select(nowait=True)
-        channel._confirm_selected = True
+    confirms: Confirms[None] = Confirms.of(channel)
     try:
-        channel.basic_publish_confirm(
-            message, exchange=exchange, routing_key=queue, mandatory=True, confirm_timeout=timeout_seconds
-        )
-    except amqp_errors.MessageNacked as exc:
-        _close(channel)
-        raise LogError(
-            f"the broker refused to store an event in {queue!r}; see its log", stream=queue, passes=True
-        ) from exc
+        confirms.publish(None, message, exchange, queue)
+        confirms.wait(time.monotonic() + timeout_seconds)
     except TimeoutError as exc:
         _close(channel)
         raise LogError(
@@ -92,9 +78,11 @@ def publish_confirmed(
         ) from exc
     except amqp_errors.ChannelError as exc:
         raise _refused(queue, exc) from exc
-    finally:
-        channel.events["basic_return"].discard(note_return)
-    if returned:
+    ((_, outcome),) = confirms.take_settled()
+    if outcome is Outcome.NACKED:
+        _close(channel)
+        raise LogError(f"the broker refused to store an event in {queue!r}; see its log", stream=queue, passes=True)
+    if outcome is Outcome.RETURNED:
         if exchange:
             raise LogError(f"no queue takes what {exchange!r} is sent", stream=exchange, missing=True)
         if queue_exists(channel.connection, queue):

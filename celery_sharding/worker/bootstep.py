@@ -89,7 +89,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._calls = calls = Calls(c)
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
         pulse = Pulse(self._connections) if pool == SOLO else None
-        self._log = self._backing.open_log(post=calls.post, inline=pulse)
+        self._log = self._backing.open_log(calls, inline=pulse)
         self._states = StateWriter(lambda: c.app.backend, post=calls.post, is_green=getattr(c.pool, "is_green", False))
         guard_exits(c.pool, has_children=has_children)
         self._runs = Runs(

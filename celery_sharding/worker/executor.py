@@ -29,7 +29,7 @@ from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.errors import DeadLettered
-from celery_sharding.journal.events import failure_event, retry_event, settled_event
+from celery_sharding.journal.events import RetryAsked, Settled, TaskFailed
 from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.texts import describe
 from celery_sharding.worker.celery_hooks.prefork import is_gone
@@ -164,9 +164,9 @@ class Runs:
             wait_seconds = retry.seconds()
             again = request.rebuild(retries=retries, body=retry.body, time_limits=retry.time_limits)
             changed = {} if retry.body is None else encode_call(again, retry.body)
-            event = retry_event(
+            event = RetryAsked(
                 delivery.message_id, retries, 0, wait_seconds=wait_seconds, time_limits=retry.time_limits, **changed
-            )
+            ).as_dict()
             encode(event)
         except Exception as exc:
             # Anything that the task gave to its retry.
@@ -306,10 +306,8 @@ class Runs:
         """Write to the journal that a task failed for good."""
         shard = request.delivery.shard
         shard.count("failed")
-        event = failure_event(
-            shard.queue, owner=self._node, task_id=request.id, task=request.name, error=type(exc).__name__
-        )
-        self._log.append(shard.names.journal, event, optional=True)
+        event = TaskFailed(shard.queue, self._node, request.id, request.name, error=type(exc).__name__)
+        self._log.append(shard.names.journal, event.as_dict(), optional=True)
 
     def forget(self, shard: Shard) -> None:
         """Forget what a shard was delivered and does not run: it is the broker's again, and no request of Celery's."""
@@ -408,7 +406,7 @@ class Runs:
                 delivery.acknowledge(gather=False)
                 then()
 
-            self._log.append(delivery.shard.names.attempts, settled_event(delivery.message_id), forgotten)
+            self._log.append(delivery.shard.names.attempts, Settled(delivery.message_id).as_dict(), forgotten)
             return
         acks, entry = self._acks, delivery.entry
         if acks is None or entry is None or delivery.is_recorded:
@@ -417,7 +415,7 @@ class Runs:
             delivery.acknowledge(gather=True)
             acks.gather(entry.lane, delivery.shard)
         if delivery.is_recorded:
-            self._log.append(delivery.shard.names.attempts, settled_event(delivery.message_id), optional=True)
+            self._log.append(delivery.shard.names.attempts, Settled(delivery.message_id).as_dict(), optional=True)
         then()
 
     def _leave(self, delivery: Delivery) -> None:

@@ -1,10 +1,20 @@
-"""What a worker writes with that must survive it: a `LogWriter`, or on the embedded broker what stands in for it."""
+"""What a worker writes that must survive it: events for its groups' streams, and messages for queues.
+
+On RabbitMQ a `LogWriter` writes it. An embedded broker has no streams, and a log that keeps messages only.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from celery_sharding.rabbitmq.streams import encode
+from celery_sharding.rabbitmq.tail import Tail
+
+_PERSISTENT = 2
+_EVENT = {"delivery_mode": _PERSISTENT, "content_type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +29,54 @@ class Refusal:
     headers_bytes_max: int | None = None
 
 
-Refused = Callable[[Refusal], None]
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """One message for a queue, or an event for a stream.
+
+    Attributes:
+        then: Called when the broker has stored it.
+        refused: Called in place of `then` if it can never be stored as it is.
+        optional: Dropped, rather than repeated, when the broker cannot be reached, or when too much waits.
+    """
+
+    queue: str
+    body: bytes
+    properties: dict[str, Any]
+    then: Callable[[], None] | None = None
+    refused: Callable[[Refusal], None] | None = None
+    optional: bool = False
+    is_event: bool = False
+
+
 Record = tuple[str, dict[str, Any], Callable[[], None]]
 
 
-class Log(Protocol):
-    """Writes in the background, each stream in the order of the calls; `then` is called when the broker has it.
+class Follower(Protocol):
+    """Reads a stream."""
 
-    What is optional may be dropped when too much waits. What can never be stored as it is is set aside: `refused` is
-    called, in place of `then`.
+    def on_message(self, body: bytes, offset: int) -> None: ...
+
+
+class Poster(Protocol):
+    """Runs calls of any thread where lanes may be moved."""
+
+    def post(self, call: Callable[[], None]) -> None: ...
+
+
+class Tailing(Protocol):
+    """A stream that is being read."""
+
+    def close(self) -> None: ...
+
+
+class Log(ABC):
+    """Writes in the background, each stream and queue in the order of the calls.
+
+    Attributes:
+        keeps_events: Events can be read again; else they are dropped, and `then` is called at once.
     """
+
+    keeps_events = True
 
     def append(
         self,
@@ -37,10 +85,14 @@ class Log(Protocol):
         then: Callable[[], None] | None = None,
         *,
         optional: bool = False,
-        refused: Refused | None = None,
-    ) -> None: ...
+        refused: Callable[[Refusal], None] | None = None,
+    ) -> None:
+        """Append an event to a stream; see `Write`."""
+        self.write([Write(stream, encode(event), _EVENT, then, refused, optional, is_event=True)])
 
-    def append_all(self, records: list[Record]) -> None: ...
+    def append_all(self, records: list[Record]) -> None:
+        """Append events that are confirmed together: as (stream, event, called when it is stored)."""
+        self.write([Write(stream, encode(event), _EVENT, then, is_event=True) for stream, event, then in records])
 
     def put(
         self,
@@ -49,12 +101,24 @@ class Log(Protocol):
         then: Callable[[], None] | None = None,
         *,
         optional: bool = False,
-        refused: Refused | None = None,
+        refused: Callable[[Refusal], None] | None = None,
         **properties: Any,
-    ) -> None: ...
+    ) -> None:
+        """Publish `body` to a queue, with AMQP `properties` as py-amqp names them; see `Write`."""
+        self.write([Write(queue, body, {"delivery_mode": _PERSISTENT, **properties}, then, refused, optional)])
 
+    def tail(self, connection: Any, stream: str, offset: Any, follower: Follower) -> Tailing:
+        """Let `follower` read a stream from `offset` on, by whoever drains `connection`."""
+        return Tail(connection, stream, offset, follower.on_message)
+
+    @abstractmethod
+    def write(self, writes: list[Write]) -> None:
+        """Write these, in their order."""
+
+    @abstractmethod
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until all is written; False if it took too long."""
 
+    @abstractmethod
     def stop(self) -> None:
         """Write what waits, briefly, and write no more."""

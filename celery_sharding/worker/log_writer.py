@@ -28,9 +28,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import amqp
 from amqp.exceptions import AMQPError
@@ -39,11 +38,7 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import LogError
 from celery_sharding.rabbitmq.connect import open_connection
-from celery_sharding.rabbitmq.streams import encode
-from celery_sharding.worker.log import Refusal, Refused
-
-if TYPE_CHECKING:
-    from celery_sharding.worker.log import Record
+from celery_sharding.worker.log import Log, Poster, Refusal, Write
 
 logger = logging.getLogger(__name__)
 
@@ -62,51 +57,28 @@ _REPLIES_FOR_GOOD = frozenset({311, 406, 501, 502, 505})
 _FRAME_RESERVED_BYTES = 64
 
 
-@dataclass(slots=True, eq=False)
-class _Write:
-    queue: str
-    body: bytes
-    properties: dict[str, Any]
-    then: Callable[[], None] | None
-    optional: bool
-    is_event: bool
-    refused: Refused | None = None
-
-
-def _event_write(
-    stream: str,
-    event: dict[str, Any],
-    then: Callable[[], None] | None,
-    *,
-    optional: bool,
-    refused: Refused | None = None,
-) -> _Write:
-    properties = {"delivery_mode": 2, "content_type": "application/json"}
-    return _Write(stream, encode(event), properties, then, optional, is_event=True, refused=refused)
-
-
-class LogWriter:
+class LogWriter(Log):
     """Publishes to queues by name, confirmed, from a thread of its own."""
 
     def __init__(
         self,
         connect: Callable[[], Connection],
+        calls: Poster,
         *,
-        post: Callable[[Callable[[], None]], None],
         inline: AbstractContextManager[None] | None,
     ) -> None:
         self._connect = connect
-        self._post = post
+        self._post = calls.post
         self._within = inline
-        self._waiting: deque[_Write] = deque()
+        self._waiting: deque[Write] = deque()
         self._wake = threading.Condition()
         self._busy = False
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._channel: Any = None
         self._connection: Any = None
-        self._unconfirmed: dict[int, _Write] = {}
-        self._refused: list[_Write] = []
+        self._unconfirmed: dict[int, Write] = {}
+        self._refused: list[Write] = []
         self._tag = 0
         self._first_node = 0
         self._was_nacked = False
@@ -115,41 +87,8 @@ class LogWriter:
         self._answered_at = self._written_at = 0.0
         self._patience_seconds = _CONFIRM_FIRST_SECONDS
 
-    def append(
-        self,
-        stream: str,
-        event: dict[str, Any],
-        then: Callable[[], None] | None = None,
-        *,
-        optional: bool = False,
-        refused: Refused | None = None,
-    ) -> None:
-        """Append an event to a stream, as `put` does; it is sent again sooner, since readers do not mind it twice."""
-        self._add([_event_write(stream, event, then, optional=optional, refused=refused)])
-
-    def append_all(self, records: list[Record]) -> None:
-        """Append events that are confirmed together: as (stream, event, called when it is stored)."""
-        self._add([_event_write(stream, event, then, optional=False) for stream, event, then in records])
-
-    def put(
-        self,
-        queue: str,
-        body: bytes,
-        then: Callable[[], None] | None = None,
-        *,
-        optional: bool = False,
-        refused: Refused | None = None,
-        **properties: Any,
-    ) -> None:
-        """Publish `body` to `queue`; call `then` when the broker has stored it.
-
-        Args:
-            optional: Dropped instead of repeated when the broker can't be reached.
-            refused: Called instead of `then`, where `then` would be, if it can never be stored as it is.
-            properties: Of the AMQP message, as py-amqp names them.
-        """
-        write = _Write(queue, body, {"delivery_mode": 2, **properties}, then, optional, is_event=False, refused=refused)
-        self._add([write])
+    def write(self, writes: list[Write]) -> None:
+        self._add(writes)
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is confirmed; False if it took too long."""
@@ -177,7 +116,7 @@ class LogWriter:
             self._thread.join(2.0)
         self._disconnect()
 
-    def _add(self, items: list[_Write]) -> None:
+    def _add(self, items: list[Write]) -> None:
         with self._wake:
             self._waiting.extend(items)
             if self._within is None:
@@ -239,10 +178,10 @@ class LogWriter:
             if not is_answered:
                 time.sleep(_PAUSE_SECONDS)
 
-    def _take_batch(self) -> list[_Write]:
+    def _take_batch(self) -> list[Write]:
         """Take what is to be confirmed together; what is large goes alone, since it is what a broker may refuse."""
         most = 1 if self._alone else _BATCH
-        batch: list[_Write] = []
+        batch: list[Write] = []
         while self._waiting and len(batch) < most:
             if len(self._waiting[0].body) > _LARGE_BYTES and batch:
                 break
@@ -251,7 +190,7 @@ class LogWriter:
                 break
         return batch
 
-    def _send(self, item: _Write) -> None:
+    def _send(self, item: Write) -> None:
         """Publish one write, or set it aside if it can be seen that the broker would refuse it."""
         self._tag += 1
         message = amqp.Message(item.body, message_id=str(self._tag), **item.properties)
@@ -263,7 +202,7 @@ class LogWriter:
         self._unconfirmed[self._tag] = item
         self._channel.basic_publish(message, exchange="", routing_key=item.queue, mandatory=True)
 
-    def _look_into(self, exc: Exception, batch: list[_Write]) -> bool:
+    def _look_into(self, exc: Exception, batch: list[Write]) -> bool:
         """Decide what a failed batch means: the connection was lost, or one of it is refused for good.
 
         Returns:
@@ -291,7 +230,7 @@ class LogWriter:
         self._first_node += 1
         return False
 
-    def _set_aside(self, item: _Write, refusal: Refusal) -> None:
+    def _set_aside(self, item: Write, refusal: Refusal) -> None:
         """Tell who gave a write that it can never be stored as it is."""
         if item.refused is not None:
             self._post(partial(item.refused, refusal))
@@ -370,7 +309,7 @@ class LogWriter:
             )
             self._refused.append(item)
 
-    def _take(self, tag: int, multiple: bool) -> list[_Write]:
+    def _take(self, tag: int, multiple: bool) -> list[Write]:
         tags = [known for known in self._unconfirmed if known <= tag] if multiple else [tag]
         return [item for known in tags if (item := self._unconfirmed.pop(known, None)) is not None]
 

@@ -8,10 +8,9 @@ import time
 import uuid
 from collections import Counter
 
-from shop import apply_event, ledger
-
 from celery_sharding.errors import PublishError
 from celery_sharding.testing import check_order
+from shop import apply_event, ledger
 
 ORDERS = 40
 SENT = "sent"
@@ -47,14 +46,14 @@ def send(events: int, *, per_second: float) -> None:
 
 
 def publish(order_id: str, number: int) -> None:
-    """Return when the event is stored. Whatever goes wrong, it is sent again, and nothing else is meanwhile."""
+    """Return when the event is stored. On any error, send it again, and publish nothing else until it is."""
     task_id = str(uuid.uuid4())
     while True:
         try:
             apply_event.apply_async([order_id, number], task_id=task_id)
             return
         except PublishError as error:
-            # It may be stored all the same (OutcomeUnknown). Then there are two with one task id, of which one runs.
+            # It may be stored anyway (OutcomeUnknown). Then there are two messages with one task id, and only one runs.
             print(f"{order_id} {number}: {error}; again", file=sys.stderr)
             time.sleep(1)
 

@@ -12,7 +12,7 @@ from celery_sharding.testing import Trace
 
 app = Celery("shop", broker=os.environ["BROKER_URL"], backend=os.environ["RESULT_URL"])
 app.conf.update(
-    sharding_heartbeat_file="/tmp/heartbeat",  # what the container's health check looks at
+    sharding_heartbeat_file="/tmp/heartbeat",  # the container's health check reads it
     # RabbitMQ 4.3 keeps an exclusive queue locked while its node is down, and with the queue for remote control, the
     # worker out. This one is a quorum queue on a cluster (deploy/compose/cluster.conf).
     control_queue_exclusive=False,
@@ -27,6 +27,6 @@ ledger = Trace("/data/ledger.jsonl")
 @app.task(shard_group="orders", shard_key="order_id")
 @deduplicate()
 def apply_event(order_id: str, number: int) -> None:
-    """Do what has to be done for event `number` of an order, and enter it into the ledger."""
+    """Handle event `number` of an order, and record it in the ledger."""
     with ledger.run(order_id, number):
         time.sleep(0.05)

@@ -69,7 +69,7 @@ def main() -> int:
             try:
                 publish(channel, "shop.apply_event", str(order_id), order_id, kind)
             except (UnroutableError, NackError) as error:
-                # Not stored. What follows would overtake it, so it is not sent.
+                # Not stored. Later events would overtake it, so do not send them.
                 print(f"{kind} was not stored: {error!r}", file=sys.stderr)
                 return 1
             print(f"{kind} is stored")

@@ -21,7 +21,7 @@ Sharding(app, groups=[ShardGroup("orders", shards=8)])
 @app.task(bind=True, shard_group="orders", shard_key="order_id", max_retries=3)
 @deduplicate(key="event_id")
 def apply_event(self, order_id: int, event_id: str, kind: str) -> str:
-    """Do what has to be done for one event of an order."""
+    """Handle one event of an order."""
     if kind == "paid" and self.request.retries == 0:
         raise self.retry(countdown=0.5)  # the bank does not answer; later events of this order wait
     time.sleep(0.1)
@@ -32,6 +32,6 @@ def apply_event(self, order_id: int, event_id: str, kind: str) -> str:
 
 @app.task
 def report() -> str:
-    """Any other task is as ever."""
+    """Any other task works as usual."""
     with Path("ran.txt").open() as log:
         return f"{len(log.readlines())} events"

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flower_server import Show
 from kombu import Connection
-from shops import Shop
-from virtual_hosts import VirtualHost
 
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.testing import FaultProxy
 from celery_sharding.topology import Names
+from support.flower_server import Show
+from support.shops import Shop
+from support.virtual_hosts import VirtualHost
 
 
 @pytest.fixture

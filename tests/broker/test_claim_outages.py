@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.monitoring.health import check_health
 from celery_sharding.monitoring.snapshot import read_snapshot
@@ -17,6 +16,7 @@ from celery_sharding.monitoring.status import Snapshot
 from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 

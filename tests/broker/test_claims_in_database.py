@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from shops import Shop
-from store_servers import Postgres
 
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
+from support.store_servers import Postgres
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -17,13 +17,14 @@ from celery import Celery
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding, topology
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append, read_backwards
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -57,7 +58,7 @@ class Store:
         self._folder = folder
         (folder / "store.py").write_text(APP)
         (folder / "plain.py").write_text(PLAIN_APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         self.env = {"STORE_GROUP": group, "STORE_BROKER": broker_url, "PYTHONPATH": path}
         self.workers: list[WorkerNode] = []
 
@@ -323,9 +324,24 @@ def test_the_last_owner_of_a_waiting_shard_is_found_behind_newer_events(connecti
     lost_at = time.time() - 1_000
     with brief_channel(connection) as channel:
         append(channel, names.manifest, drained(names))
-        append(channel, names.journal, vitals_event("lost", 1, owned={names.shard(1, 0): gone}, standby=(), at=lost_at))
+        append(
+            channel,
+            names.journal,
+            {
+                "event": "vitals",
+                "at": lost_at,
+                "by": "lost",
+                "generation": 1,
+                "owned": {names.shard(1, 0): gone},
+                "standby": [],
+            },
+        )
         for number in range(300):
-            append(channel, names.journal, vitals_event("other", 1, owned={}, standby=(), at=lost_at + number))
+            append(
+                channel,
+                names.journal,
+                {"event": "vitals", "at": lost_at + number, "by": "other", "generation": 1, "owned": {}, "standby": []},
+            )
         append(channel, names.shard(1, 0), {"event": "x"})
     # When the status is read, as soon as the broker counts the message
     found: list[Any] = []

@@ -17,6 +17,7 @@ from celery import Celery
 from celery_sharding.dedup.claims import DONE, RELEASED, ClaimStore
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
+from support.paths import python_path
 
 APP = """
 import os
@@ -38,7 +39,7 @@ class Till:
 
     def __init__(self, folder: Path, backend: str) -> None:
         (folder / "till.py").write_text(APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         self.env = {**os.environ, "TILL_BACKEND": backend, "PYTHONPATH": path}
         self.store: ClaimStore = store_for(Celery(backend=backend, set_as_current=False))
         self.key = f"till.pay:{uuid.uuid4().hex}"

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
-from celery_sharding.topology import queue_exists
+from celery_sharding.rabbitmq.queues import queue_exists
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

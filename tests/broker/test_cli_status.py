@@ -22,12 +22,14 @@ from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.cli import shards
-from celery_sharding.journal.events import dead_event, failure_event, handover_event, vitals_event
+from celery_sharding.journal.events import DeadLettered, Handover, TaskFailed
 from celery_sharding.layout.ensure import ensure_group
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.paths import python_path
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -57,7 +59,7 @@ class Desk:
         facts |= {"counters": {"done": 7, "failed": 2}}
         owned = {self.queues[index]: facts for index in indexes}
         waits = [self.queues[index] for index in standby]
-        self.write(vitals_event(by, 1, owned=owned, standby=waits, at=time.time()))
+        self.write({"event": "vitals", "at": time.time(), "by": by, "generation": 1, "owned": owned, "standby": waits})
 
     def write(self, *events: dict[str, Any]) -> None:
         with brief_channel(self._connection) as channel:
@@ -157,10 +159,10 @@ def test_describe_tells_what_happened_and_what_to_do(desk):
     desk.declare()
     mine = {"queue": desk.queues[1], "owner": "a@h"}
     desk.write(
-        handover_event(desk.queues[1], owner="a@h", change="taken"),
-        failure_event(**mine, task_id="t-1", task="shop.pay", error="KeyError"),
-        failure_event(desk.queues[0], owner="a@h", task_id="t-2", task="shop.pay", error="OSError"),
-        dead_event(**mine, task_id="t-3", task="shop.pay", reason="lost 5 times", attempts=5),
+        Handover(desk.queues[1], owner="a@h", change="taken").as_dict(),
+        TaskFailed(**mine, task_id="t-1", task="shop.pay", error="KeyError").as_dict(),
+        TaskFailed(desk.queues[0], owner="a@h", task_id="t-2", task="shop.pay", error="OSError").as_dict(),
+        DeadLettered(**mine, task_id="t-3", task="shop.pay", reason="lost 5 times", attempts=5).as_dict(),
     )
     desk.say("a@h", 0, 1, lag=3.0)
     # When it is described
@@ -249,7 +251,7 @@ class Watching:
 
     def __init__(self, folder: Path, group: str, broker_url: str) -> None:
         (folder / "store.py").write_text(APP)
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         env = {**os.environ, "STORE_GROUP": group, "STORE_BROKER": broker_url, "PYTHONPATH": path}
         # What is started in the background ignores Ctrl-C, and so would what it starts.
         command = ["env", "--default-signal=INT", sys.executable, "-m", "celery", "-A", "store"]

@@ -16,9 +16,7 @@ from typing import Any
 
 import amqp
 import pytest
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.errors import DeadLetterError, LockHeld, TopologyError
@@ -27,9 +25,12 @@ from celery_sharding.monitoring.history import read_history
 from celery_sharding.operations import remove_group as group_removal
 from celery_sharding.operations.dead_letters import discard, list_dead, read_dead, replay
 from celery_sharding.operations.pause import pause
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

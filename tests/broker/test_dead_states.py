@@ -13,10 +13,10 @@ import pytest
 from celery import chord, signature
 from celery.result import AsyncResult
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from celery import Celery, chord
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.errors import ClaimLost
 from celery_sharding.rabbitmq.streams import read_backwards
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from unit.deployed import SYSTEMD, command_of, container_of, find_object, read_app, read_unit
 
 from celery_sharding.testing.processes import find_free_port, tail, wait_until
+from support.deployed import SYSTEMD, command_of, container_of, find_object, read_app, read_unit
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection
-from pages import ROOT, Reader
 
 from celery_sharding.testing.processes import find_free_port
+from support.pages import Reader
+from support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from command_line import run_shards
 from kombu import Connection
-from shops import Shop
-from virtual_hosts import PASSWORD, VirtualHost
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.operations.export import plan_export, to_definitions
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.commands import call_shards
+from support.shops import Shop
+from support.virtual_hosts import PASSWORD, VirtualHost
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -32,7 +33,7 @@ def make_app(url: str, *groups: ShardGroup, **settings: Any) -> Celery:
 
 def examine(app: Celery) -> tuple[int, dict[str, dict[str, list[dict[str, str]]]]]:
     """Return the exit code, and check → severity → findings of the only group."""
-    done = run_shards(app, "doctor", "--json")
+    done = call_shards(app, "doctor", "--json")
     found: dict[str, dict[str, list[dict[str, str]]]] = {}
     (group,) = json.loads(done.stdout)["groups"]
     for each in group["findings"]:
@@ -125,7 +126,7 @@ def test_a_management_api_that_does_not_answer_is_a_warning_and_the_rest_is_stil
     host = management_url.partition("//")[2]
     url = f"http://guest:{PASSWORD}@{host}" if wrong == "password" else "http://127.0.0.1:1"
     app = make_app(virtual_host.url(), ShardGroup("orders", 2), sharding_management_url=url)
-    run_shards(app, "declare")
+    call_shards(app, "declare")
 
     _, found = examine(app)
 
@@ -147,17 +148,17 @@ def test_a_group_that_was_never_declared_is_an_error_and_the_doctor_declares_not
 def test_a_dry_run_of_declare_says_what_would_be_done_and_does_nothing(virtual_host):
     app, names = make_app(virtual_host.url(), ShardGroup("orders", 2)), Names("orders")
 
-    assert run_shards(app, "declare", "--dry-run").stdout == (
+    assert call_shards(app, "declare", "--dry-run").stdout == (
         "orders: its exchanges do not exist; generation 1 would be declared, 2 shards\n"
     )
     assert virtual_host.names("queues") == []
-    run_shards(app, "declare")
-    assert run_shards(app, "declare", "--dry-run").stdout == (
+    call_shards(app, "declare")
+    assert call_shards(app, "declare", "--dry-run").stdout == (
         "orders: in place, generation 1, 2 shards; nothing to do\n"
     )
     with Connection(virtual_host.url()) as connection, brief_channel(connection) as channel:
         channel.exchange_delete(names.ring(1))
-    assert "the ring g001 is gone; it would be put right" in run_shards(app, "declare", "--dry-run").stdout
+    assert "the ring g001 is gone; it would be put right" in call_shards(app, "declare", "--dry-run").stdout
     assert names.ring(2) not in virtual_host.names("exchanges")
 
 
@@ -169,7 +170,7 @@ def test_the_redis_of_the_claims_is_looked_at(virtual_host, redis_url):
     app = make_app(virtual_host.url(), ShardGroup("orders", 2), result_backend=redis_url)
     app.task(name="pay", shared=False)(deduplicate(key="payment_id")(pay))
     # When
-    found = json.loads(run_shards(app, "doctor", "--json").stdout)["app"]
+    found = json.loads(call_shards(app, "doctor", "--json").stdout)["app"]
     # Then
     texts = {(each["check"], each["severity"]): each["text"] for each in found}
     assert "Redis keeps the claims of 1 tasks" in texts["claims", "ok"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flower_server import FlowerServer, Show
 from kombu import Connection
 from tornado.web import create_signed_value
 
@@ -21,6 +20,7 @@ from celery_sharding.monitoring.snapshot_json import to_json
 from celery_sharding.operations.dead_letters import discard
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
+from support.flower_server import FlowerServer, Show
 
 # One process for all: they share a worker and two Flowers.
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("flower")]

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from browser import Browser
-from flower_server import FlowerServer, Show
 from kombu import Connection
 
 from celery_sharding.monitoring.history import read_history
@@ -15,6 +13,8 @@ from celery_sharding.monitoring.snapshot_json import to_json
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
+from support.browser import Browser
+from support.flower_server import FlowerServer, Show
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("flower page")]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from celery import Celery
 from kombu import Connection
-from shops import Shop
+
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

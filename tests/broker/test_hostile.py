@@ -9,13 +9,13 @@ from typing import Any
 
 import amqp
 import pytest
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import brief_channel
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 

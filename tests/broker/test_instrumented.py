@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from amqp import Message
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.topology import Names
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -12,19 +12,19 @@ import time
 import amqp
 import pytest
 from celery import Celery
-from command_line import run_shards
 from kombu import Connection
 
 from celery_sharding import ShardGroup, Sharding
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.switch import begin_reshard, carry_on
 from celery_sharding.operations.locate import locate_keys
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.commands import call_shards
 
 KEYS = [f"key-{number}" for number in range(300)] + ["", "ä", "x" * 255]
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_located_is_said_in_one_line(virtual_host, arguments, cod
     app = Celery("locate", broker=virtual_host.url(), set_as_current=False)
     Sharding(app, groups=[ShardGroup("orders", 2)])
 
-    done = run_shards(app, "locate", *arguments)
+    done = call_shards(app, "locate", *arguments)
 
     assert (done.exit_code, done.stdout) == (code, "")
     assert text in done.stderr.splitlines()[-1]
@@ -144,7 +144,7 @@ def test_a_key_is_shown_with_its_owner_and_a_limbo_that_waits_for_a_worker_is_na
     app = Celery("locate", broker=virtual_host.url(), set_as_current=False)
     Sharding(app, groups=[ShardGroup("orders", 2)])
     ensure_fixed(app.sharding.connect, ShardGroup("orders", 2), owner="test")
-    assert "shards.orders.limbo001 until a worker starts" in run_shards(app, "locate", "orders", "42").stderr
+    assert "shards.orders.limbo001 until a worker starts" in call_shards(app, "locate", "orders", "42").stderr
     ensure_group(app.sharding.connect, ShardGroup("orders", 2), owner="test")
     # When its shard has an owner
     with Connection(virtual_host.url()) as connection:
@@ -152,9 +152,13 @@ def test_a_key_is_shown_with_its_owner_and_a_limbo_that_waits_for_a_worker_is_na
         facts = {"index": 0, "since": 0.0, "held": 0, "running": 0, "lag_seconds": None, "counters": {}}
         owned = {located.places[0].queue: facts}
         with brief_channel(connection) as channel:
-            append(channel, Names("orders").journal, vitals_event("w@h", 1, owned=owned, standby=(), at=time.time()))
+            append(
+                channel,
+                Names("orders").journal,
+                {"event": "vitals", "at": time.time(), "by": "w@h", "generation": 1, "owned": owned, "standby": []},
+            )
     # Then
-    as_json = json.loads(run_shards(app, "locate", "orders", "42", "--json").stdout)
+    as_json = json.loads(call_shards(app, "locate", "orders", "42", "--json").stdout)
     (place,) = as_json["keys"][0]["places"]
     assert (place["queue"], place["takes_new"], place["owner"]) == (located.places[0].queue, True, "w@h")
-    assert "w@h" in run_shards(app, "locate", "orders", "42").stdout
+    assert "w@h" in call_shards(app, "locate", "orders", "42").stdout

@@ -25,6 +25,8 @@ from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import drained_event, load, write
 from celery_sharding.layout.model import Layout
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import append, read_to_end
 from celery_sharding.topology import Names
@@ -36,13 +38,13 @@ RESUME = {"event": "resume", "shard": None}
 @pytest.fixture
 def names(connection, group_name) -> Names:
     """A group of which the logs exist, and nothing else."""
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         topology.declare_logs(channel, group_name)
     return Names(group_name)
 
 
 def put(connection, stream, *bodies):
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         for body in bodies:
             channel.basic_publish_confirm(amqp.Message(body), exchange="", routing_key=stream)
 
@@ -53,7 +55,7 @@ def test_an_empty_stream_is_read_to_its_end(connection, names):
 
 
 def test_events_come_back_in_order_with_their_offsets_and_version(connection, names):
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         for number in range(700):
             append(channel, names.journal, {"event": "vitals", "n": number})
 
@@ -65,7 +67,7 @@ def test_events_come_back_in_order_with_their_offsets_and_version(connection, na
 
 
 def test_a_read_from_an_offset_returns_that_event_and_what_follows(connection, names):
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         for number in range(10):
             append(channel, names.journal, {"event": "vitals", "n": number})
     offset = read_to_end(connection, names.journal)[6][0]
@@ -74,7 +76,7 @@ def test_a_read_from_an_offset_returns_that_event_and_what_follows(connection, n
 
 
 def test_a_read_from_one_past_the_last_event_returns_nothing(connection, names):
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         append(channel, names.journal, {"event": "vitals"})
     last = read_to_end(connection, names.journal)[-1][0]
 
@@ -83,7 +85,7 @@ def test_a_read_from_one_past_the_last_event_returns_nothing(connection, names):
 
 def test_a_read_from_a_moment_misses_nothing_since(connection, names):
     moment = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=1)
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         append(channel, names.journal, {"event": "vitals", "n": 1})
 
     assert [event["n"] for _, event in read_to_end(connection, names.journal, offset=moment)] == [1]
@@ -119,7 +121,7 @@ def test_many_readers_at_once_each_reach_the_end(broker_url, connection, names):
 
 
 def test_a_stream_that_does_not_exist_is_an_error_and_the_channel_stays_right(connection, names):
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         with pytest.raises(LogError, match="no queue") as caught:
             append(channel, f"{names.publish}.nowhere", {"event": "vitals"})
         assert caught.value.missing
@@ -154,7 +156,7 @@ def test_a_writer_on_an_old_layout_changes_nothing_and_is_told(connection, names
 
 def test_facts_between_two_layout_events_are_no_conflict(connection, names):
     layout = write(connection, names, Layout(), PAUSE, by="a")
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         append(channel, names.manifest, drained_event("limbo001", names.limbo(1), by="w"))
 
     assert not write(connection, names, layout, RESUME, by="a").paused
@@ -218,7 +220,7 @@ def test_an_exchange_type_that_the_broker_does_not_know_names_the_plugin(broker_
     ring = Names(group_name).ring(1)
     with (
         Connection(broker_url) as connection,
-        topology.brief_channel(connection) as channel,
+        brief_channel(connection) as channel,
         pytest.raises(PluginMissing) as caught,
         explained(group_name, ring),
     ):
@@ -229,7 +231,7 @@ def test_an_exchange_type_that_the_broker_does_not_know_names_the_plugin(broker_
 
 def test_missing_shards_are_named_one_by_one(connection, group_name):
     group, names = ShardGroup(group_name, 6), Names(group_name)
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         topology.declare_limbo(channel, group, 1)
         topology.declare_ring(channel, group, 1, 6)
         channel.queue_delete(names.shard(1, 0))
@@ -238,22 +240,22 @@ def test_missing_shards_are_named_one_by_one(connection, group_name):
     assert topology.missing_shards(connection, names, 1, 6) == [0, 4]
     assert topology.ring_exists(connection, names, 1)
     assert not topology.ring_exists(connection, names, 2)
-    assert topology.count_ready(connection, names.shard(1, 1)) == 0
-    assert topology.count_ready(connection, names.shard(1, 4)) is None
+    assert count_ready(connection, names.shard(1, 1)) == 0
+    assert count_ready(connection, names.shard(1, 4)) is None
 
 
 def test_a_queue_with_other_arguments_is_a_mismatch(connection, group_name):
     group, names = ShardGroup(group_name, 2), Names(group_name)
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         channel.queue_declare(names.shard(1, 1), durable=True, auto_delete=False)
 
-    with topology.brief_channel(connection) as channel, pytest.raises(TopologyMismatch, match=r"g001\.001"):
+    with brief_channel(connection) as channel, pytest.raises(TopologyMismatch, match=r"g001\.001"):
         topology.declare_ring(channel, group, 1, 2)
 
 
 def test_a_deleted_group_leaves_nothing(connection, group_name):
     group, names = ShardGroup(group_name, 3), Names(group_name)
-    with topology.brief_channel(connection) as channel:
+    with brief_channel(connection) as channel:
         topology.declare_fixed(channel, group, limbo=1)
         topology.declare_ring(channel, group, 2, 3)
 
@@ -262,4 +264,4 @@ def test_a_deleted_group_leaves_nothing(connection, group_name):
     assert not topology.fixed_exists(connection, names)
     assert topology.missing_shards(connection, names, 2, 3) == [0, 1, 2]
     for queue in (names.manifest, names.journal, names.attempts, names.dead, names.limbo(1)):
-        assert not topology.queue_exists(connection, queue)
+        assert not queue_exists(connection, queue)

@@ -13,22 +13,21 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import find_program
 from prometheus_client.parser import text_string_to_metric_families
-from shops import Shop
-from store_servers import Server
-from unit.deployed import find_object
 
 from celery_sharding.metrics import table
 from celery_sharding.testing.processes import find_free_port, wait_until
+from support.deployed import find_object
+from support.paths import APPS, ROOT, python_path
+from support.programs import find_program
+from support.shops import Shop
+from support.store_servers import Server
 
 pytestmark = pytest.mark.timeout(180)
 
-ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 GAUGE, TOTAL = "celery_sharding_{}", "celery_sharding_{}_total"
 
@@ -279,5 +278,5 @@ def nowhere() -> dict[str, str]:
         "SHOP_BROKER": "amqp://guest:hunter2@127.0.0.1:1//",
         "SHOP_BACKEND": "cache+memory://",
         "SHOP_TRACE": os.devnull,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(APPS),
     }

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.commands import run_shards
+from support.paths import python_path
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -52,7 +53,7 @@ class Project:
     def __init__(self, folder: Path, group: str, broker_url: str) -> None:
         self.folder = folder
         self.group = group
-        path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(folder)
         self.env = {"BROKER": broker_url, "GROUP": group, "PYTHONPATH": path}
         self.workers: list[WorkerNode] = []
 

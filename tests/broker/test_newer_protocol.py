@@ -10,18 +10,20 @@ from typing import Any
 import amqp
 import pytest
 from celery import Celery
-from command_line import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.errors import ProtocolTooOld
 from celery_sharding.flower import actions
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_consumers
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel, count_consumers, fixed_exists
+from celery_sharding.topology import Names, fixed_exists
+from support.commands import call_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -189,7 +191,7 @@ def test_every_verb_that_changes_something_or_says_what_would_refuses_and_names_
         publish_confirmed(channel, letter, shop.names.dead, timeout_seconds=10)
     before = events_of(connection, shop.names.manifest)
     # When it is to be changed
-    done = run_shards(shop.app, *(word.format(newer.name) for word in verb))
+    done = call_shards(shop.app, *(word.format(newer.name) for word in verb))
     # Then a line says what is needed, and nothing was done
     assert done.exit_code == 1, done.output
     assert NEEDS in done.stderr.strip().splitlines()[-1]
@@ -199,16 +201,16 @@ def test_every_verb_that_changes_something_or_says_what_would_refuses_and_names_
 
 
 def test_verbs_that_look_say_it(shop: Shop, newer: ShardGroup) -> None:
-    status = run_shards(shop.app, "status", newer.name)
+    status = call_shards(shop.app, "status", newer.name)
     assert (status.exit_code, NEEDS in status.stdout) == (0, True)
-    found = json.loads(run_shards(shop.app, "status", newer.name, "--json").stdout)
+    found = json.loads(call_shards(shop.app, "status", newer.name, "--json").stdout)
     assert found["groups"][0]["protocol"] == 2
-    check = run_shards(shop.app, "status", newer.name, "--check")
+    check = call_shards(shop.app, "status", newer.name, "--check")
     assert (check.exit_code, NEEDS in check.stderr) == (1, True)
-    doctor = run_shards(shop.app, "doctor", newer.name)
+    doctor = call_shards(shop.app, "doctor", newer.name)
     assert (doctor.exit_code, NEEDS in doctor.stdout) == (1, True)
-    assert run_shards(shop.app, "history", newer.name).exit_code == 0
-    assert run_shards(shop.app, "dead-letters", "list", newer.name).exit_code == 0
+    assert call_shards(shop.app, "history", newer.name).exit_code == 0
+    assert call_shards(shop.app, "dead-letters", "list", newer.name).exit_code == 0
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])

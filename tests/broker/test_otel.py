@@ -15,11 +15,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Tracer
-from shops import Shop
 
 from celery_sharding import Sharding
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.otel import KEY_HASH, instrument
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from kombu import Connection
-from publishing import Load
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.errors import TopologyError, UnknownShard
@@ -22,10 +20,12 @@ from celery_sharding.monitoring.history import read_history
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.status import ShardStatus
 from celery_sharding.operations import pause as pausing
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.order import Mark
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import brief_channel
+from support.publishers import Load
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 

@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from command_line import run_shards
 from kombu import Connection
-from shops import Shop
-from virtual_hosts import VirtualHost
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import PublishError, ShardingError, TopologyError, Unroutable
@@ -24,9 +21,13 @@ from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.operations.locate import locate_keys
 from celery_sharding.operations.permissions import Permissions, permissions_for
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.commands import call_shards
+from support.shops import Shop
+from support.virtual_hosts import VirtualHost
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -41,7 +42,7 @@ def users(virtual_host: VirtualHost) -> dict[str, str]:
     app.conf.task_default_queue = "orders-plain"
     Sharding(app, groups=[ShardGroup("orders", 4)])
     asked = [f"--user={role}={user}" for role, user in found.items()]
-    definitions = json.loads(run_shards(app, "export", "--format", "definitions", *asked).stdout)
+    definitions = json.loads(call_shards(app, "export", "--format", "definitions", *asked).stdout)
     assert {each["user"] for each in definitions["permissions"]} == set(found.values())
     virtual_host.call("POST", "/api/definitions", definitions)
     return found
@@ -85,7 +86,7 @@ def test_a_worker_with_the_least_permissions_does_all_its_work_on_exchanges_that
         channel.exchange_delete(NAMES.ring(1))
     assert app.send_task("shop.step", kwargs={"key": "a", "number": 3}).get(timeout=60) == 3
     # And to import the definitions once more changes nothing
-    exported = run_shards(shop.app, "export", "--format", "definitions", f"--user=publisher={users['publisher']}")
+    exported = call_shards(shop.app, "export", "--format", "definitions", f"--user=publisher={users['publisher']}")
     virtual_host.call("POST", "/api/definitions", json.loads(exported.stdout))
     assert app.send_task("shop.step", kwargs={"key": "a", "number": 4}).get(timeout=30) == 4
     # And the operator sees it all
@@ -93,11 +94,11 @@ def test_a_worker_with_the_least_permissions_does_all_its_work_on_exchanges_that
     seen: list[Any] = []
 
     def shows_all() -> bool:  # counts come late
-        seen.append(json.loads(run_shards(operator, "status", "--json").stdout)["groups"][0])
+        seen.append(json.loads(call_shards(operator, "status", "--json").stdout)["groups"][0])
         return seen[-1]["dead_letters"] == 2 and all(row["owner"] == worker.name for row in seen[-1]["shards"])
 
     assert wait_until(shows_all, timeout_seconds=30), seen[-1]
-    doctor = json.loads(run_shards(operator, "doctor", "--json").stdout)["groups"][0]["findings"]
+    doctor = json.loads(call_shards(operator, "doctor", "--json").stdout)["groups"][0]["findings"]
     assert {each["check"] for each in doctor if each["severity"] == "error"} == set()
     assert [each["check"] for each in doctor if "not checked" in each["text"]] == ["management"]
 

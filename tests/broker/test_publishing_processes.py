@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from amqp import Message
@@ -12,6 +11,7 @@ from kombu import Connection
 
 from celery_sharding.testing import FaultProxy
 from celery_sharding.topology import Names
+from support.paths import APPS
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -214,7 +214,7 @@ def test_a_publisher_keeps_its_connection_whatever_replaces_pythons_sockets(
     group_name: str, broker_url: str, library: str
 ) -> None:
     # Given a group that is there
-    command = [sys.executable, str(Path(__file__).parent / "patched_publisher.py"), library]
+    command = [sys.executable, str(APPS / "patched_publisher.py"), library]
     subprocess.run([*command, broker_url, group_name, "1"], check=True, timeout=60)
     # When a process publishes many messages
     with FaultProxy(broker_url) as proxy:

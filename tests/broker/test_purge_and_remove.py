@@ -7,21 +7,22 @@ import time
 
 import amqp
 import pytest
-from commands import run_shards
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup, topology
 from celery_sharding.errors import GroupInUse, TopologyError
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.contents import existing_queues, group_exists, waiting_tasks
 from celery_sharding.layout.ensure import ensure_group, find_fault
 from celery_sharding.layout.manifest import load
 from celery_sharding.operations.purge import count_purgeable, purge
 from celery_sharding.operations.remove_group import remove_group
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -141,7 +142,14 @@ def test_a_group_in_use_is_not_removed_and_it_is_said_by_what(shop, connect, con
     def live() -> None:
         with connect() as own, brief_channel(own) as channel:
             while not stopped.wait(0.5):
-                event = vitals_event("w1@host", 1, owned={}, standby=(), at=time.time() - 3_600)
+                event = {
+                    "event": "vitals",
+                    "at": time.time() - 3_600,
+                    "by": "w1@host",
+                    "generation": 1,
+                    "owned": {},
+                    "standby": [],
+                }
                 append(channel, names.journal, event)
 
     worker = threading.Thread(target=live)
@@ -160,7 +168,7 @@ def test_a_group_in_use_is_not_removed_and_it_is_said_by_what(shop, connect, con
     layout = load(connection, names)
     assert find_fault(connection, names, layout) is None
     for queue in waiting:
-        assert wait_until(lambda queue=queue: (topology.count_ready(connection, queue) or 0) > 0, timeout_seconds=30)
+        assert wait_until(lambda queue=queue: (count_ready(connection, queue) or 0) > 0, timeout_seconds=30)
 
 
 def test_what_was_on_its_way_when_the_group_was_closed_is_kept_and_the_group_opened_again(

@@ -10,7 +10,6 @@ import time
 import amqp
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
@@ -20,9 +19,12 @@ from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import drained_event, load
 from celery_sharding.layout.model import Layout
 from celery_sharding.operations.gc import Finding, collect
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_ready, queue_exists
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
+from support.shops import Shop
 
 LONG_AGO = time.time() - 3_600
 
@@ -50,7 +52,7 @@ def drain(connection: Connection, names: Names, queues: tuple[str, ...], segment
 
 def left_behind(connection: Connection, names: Names) -> list[str]:
     queues = [names.limbo(1), *(names.shard(1, index) for index in range(4)), names.limbo(2)]
-    return [queue for queue in queues if topology.queue_exists(connection, queue)]
+    return [queue for queue in queues if queue_exists(connection, queue)]
 
 
 def put_late(connection: Connection, queue: str, key: str) -> None:
@@ -164,7 +166,7 @@ def test_two_workers_that_look_at_once_remove_it_once(connect, connection, group
         thread.join(60)
     assert errors == []
     assert left_behind(connection, names) == []
-    assert sum(topology.count_ready(connection, names.shard(2, index)) or 0 for index in range(4)) <= 1
+    assert sum(count_ready(connection, names.shard(2, index)) or 0 for index in range(4)) <= 1
     assert len(read_live(connection, names, 1)) == 1
 
 
@@ -205,7 +207,7 @@ def test_gc_leaves_what_is_not_drained_or_was_just_now(connect, connection, grou
     drain(connection, names, (names.limbo(1),), "limbo001", at=time.time() + 60)
     (found,) = collect(connect, group_name, by="op", dry_run=False)
     assert "drained just now" in str(found.kept_because)
-    assert topology.queue_exists(connection, names.limbo(1))
+    assert queue_exists(connection, names.limbo(1))
 
 
 def test_gc_removes_what_came_back_after_its_removal(connect, connection, group, names):

@@ -17,10 +17,12 @@ from celery_sharding.layout.manifest import load
 from celery_sharding.layout.retention import EVERY_MAX, Reading
 from celery_sharding.monitoring.history import read_history
 from celery_sharding.operations.pause import pause
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.streams import decode, encode, read_records
 from celery_sharding.rabbitmq.tail import Tail
 from celery_sharding.testing.processes import wait_until
-from celery_sharding.topology import Names, brief_channel, queue_exists
+from celery_sharding.topology import Names
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from celery_sharding.testing.processes import is_alive, wait_until
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TESTS_FAILED = 1
 TESTS = """
 import pathlib

@@ -15,13 +15,14 @@ import click
 import pytest
 import redis
 from celery import Celery
-from command_line import run_shards
-from virtual_hosts import VirtualHost
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.cli import shards
 from celery_sharding.operations.permissions import Permissions
 from celery_sharding.testing import WorkerNode
+from support.commands import call_shards
+from support.paths import python_path
+from support.virtual_hosts import VirtualHost
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -130,7 +131,7 @@ def test_no_verb_shows_a_password_whatever_goes_wrong(places, caplog, capfd):
     for case in places.urls:
         for verb in [("declare",), *verbs()]:
             name = " ".join(verb)
-            done = run_shards(places.app(case), *verb, *ARGUMENTS.get(name, []))
+            done = call_shards(places.app(case), *verb, *ARGUMENTS.get(name, []))
             exits.setdefault(case, {})[name] = done.exit_code
             shown = done.output + caplog.text + "".join(capfd.readouterr())
             assert SECRET not in shown, (case, name, shown)
@@ -152,7 +153,7 @@ def test_a_worker_logs_no_password_whether_it_is_let_in_or_not(places, tmp_path:
     def start(case: str, urls: tuple[str, str, str], waits_for: str) -> WorkerNode:
         broker, management, backend = urls
         env = {"SECRET_BROKER": broker, "SECRET_MANAGEMENT": management, "SECRET_BACKEND": backend}
-        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = python_path(tmp_path)
         arguments = ("-l", "debug", "-c", "1", "--without-mingle")
         node = WorkerNode("secretive", f"{case}@test", arguments, env={**env, "PYTHONPATH": path}, folder=tmp_path)
         nodes.append(node.start(wait_seconds=0))
@@ -194,7 +195,7 @@ def test_what_shows_the_configuration_shows_no_password(places, tmp_path: Path, 
     (tmp_path / "secretive.py").write_text(module)
     broker, management, backend = places.urls["good"]
     env = {"SECRET_BROKER": broker, "SECRET_MANAGEMENT": management, "SECRET_BACKEND": backend}
-    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env["PYTHONPATH"] = python_path(tmp_path)
     host = urlsplit(management).hostname
     arguments = ("-P", "solo", "--without-mingle")
     with WorkerNode("secretive", "shown@test", arguments, env=env, folder=tmp_path):

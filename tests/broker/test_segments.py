@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 

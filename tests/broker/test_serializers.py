@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import run_shards
 from kombu import Connection
 from kombu.compression import encoders
-from raw_messages import publish, task_message
-from shops import Shop
 
 from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
+from support.commands import run_shards
+from support.raw_messages import publish, task_message
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from celery import Celery
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.operations.dead_letters import list_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 

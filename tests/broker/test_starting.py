@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import run_shards
-from shops import Shop
 
 from celery_sharding.testing import RabbitNode
 from celery_sharding.testing.processes import wait_until
+from support.commands import run_shards
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 

@@ -21,8 +21,10 @@ from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import drained_event, load, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.switch import FLIPS, RECOVER, RESHARD, STEPS, begin_recovery, begin_reshard, carry_on
+from celery_sharding.rabbitmq.channels import brief_channel
+from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 RECOVERY_STEPS = range(1, len(STEPS["recover"]) + 1)
 RESHARD_STEPS = range(1, len(STEPS["reshard"]) + 1)
@@ -343,7 +345,7 @@ def test_a_shard_queue_that_someone_deleted_makes_a_new_generation_at_once(
     ensure_group(connect, group, owner="w")
     first = publisher("a")
     first.publish(3)
-    victim = next(index for index in range(4) if topology.count_ready(connection, names.shard(1, index)) == 0)
+    victim = next(index for index in range(4) if count_ready(connection, names.shard(1, index)) == 0)
     delete_queue(connection, names.shard(1, victim))
     # When a worker looks
     layout = ensure_group(connect, group, owner="w")

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from shops import Shop
+
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

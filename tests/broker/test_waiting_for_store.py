@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection
-from raw_messages import task_message
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.operations import pause as pausing
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
-from celery_sharding.topology import brief_channel
+from support.raw_messages import task_message
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 

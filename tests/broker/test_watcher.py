@@ -10,14 +10,14 @@ import pytest
 from kombu import Connection
 
 from celery_sharding import ShardGroup
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.watcher import View, Watcher
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import append
 from celery_sharding.testing import FaultProxy
-from celery_sharding.topology import Names, brief_channel
+from celery_sharding.topology import Names
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -69,7 +69,11 @@ def test_it_shows_what_a_snapshot_shows_once_the_journal_says_more(watcher, brok
     with brief_channel(connection) as channel:
         owned = {names.shard(1, 0): {"index": 0, "since": 1.0, "held": 3, "running": 1, "lag_seconds": 4.0}}
 
-        append(channel, names.journal, vitals_event("w@test", 1, owned=owned, standby=[], at=time.time()))
+        append(
+            channel,
+            names.journal,
+            {"event": "vitals", "at": time.time(), "by": "w@test", "generation": 1, "owned": owned, "standby": []},
+        )
 
     view = wait_for(watcher, lambda view: view.snapshot.groups[0].shards[0].owner == "w@test")
     assert view.snapshot.groups == read_snapshot(connection, [group_name]).groups
@@ -123,7 +127,14 @@ def test_rates_come_from_its_own_counts_and_the_words_of_one_owner(watcher, brok
             counters = {"delivered": 1_000 + 10 * second}
             facts = {"index": 0, "since": since, "held": 200, "running": 1, "lag_seconds": 9.0, "prefetch": 200}
             facts |= {"behind_seconds": 0.0, "counters": counters}
-            event = vitals_event("w@test", 1, owned={queue: facts}, standby=[], at=time.time() - 4 + second)
+            event = {
+                "event": "vitals",
+                "at": time.time() - 4 + second,
+                "by": "w@test",
+                "generation": 1,
+                "owned": {queue: facts},
+                "standby": [],
+            }
             append(channel, names.journal, event)
     # Then the rates are known, and what waits does not get less
     view = wait_for(watcher, lambda view: view.snapshot is not None and first_out_rate(view) is not None)

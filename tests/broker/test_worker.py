@@ -10,10 +10,10 @@ from amqp import Message
 from celery import Celery
 from kombu import Connection
 from kombu.compression import decompress
-from shops import Shop
 
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 

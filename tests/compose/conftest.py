@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from engine import build_shop, build_stand_ins, find_missing, run_docker
+
+from support.compose.engine import build_shop, build_stand_ins, find_missing, run_docker
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,12 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-from browser import Browser
-from engine import ROOT, run_docker
-from stack import CLUSTER, Stack
 
 from celery_sharding.testing.processes import wait_until
+from support.browser import Browser
+from support.compose.engine import run_docker
+from support.compose.stack import CLUSTER, Stack
+from support.paths import ROOT
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(1_800)]
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_places import (
+
+from support.store_places import (
     Place,
     place_in_database,
     place_in_files,
@@ -17,7 +18,7 @@ from store_places import (
     place_in_memory,
     place_in_redis,
 )
-from store_servers import ClusterRedis, MariaDB, Memcached, Postgres, Sentinel
+from support.store_servers import ClusterRedis, MariaDB, Memcached, Postgres, Sentinel
 
 # Store → the tests that share a process with it.
 GROUPS = {
@@ -79,7 +80,7 @@ def django_variables(
 ) -> dict[str, str]:
     """What the settings in `django_project.py` are made of; Django reads them once for each process."""
     return {
-        "DJANGO_SETTINGS_MODULE": "django_project",
+        "DJANGO_SETTINGS_MODULE": "support.django_project",
         "DJANGO_SQLITE": str(tmp_path_factory.mktemp("django") / "project.sqlite"),
         "DJANGO_POSTGRESQL": postgresql.url,
         "DJANGO_MARIADB": mariadb.url,

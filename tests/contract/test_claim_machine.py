@@ -13,11 +13,10 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from store_places import Place
-from test_stores import LEASE, TTL
 
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, Done, Running
 from celery_sharding.dedup.owners import Owner, new_owner
+from support.store_places import LEASE, TTL, Place
 
 EXAMPLES, STEPS = 60, 50
 EXAMPLES_ON_DISK = 12

@@ -24,6 +24,7 @@ from celery_sharding.errors import LockHeld, TopologyMismatch
 from celery_sharding.testing import Trace, WorkerNode, check_order
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
+from support.paths import APPS, python_path
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -47,7 +48,7 @@ class Shop:
             "SHOP_BROKER": f"sqla+sqlite:///{self.file}",
             "SHOP_BACKEND": f"file://{folder}/results",
             "SHOP_TRACE": str(self.trace.path),
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": python_path(APPS),
         }
         self.app = self.publisher(shards=4)
         self.ordinary = Celery(
@@ -177,7 +178,7 @@ def test_a_task_in_a_pool_process_publishes_to_another_key(shop: Shop) -> None:
 
 def test_a_child_that_is_forked_beside_a_transaction_publishes(shop: Shop) -> None:
     # Given a process with a thread that publishes, declares, or consumes
-    command = [sys.executable, str(Path(__file__).with_name("forking_process.py"))]
+    command = [sys.executable, str(APPS / "forking_process.py")]
     # When it forks in the middle of that, and its child publishes
     done = subprocess.run(command, env={**os.environ, **shop.env}, check=False, capture_output=True, text=True)
     # Then no child hangs or fails, whatever the thread did

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_transactions import DATABASES, url_of
 
-import celery_sharding
+from support.paths import ROOT, TESTS, python_path
+from support.shop_databases import DATABASES, url_of
 
 
 @pytest.mark.parametrize("database", DATABASES)
@@ -23,8 +23,8 @@ def test_a_process_killed_after_any_statement_leaves_one_effect(
     records = f"sqlite:///{tmp_path / 'records.sqlite'}" if name == "sqlite" else url
     # When a process is killed after its first, second, … statement, and the task is run again after each
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killed_payer.py"), kind, url, records],
-        env=os.environ | {"PYTHONPATH": str(Path(celery_sharding.__file__).parent.parent)},
+        [sys.executable, "-m", "support.killed_payer", kind, url, records],
+        env=os.environ | {"PYTHONPATH": python_path(TESTS, ROOT)},
         text=True,
         capture_output=True,
         timeout=170,

@@ -10,14 +10,14 @@ import pytest
 import sqlalchemy
 from celery import Celery
 from sqlalchemy import Engine
-from store_places import Place
-from store_servers import MariaDB
 
 from celery_sharding.dedup.claims import Claimed
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.dedup.stores.schema import read_clock
+from support.store_places import Place
+from support.store_servers import MariaDB
 
 DATABASES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("sqlite", "postgresql", "mariadb")]
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from claiming_process import app_for
 
 import celery_sharding
 from celery_sharding.dedup.claims import Claimed, Done
@@ -15,6 +14,7 @@ from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.filesystem import FilesystemStore
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
+from support.claiming_process import app_for
 
 # Commits a claim in one child after the other; each kills itself three lines of the store later than the one before.
 _DIE_EVERYWHERE = """

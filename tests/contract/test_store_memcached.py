@@ -6,8 +6,6 @@ import uuid
 
 import pymemcache
 import pytest
-from claiming_process import app_for
-from store_servers import Memcached
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.cli.doctor_app import examine_app
@@ -16,6 +14,8 @@ from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.dedup.stores.memcached import MemcachedStore
 from celery_sharding.errors import DeduplicationError, StoreUnavailable
+from support.claiming_process import app_for
+from support.store_servers import Memcached
 
 pytestmark = pytest.mark.xdist_group("redis")
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
-from claiming_process import app_for
-from store_servers import Memcached
 
 from celery_sharding import deduplicate
 from celery_sharding.dedup.claims import Claimed, ClaimStore, Done
@@ -18,6 +16,8 @@ from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.dedup.stores.database import DatabaseStore
 from celery_sharding.dedup.stores.redis import RedisStore
 from celery_sharding.errors import NoUsableStore
+from support.claiming_process import app_for
+from support.store_servers import Memcached
 
 pytestmark = pytest.mark.xdist_group("django")
 

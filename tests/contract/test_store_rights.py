@@ -10,7 +10,6 @@ import pytest
 from celery import Celery
 from redis import Redis
 from sqlalchemy import create_engine, inspect, text
-from store_servers import Postgres
 
 from celery_sharding import deduplicate
 from celery_sharding.dedup.claims import Claimed, Done
@@ -18,6 +17,7 @@ from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.errors import NoUsableStore
 from celery_sharding.testing.redis_node import RedisNode
+from support.store_servers import Postgres
 
 RIGHTS = "+client +hello +select +eval +evalsha +hset +hmget +hdel +hstrlen +del +exists +type +time"
 RIGHTS += " +pexpire +pttl"

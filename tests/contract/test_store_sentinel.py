@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import redis
-from claiming_process import app_for
-from store_servers import Sentinel
 
 from celery_sharding.dedup.claims import Claimed, Done
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.errors import StoreUnavailable
 from celery_sharding.testing.processes import wait_until
+from support.claiming_process import app_for
+from support.store_servers import Sentinel
 
 pytestmark = pytest.mark.xdist_group("redis")
 

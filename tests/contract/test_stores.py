@@ -10,21 +10,18 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
-from store_places import Place
 
-import celery_sharding
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed, ClaimStore, Done, Running
 from celery_sharding.dedup.owners import Owner, is_provably_gone, new_owner
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.dedup.stores.database import DatabaseStore, open_engine
 from celery_sharding.errors import DamagedRecord, StoreUnavailable
-
-LEASE, TTL = 60.0, 3_600.0
+from support.paths import ROOT, TESTS, python_path
+from support.store_places import LEASE, TTL, Place
 
 
 @pytest.fixture
@@ -445,11 +442,9 @@ def test_where_records_expire_by_themselves_nothing_is_purged(redis_url: str, ke
 @contextmanager
 def claiming(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A run of `claiming_process.py` that is ready; ended and waited for afterwards."""
-    root = str(Path(celery_sharding.__file__).parent.parent)
-    command = [sys.executable, str(Path(__file__).with_name("claiming_process.py")), url, *arguments]
-    process = subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": root}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "support.claiming_process", url, *arguments]
+    env = os.environ | {"PYTHONPATH": python_path(TESTS, ROOT)}
+    process = subprocess.Popen(command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

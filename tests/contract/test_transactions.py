@@ -6,13 +6,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from django.db import connections
-from shop_databases import Shop, SqlalchemyShop, claims, open_app, open_shop, payments
 from sqlalchemy import create_engine, insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -25,14 +23,8 @@ from celery_sharding.dedup.results import ResultCodec
 from celery_sharding.dedup.sqlalchemy_row import SessionTable
 from celery_sharding.dedup.stores import store_for
 from celery_sharding.errors import ClaimLost, DeduplicationError
+from support.shop_databases import DATABASES, Shop, SqlalchemyShop, claims, open_app, open_shop, payments, url_of
 
-DATABASES = [
-    pytest.param((kind, database), marks=pytest.mark.xdist_group(group), id=f"{kind}-{database}")
-    for kind in ("sqlalchemy", "django")
-    for database, group in (("sqlite", "files"), ("postgresql", "postgresql"), ("mariadb", "mariadb"))
-    # The tests of Django share the settings of a process, and so the process.
-    for group in (["django"] if kind == "django" else [group])
-]
 OF_SQLALCHEMY = DATABASES[:3]
 
 
@@ -49,10 +41,6 @@ def shop(opened: Shop) -> Shop:
     """An empty shop."""
     opened.clear()
     return opened
-
-
-def url_of(name: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    return f"sqlite:///{folder / 'shop.sqlite'}" if name == "sqlite" else request.getfixturevalue(name).url
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shops import Shop
+
+from support.shops import Shop
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from amqp import Message
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup
-from celery_sharding.journal.events import AttemptLog
+from celery_sharding.journal.attempts import AttemptLog
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.rabbitmq.streams import Event, read_to_end
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

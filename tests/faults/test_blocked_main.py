@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from celery.exceptions import TimeLimitExceeded
-from shops import Shop
 
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.layout.ensure import ensure_group, find_fault
 from celery_sharding.layout.manifest import load
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 

@@ -17,8 +17,6 @@ from typing import Any, TypeVar
 import pytest
 from amqp.exceptions import AMQPError
 from kombu import Connection
-from shops import Shop
-from steady import SteadyPublisher
 
 from celery_sharding.errors import ShardingError
 from celery_sharding.layout.cleanup import delete_group
@@ -26,6 +24,8 @@ from celery_sharding.layout.manifest import load
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.testing import RabbitCluster, RabbitNode, ServerNotReady, WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.publishers import SteadyPublisher
+from support.shops import Shop
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 

@@ -7,8 +7,9 @@ import os
 import signal
 
 import pytest
-from publishing import Load
-from shops import Shop
+
+from support.publishers import Load
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 

@@ -7,11 +7,11 @@ import os
 import signal
 
 import pytest
-from publishing import Load
-from shops import Shop
 
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import is_alive, wait_until
+from support.publishers import Load
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

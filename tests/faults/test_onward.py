@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from celery import chain, chord
 from celery.result import AsyncResult
-from shops import Shop
 
 from celery_sharding.errors import OutcomeUnknown
 from celery_sharding.testing import Direction, FaultProxy
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 

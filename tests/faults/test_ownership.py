@@ -7,11 +7,11 @@ from collections import Counter
 
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(170)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from amqp import Message
-from shops import Shop
 
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 

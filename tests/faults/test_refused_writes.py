@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from kombu import Connection
-from raw_messages import publish, task_message
-from shops import Shop
 
 from celery_sharding.testing.processes import wait_until
+from support.raw_messages import publish, task_message
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 

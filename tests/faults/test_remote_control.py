@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from kombu import Connection
-from publishing import Load
-from shops import Shop
 
 from celery_sharding.testing import FaultProxy, WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.publishers import Load
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 

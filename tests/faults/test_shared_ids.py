@@ -9,13 +9,13 @@ from pathlib import Path
 import amqp
 import pytest
 from kombu import Connection
-from shops import Shop
 
 from celery_sharding import ShardGroup
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.rabbitmq.streams import publish_confirmed
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -32,8 +32,8 @@ from celery_sharding.topology import Names
 from soak.plan import GROUPS
 from soak.servers import Link, Servers
 from soak.verdict import Letter, Note
+from support.paths import TESTS, python_path
 
-TESTS = Path(__file__).resolve().parents[1]
 POOL_PROCESSES = 4
 _RESHARD_SECONDS = 90.0
 # Publishers need none, whatever happens to that of the workers.
@@ -128,7 +128,8 @@ class Field:
         ]  # fmt: skip
         if dies_after is not None:
             command += ["--dies-after", str(dies_after)]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": _python_path()}, capture_output=True, text=True)
+        env = os.environ | {"PYTHONPATH": python_path(TESTS)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode == (0 if dies_after is None else -signal.SIGKILL):
             self._shards[group] = int(done.stdout)
             return None
@@ -185,7 +186,7 @@ class Field:
             "SOAK_FOLDER": str(self.folder),
             "SOAK_BROKER": link.url,
             "SOAK_BACKEND": backend,
-            "PYTHONPATH": _python_path(),
+            "PYTHONPATH": python_path(TESTS),
         }
 
     def __enter__(self) -> Self:
@@ -217,7 +218,3 @@ def _read_letter(group: str, message: Message) -> Letter:
     except (ValueError, LookupError, TypeError):
         key, number = "", -1
     return Letter(group, key, number, f"{group}: {message.headers}")
-
-
-def _python_path() -> str:
-    return os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -20,7 +20,7 @@ from stress.run import stress
 
 def open_stores(servers: ExitStack, root: Path) -> list[str]:
     """Start what is not there, and return the result backends."""
-    from store_servers import Memcached, Postgres
+    from support.store_servers import Memcached, Postgres
 
     return [
         os.environ["SHARDING_TEST_REDIS_URL"],

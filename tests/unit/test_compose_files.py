@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 COMPOSE = ROOT / "deploy" / "compose"
 FILES = {"docker-compose.yml": ROOT / "docker-compose.yml", "cluster.yml": COMPOSE / "cluster.yml"}
 

@@ -10,13 +10,13 @@ import pytest
 from celery import Celery
 from django.db import connections
 from django.test.utils import modify_settings
-from shop_databases import open_shop
 from sqlalchemy import create_engine, insert, select
 from sqlalchemy.orm import Session
 
 from celery_sharding.dedup import claim_metadata, purge_claims
 from celery_sharding.dedup.owners import new_owner
 from celery_sharding.dedup.stores import store_for
+from support.shop_databases import open_shop
 
 ROWS = {"old": 1.0, "new": 1e12}
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from celery import Celery
 from django.db import connections, transaction
-from shop_databases import DjangoShop, Shop, SqlalchemyShop, open_app, open_shop, payments
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, insert, select
 from sqlalchemy.orm import Session
 
 from celery_sharding.dedup import current_claim, deduplicate
 from celery_sharding.dedup.stores.database import claim_metadata, claims_table
 from celery_sharding.errors import DeduplicationError
+from support.shop_databases import DjangoShop, Shop, SqlalchemyShop, open_app, open_shop, payments
 
 # After the tests of Django's stores, whose settings this process then has.
 pytestmark = pytest.mark.xdist_group("django")

@@ -11,9 +11,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from unit.deployed import KUBERNETES, Object, container_of, find_object, read_app, read_objects
 
 from celery_sharding.metrics import table
+from support.deployed import KUBERNETES, Object, container_of, find_object, read_app, read_objects
 
 FILES = sorted(path for path in KUBERNETES.glob("*/*.yaml") if path.name != "kustomization.yaml")
 CORE = ("v1", "apps/v1", "policy/v1")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from unit.deployed import HARDENED, SYSTEMD, command_of, read_app, read_unit
+
+from support.deployed import HARDENED, SYSTEMD, command_of, read_app, read_unit
 
 UNITS = sorted(SYSTEMD.glob("*.service"))
 WORKER = read_unit(SYSTEMD / "celery-sharding-worker@.service")

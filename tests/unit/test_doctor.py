@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from command_line import run_shards
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
 from celery_sharding.cli.doctor_app import examine_app, judge_redis
@@ -15,6 +14,7 @@ from celery_sharding.monitoring.doctor.policies import check_policies, read_poli
 from celery_sharding.operations.export import GUARD_PRIORITY, plan_export, to_operator
 from celery_sharding.operations.permissions import celery_names, permissions_for
 from celery_sharding.topology import Names, queue_arguments
+from support.commands import call_shards
 
 NAMES = Names("orders")
 
@@ -183,7 +183,7 @@ def test_an_export_for_an_unknown_role_is_refused_in_one_line(user, text):
     app = Celery("export", broker="amqp://", set_as_current=False)
     Sharding(app, groups=[ShardGroup("orders", 2)])
 
-    done = run_shards(app, "export", "--format", "definitions", "--user", user)
+    done = call_shards(app, "export", "--format", "definitions", "--user", user)
 
     assert (done.exit_code, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()

@@ -222,7 +222,7 @@ def test_a_second_worker_is_refused_while_the_first_lives(shop: Shop) -> None:
     # And it may when the first has stopped
     pool = SimpleNamespace(putlocks=True)
     backing.consumer_connection(SimpleNamespace(hostname="second@here", connection=None, pool=pool), group)
-    backing.open_log(post=lambda call: call(), inline=None).stop()
+    backing.open_log(SimpleNamespace(post=lambda call: call()), inline=None).stop()
 
 
 def test_another_number_of_shards_is_refused_while_messages_wait(group: str) -> None:

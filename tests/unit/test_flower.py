@@ -33,7 +33,7 @@ from celery_sharding.flower import format_task, mask_task
 from celery_sharding.flower.actions import Refused, check_origin, judge
 from celery_sharding.flower.mount import _add_entry, mount
 from celery_sharding.flower.recent import EVENTS_MAX, KEEP_SECONDS, STEP_SECONDS, Recent
-from celery_sharding.journal.events import failure_event, vitals_event
+from celery_sharding.journal.events import TaskFailed
 
 QUEUE = "shards.orders.g001.003"
 
@@ -132,7 +132,7 @@ def vitals(at: float, *, by: str = "w@test", since: float = 0.0, done: int = 0, 
     owned = {
         QUEUE: {"index": 3, "since": since, "held": 1, "running": 1, "lag_seconds": lag, "counters": {"done": done}}
     }
-    return vitals_event(by, 1, owned=owned, standby=[], at=at)
+    return {"event": "vitals", "at": at, "by": by, "generation": 1, "owned": owned, "standby": []}
 
 
 def test_a_trend_has_the_largest_lag_and_the_rate_of_each_step_that_is_over() -> None:
@@ -154,7 +154,7 @@ def test_a_trend_has_the_largest_lag_and_the_rate_of_each_step_that_is_over() ->
 
 def test_events_that_come_again_after_a_lost_connection_count_once() -> None:
     recent = Recent()
-    failure = failure_event(QUEUE, owner="w@test", task_id="1", task="shop.pay", error="ValueError") | {"at": 102.0}
+    failure = TaskFailed(QUEUE, "w@test", task_id="1", task="shop.pay", error="ValueError", at=102.0).as_dict()
     events = [vitals(100, done=1), vitals(101, done=5), failure]
     for event in [*events, *events]:
         recent.note("orders", event)

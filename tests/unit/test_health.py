@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from unit.rows import NOW, ROW
 
 from celery_sharding.layout.model import OpenSwitch
 from celery_sharding.monitoring.health import check_health
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
+from support.rows import NOW, ROW
 
 GONE = replace(ROW, index=1, state="unowned", owner=None, standbys=(), held=None)
 SWITCH = OpenSwitch("recover", 2, 2, limbo=1, next_limbo=2, step=4, at=NOW - 300)

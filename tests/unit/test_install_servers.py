@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
+
 SCRIPT = ROOT / "scripts" / "install_servers"
 PROGRAMS = (
     "rabbitmq-server", "redis-server", "initdb", "mariadbd", "mariadb-install-db", "memcached", "prometheus",

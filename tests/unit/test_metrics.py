@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +14,8 @@ from celery_sharding.metrics import ShardCollector, register, table
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.monitoring.totals import Totals
 from celery_sharding.monitoring.watcher import STALE_SECONDS, View
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMES = (4.5, *range(1, len(BOUNDS_SECONDS) + 2))
 
 

@@ -12,8 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import celery_sharding
-
-ROOT = Path(__file__).resolve().parents[2]
+from support.paths import ROOT
 
 _WATCHED_IMPORT = """
 import json, sys

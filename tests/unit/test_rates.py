@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.journal.events import vitals_event
+from celery_sharding.monitoring.ownership import OwnershipLog
 from celery_sharding.monitoring.rates import Flow, measure_flow
-from celery_sharding.monitoring.vitals import VitalsLog
 
 QUEUE = "shards.orders.g001.000"
 NOW = 1_000_000.0
@@ -16,21 +15,28 @@ IDLE = {"index": 0, "since": NOW - 60, "held": 0, "running": 0, "lag_seconds": N
 
 
 def say(
-    log: VitalsLog, ago: float, delivered: int, held: int, *, by: str = "a", since: float = NOW - 60, behind: float = 0
+    log: OwnershipLog,
+    ago: float,
+    delivered: int,
+    held: int,
+    *,
+    by: str = "a",
+    since: float = NOW - 60,
+    behind: float = 0,
 ) -> None:
     facts: dict[str, Any] = {"index": 0, "since": since, "held": held, "running": 0, "lag_seconds": None}
     facts |= {"prefetch": 200, "behind_seconds": behind, "counters": {"delivered": delivered}}
-    log.note(vitals_event(by, 1, owned={QUEUE: facts}, standby=[], at=NOW - ago))
+    log.note({"event": "vitals", "at": NOW - ago, "by": by, "generation": 1, "owned": {QUEUE: facts}, "standby": []})
 
 
-def flow(log: VitalsLog, *, ready: int = 0, counted: tuple[tuple[float, int], ...] = ()) -> Flow:
-    vitals = log.at(NOW)
-    return measure_flow(vitals.owners[QUEUE], vitals.before.get(QUEUE), ready=ready, counted=counted)
+def flow(log: OwnershipLog, *, ready: int = 0, counted: tuple[tuple[float, int], ...] = ()) -> Flow:
+    ownership = log.at(NOW)
+    return measure_flow(ownership.owners[QUEUE], ownership.before.get(QUEUE), ready=ready, counted=counted)
 
 
 @pytest.fixture
-def log() -> VitalsLog:
-    return VitalsLog()
+def log() -> OwnershipLog:
+    return OwnershipLog()
 
 
 def test_what_was_delivered_and_is_held_no_more_went_out(log):
@@ -83,7 +89,9 @@ def test_counts_of_different_times_of_ownership_are_not_compared(log, after):
 
 def test_an_owner_that_was_never_delivered_anything_has_rates_too(log):
     for ago in (9, 0):
-        log.note(vitals_event("a", 1, owned={QUEUE: IDLE}, standby=[], at=NOW - ago))
+        log.note(
+            {"event": "vitals", "at": NOW - ago, "by": "a", "generation": 1, "owned": {QUEUE: IDLE}, "standby": []}
+        )
 
     assert flow(log) == Flow(0.0, 0.0)
 

@@ -12,8 +12,8 @@ import pytest
 from celery_sharding import ShardGroup, deduplicate, errors
 from celery_sharding.config import Settings
 from celery_sharding.topology import Names
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 # What no queue can promise, and this library does not.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from unit.rows import NOW, ROW
 
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.output import align, format_duration, parse_duration
 from celery_sharding.cli.rows import DEFAULT_COLUMNS, describe_group, read_columns
 from celery_sharding.monitoring.status import GroupStatus
+from support.rows import NOW, ROW
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.journal.events import vitals_event
 from celery_sharding.layout.model import Layout, OpenSwitch, Segment
+from celery_sharding.monitoring.ownership import OwnershipLog, fold_ownership
 from celery_sharding.monitoring.snapshot import judge_group
 from celery_sharding.monitoring.snapshot_json import to_json
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
-from celery_sharding.monitoring.vitals import VitalsLog, fold_vitals
 from celery_sharding.topology import Names
 
 NAMES = Names("orders")
@@ -32,7 +31,14 @@ def owning(*, since: float = NOW - 60, held: int = 0, running: int = 0, lag: flo
 
 
 def vitals(by: str, *, ago: float = 0.5, owned: dict[str, Any] | None = None, standby: tuple[str, ...] = ()):
-    return vitals_event(by, 1, owned=owned or {}, standby=standby, at=NOW - ago)
+    return {
+        "event": "vitals",
+        "at": NOW - ago,
+        "by": by,
+        "generation": 1,
+        "owned": owned or {},
+        "standby": list(standby),
+    }
 
 
 def judge(
@@ -42,8 +48,8 @@ def judge(
     consumers: dict[str, int] | None = None,
 ) -> GroupStatus:
     counts = {**EMPTY, **(ready or {})}
-    vitals = fold_vitals(events, now=NOW)
-    return judge_group(NAMES, layout, ready=counts, consumers=consumers or {}, vitals=vitals, now=NOW)
+    ownership = fold_ownership(events, now=NOW)
+    return judge_group(NAMES, layout, ready=counts, consumers=consumers or {}, ownership=ownership, now=NOW)
 
 
 def first(*events: dict[str, Any], ready: int | None = 0, consumers: int = 0) -> ShardStatus:
@@ -62,14 +68,14 @@ def test_the_last_word_of_each_worker_counts():
         vitals("b", ago=0.8, owned={Q0: owning(held=3)}),
     ]
     # When they are folded
-    found = fold_vitals(events, now=NOW)
+    found = fold_ownership(events, now=NOW)
     # Then only what each said last is true
     assert found.owners[Q0].owner == "b"
     assert found.standbys == {Q0: ("a",)}
 
 
 def test_whoever_is_silent_for_more_than_five_seconds_is_neither_owner_nor_standby():
-    found = fold_vitals([vitals("a", ago=5.1, owned={Q0: owning()}, standby=(Q1,))], now=NOW)
+    found = fold_ownership([vitals("a", ago=5.1, owned={Q0: owning()}, standby=(Q1,))], now=NOW)
 
     assert (found.owners, found.standbys) == ({}, {})
     assert found.last[Q0].owner == "a"
@@ -78,8 +84,8 @@ def test_whoever_is_silent_for_more_than_five_seconds_is_neither_owner_nor_stand
 def test_of_two_who_claim_a_shard_the_later_to_take_it_is_its_owner():
     early, late = vitals("a", owned={Q0: owning(since=NOW - 60)}), vitals("b", owned={Q0: owning(since=NOW - 3)})
 
-    assert fold_vitals([early, late], now=NOW).owners[Q0].owner == "b"
-    assert fold_vitals([late, early], now=NOW).owners[Q0].owner == "b"
+    assert fold_ownership([early, late], now=NOW).owners[Q0].owner == "b"
+    assert fold_ownership([late, early], now=NOW).owners[Q0].owner == "b"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_of_two_who_claim_a_shard_the_later_to_take_it_is_its_owner():
     ],
 )
 def test_damaged_vitals_and_other_events_are_passed_over(event):
-    found = fold_vitals([vitals("a", owned={Q0: owning()}), event], now=NOW)
+    found = fold_ownership([vitals("a", owned={Q0: owning()}), event], now=NOW)
 
     assert {queue: vital.owner for queue, vital in found.last.items()} == {Q0: "a"}
 
@@ -308,7 +314,7 @@ def test_a_switch_under_way_is_shown():
 
 
 def test_what_was_said_of_queues_that_have_gone_is_forgotten():
-    log = VitalsLog()
+    log = OwnershipLog()
     log.note(vitals("a", owned={Q0: owning(), Q1: owning()}))
 
     log.keep([Q1])

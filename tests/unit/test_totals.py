@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celery_sharding.journal.events import handover_event, vitals_event
+from celery_sharding.journal.events import Counted, Handover
 from celery_sharding.journal.histogram import BOUNDS_SECONDS, Histogram
 from celery_sharding.monitoring.totals import Totals, TotalsLog, shard_label
 
@@ -32,7 +32,7 @@ def vitals(
         "lag_seconds": None,
         "counters": {"done": done},
     } | more
-    return vitals_event(owner, 1, owned={queue: facts}, standby=[], at=at)
+    return {"event": "vitals", "at": at, "by": owner, "generation": 1, "owned": {queue: facts}, "standby": []}
 
 
 def test_the_totals_of_all_owners_add_up(log):
@@ -65,8 +65,8 @@ def test_what_was_counted_before_anybody_looked_is_not_counted_at_once(log):
 
 def test_the_last_word_of_an_owner_counts(log):
     log.note("orders", vitals("a", 1_001.0, 5, at=time.time(), waits=[1.0, 0, 5]))
-    last = {"since": 1_001.0, "counters": {"done": 9}, "waits": [3.0, 0, 5, 4]}
-    log.note("orders", handover_event(QUEUE, owner="a", change="released", counted=last))
+    last = Counted(1_001.0, {"done": 9}, waits=[3.0, 0, 5, 4])
+    log.note("orders", Handover(QUEUE, owner="a", change="released", counted=last).as_dict())
 
     (totals,) = log.totals.values()
     assert (totals.counters, list(totals.waits[:4])) == ({"done": 9}, [3.0, 0, 5, 4])

@@ -6,29 +6,23 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from celery_sharding.brokers.base import Application
 from celery_sharding.brokers.embedded.gate import gate
 from celery_sharding.brokers.embedded.memory import MemoryStore
 from celery_sharding.brokers.embedded.ring import register
 from celery_sharding.brokers.embedded.stores import Store
 from celery_sharding.config import ShardGroup
-from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable
+from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable, UnsupportedBroker
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.topology import Names
-from celery_sharding.worker.log import Refusal, Refused
-
-if TYPE_CHECKING:
-    from celery_sharding.extension import Sharding
-    from celery_sharding.worker.log import Record
+from celery_sharding.worker.log import Follower, Log, Poster, Refusal, Tailing, Write
 
 _PAUSE_SECONDS = 0.1
 _LOG_PATIENCE_SECONDS = 30.0
-# Queue, body, properties, and what is called when it is stored, or can never be.
-_Put = tuple[str, bytes, dict[str, Any], Callable[[], None] | None, Refused | None]
 
 
 class EmbeddedBacking:
@@ -36,17 +30,17 @@ class EmbeddedBacking:
 
     has_logs = False
 
-    def __init__(self, sharding: Sharding) -> None:
+    def __init__(self, application: Application) -> None:
         register()
-        self._sharding = sharding
-        connection = sharding.connect()
+        self._application = application
+        connection = application.connect()
         if connection.transport.driver_type == "memory":
             self._store: Store = MemoryStore()
         else:
             from celery_sharding.brokers.embedded.sql import SqlStore  # needs the extra `sqlalchemy`
 
             self._store = SqlStore(connection)
-        self._outlet = Outlet(sharding.connect, self._store)
+        self._outlet = Outlet(application, self._store)
 
     def publish(
         self,
@@ -67,7 +61,7 @@ class EmbeddedBacking:
         Raises:
             BrokerUnavailable: The database did not take it in time; nothing was stored.
         """
-        settings = self._sharding.settings
+        settings = self._application.settings
         refused: tuple[type[Exception], ...] = (*self._store.errors, BrokerUnavailable, Unroutable)
         label = f"task {headers.get('task')}[{task_id}] of group {group!r}"
         try:
@@ -111,10 +105,11 @@ class EmbeddedBacking:
         consumer.pool.putlocks = False
         return ShardConnection(consumer.connection, self._store.channel_class)
 
-    def open_log(
-        self, *, post: Callable[[Callable[[], None]], None], inline: AbstractContextManager[None] | None
-    ) -> EmbeddedLog:
-        return EmbeddedLog(self._outlet, self._store, post)
+    def require_logs(self, what: str) -> None:
+        raise UnsupportedBroker(f"{what} needs RabbitMQ; this app's broker lives in its own processes")
+
+    def open_log(self, calls: Poster, *, inline: AbstractContextManager[None] | None) -> EmbeddedLog:
+        return EmbeddedLog(self._outlet, self._store, calls)
 
 
 class ShardConnection:
@@ -135,8 +130,8 @@ class ShardConnection:
 class Outlet:
     """Where this process publishes: one connection and channel, used by one thread at a time."""
 
-    def __init__(self, connect: Callable[[], Any], store: Store) -> None:
-        self._connect = connect
+    def __init__(self, application: Application, store: Store) -> None:
+        self._application = application
         self._store = store
         self._connection: Any = None
         self._channel: Any = None
@@ -189,7 +184,7 @@ class Outlet:
             self._arranged.clear()
             self._pid = os.getpid()
         if self._channel is None:
-            self._connection = self._connect()
+            self._connection = self._application.connect()
             self._channel = self._connection.channel()
         return self._channel
 
@@ -206,78 +201,72 @@ class Outlet:
             connection.collect()
 
 
-class EmbeddedLog:
-    """A worker's log where there are no streams: events are not kept, dead letters are stored before `then` is called.
+class EmbeddedLog(Log):
+    """A worker's log without streams: what is optional is dropped, and letters are stored before `then` is called.
 
     What can't be stored is kept and tried again with the next write; its message stays unacknowledged meanwhile.
     """
 
-    def __init__(self, outlet: Outlet, store: Store, post: Callable[[Callable[[], None]], None]) -> None:
+    keeps_events = False
+
+    def __init__(self, outlet: Outlet, store: Store, calls: Poster) -> None:
         self._outlet = outlet
         self._store = store
-        self._post = post
+        self._calls = calls
         self._lock = threading.Lock()
-        self._waiting: deque[_Put] = deque()
+        self._waiting: deque[Write] = deque()
 
-    def append(
-        self,
-        stream: str,
-        event: dict[str, Any],
-        then: Callable[[], None] | None = None,
-        *,
-        optional: bool = False,
-        refused: Refused | None = None,
-    ) -> None:
-        if then is not None:
-            self._post(then)
+    def tail(self, connection: Any, stream: str, offset: Any, follower: Follower) -> Tailing:
+        """Read nothing: there is no stream."""
+        return _NoTail()
 
-    def append_all(self, records: list[Record]) -> None:
-        for stream, event, then in records:
-            self.append(stream, event, then)
-
-    def put(
-        self,
-        queue: str,
-        body: bytes,
-        then: Callable[[], None] | None = None,
-        *,
-        optional: bool = False,
-        refused: Refused | None = None,
-        **properties: Any,
-    ) -> None:
-        """Store `body` in `queue`, then call `then`. `properties` are those of the AMQP message."""
-        self._waiting.append((queue, body, properties, then, refused))
-        self.flush(_LOG_PATIENCE_SECONDS)
+    def write(self, writes: list[Write]) -> None:
+        for write in writes:
+            if not (write.is_event or write.optional):
+                self._waiting.append(write)
+                self.flush(_LOG_PATIENCE_SECONDS)
+            elif write.then is not None:
+                self._calls.post(write.then)
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Store what waits; False if the broker did not take it."""
         while self._waiting:
             with self._lock:
                 if not self._waiting:
                     break
-                queue, body, properties, then, refused = self._waiting[0]
+                write = self._waiting[0]
+                told = write.then
                 try:
-                    self._outlet.send(
-                        body,
-                        exchange="",
-                        routing_key=queue,
-                        timeout_seconds=timeout_seconds,
-                        content_type=properties.get("content_type"),
-                        content_encoding=properties.get("content_encoding"),
-                        headers=properties.get("application_headers"),
-                        properties={"correlation_id": properties.get("correlation_id"), "delivery_mode": 2},
-                    )
+                    self._store_letter(write, timeout_seconds)
                 except self._store.errors:
                     return False
                 except Exception as exc:
                     # What the headers hold cannot be written as JSON, or what it may be.
-                    then = None if refused is None else partial(refused, Refusal(repr(exc)))
+                    told = None if write.refused is None else partial(write.refused, Refusal(repr(exc)))
                 self._waiting.popleft()
-            if then is not None:
-                self._post(then)
+            if told is not None:
+                self._calls.post(told)
         return True
 
     def stop(self) -> None:
         """Store what waits, and let another worker have the groups."""
         self.flush(2.0)
         self._store.unlock_all()
+
+    def _store_letter(self, write: Write, timeout_seconds: float) -> None:
+        properties = write.properties
+        self._outlet.send(
+            write.body,
+            exchange="",
+            routing_key=write.queue,
+            timeout_seconds=timeout_seconds,
+            content_type=properties.get("content_type"),
+            content_encoding=properties.get("content_encoding"),
+            headers=properties.get("application_headers"),
+            properties={"correlation_id": properties.get("correlation_id"), "delivery_mode": 2},
+        )
+
+
+class _NoTail:
+    """Stands in for a stream that is being read."""
+
+    def close(self) -> None: ...

@@ -14,9 +14,11 @@ from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatc
 from celery_sharding.layout.ensure import find_fault
 from celery_sharding.monitoring.doctor.finding import Finding, Patient, unchecked
 from celery_sharding.monitoring.health import SWITCH_SECONDS, name_some
+from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
+from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.topology import RING_TYPE, brief_channel
+from celery_sharding.topology import RING_TYPE
 
 _OLDEST, _BEST = (3, 10), (4, 0)
 
@@ -117,7 +119,7 @@ def check_arguments(patient: Patient) -> Iterator[Finding]:
             topology.check_fixed(connection, patient.group)
         for queue in queues:
             try:
-                if topology.queue_exists(connection, queue):
+                if queue_exists(connection, queue):
                     topology.check_queue(connection, patient.group, queue)
             except TopologyMismatch as exc:
                 refused.append(queue)

@@ -6,11 +6,12 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
+from celery_sharding.journal.events import Vitals
 from celery_sharding.monitoring.doctor.finding import Finding, Patient, Severity
 from celery_sharding.monitoring.health import name_some
+from celery_sharding.monitoring.ownership import FRESH_SECONDS
 from celery_sharding.monitoring.shard_state import STATES
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus
-from celery_sharding.monitoring.vitals import FRESH_SECONDS
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
 from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.rabbitmq.tail import Tail
@@ -85,12 +86,12 @@ def check_clocks(patient: Patient) -> Iterator[Finding]:
 
     def note(body: bytes, offset: int) -> None:
         event = decode(body, stream=names.journal, offset=offset)
-        if event is None or event.get("event") != "vitals" or not isinstance(event.get("at"), int | float):
+        vitals = None if event is None else Vitals.parse(event)
+        if vitals is None:
             return
-        by = str(event.get("by"))
-        if by in found:
-            rounds.add(by)
-        found[by] = float(event["at"]) - time.time()
+        if vitals.by in found:
+            rounds.add(vitals.by)
+        found[vitals.by] = vitals.at - time.time()
 
     if not any(row.owner or row.standbys or row.state == "stuck" for row in patient.status.rows):
         return

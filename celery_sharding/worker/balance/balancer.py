@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from celery_sharding.journal.events import handover_event, vitals_event
+from celery_sharding.journal.events import Handover, Vitals
 from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.topology import Names
 from celery_sharding.worker.balance.handover import Departures
@@ -114,17 +114,16 @@ class Balancing:
         event = decode(body, stream=self._names.journal, offset=offset)
         if event is None:
             return
-        if event.get("event") == "vitals" and event.get("by") != self._node:
-            owned = frozenset(event.get("owned", ()))
-            self._balancer.hear(str(event["by"]), Member(owned, frozenset(event.get("standby", ()))), time.monotonic())
-            for queue in owned:
+        vitals, handover = Vitals.parse(event), Handover.parse(event)
+        if vitals is not None and vitals.by != self._node:
+            member = Member(frozenset(vitals.owned), frozenset(vitals.standby))
+            self._balancer.hear(vitals.by, member, time.monotonic())
+            for queue in vitals.owned:
                 shard = self._shards.get(queue)
                 if shard is not None and not shard.held:
                     shard.owned = False
-        elif event.get("event") == "handover" and event.get("change") == "offered":
-            queue = str(event.get("queue"))
-            if self._node not in (event.get("owner"), event.get("to")):
-                self._calls.call_soon(lambda: self._step_back(queue))
+        elif handover is not None and handover.change == "offered" and self._node not in (handover.owner, handover.to):
+            self._calls.call_soon(lambda: self._step_back(handover.queue))
 
     def reset(self) -> None:
         """Forget what is being given up: the connection is gone, or the worker stops."""
@@ -133,10 +132,12 @@ class Balancing:
     def _tell(self, now: float, *, generation: int, stands_by: bool) -> None:
         self._ticks += 1
         shards = list(self._shards.values())
-        owned = describe_owned(shards, self._lanes, self._waits, now=now, tick=self._ticks, prefetch=self._prefetch)
+        owned = describe_owned(
+            shards, self._lanes, self._waits, node=self._node, now=now, tick=self._ticks, prefetch=self._prefetch
+        )
         standby = [shard.queue for shard in shards if not shard.owned] if stands_by else []
-        event = vitals_event(self._node, generation, owned=owned, standby=standby, at=now)
-        self._log.append(self._names.journal, event, optional=True)
+        event = Vitals(self._node, generation, owned, standby, at=now)
+        self._log.append(self._names.journal, event.as_dict(), optional=True)
 
     def _balance(self) -> None:
         connection = self._connection()
@@ -159,8 +160,8 @@ class Balancing:
                 self._balancer.give_up(queue, time.monotonic())
 
     def _offer(self, queue: str, target: str) -> None:
-        event = handover_event(queue, owner=self._node, change="offered", to=target)
-        self._log.append(self._names.journal, event, optional=True)
+        event = Handover(queue, self._node, "offered", to=target)
+        self._log.append(self._names.journal, event.as_dict(), optional=True)
 
 
 def _takes_consumer_timeout(connection: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from celery_sharding.journal.events import ShardVitals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,39 +18,33 @@ _TIMES_EVERY = 5
 
 
 def describe_owned(
-    shards: Iterable[Shard], lanes: Lanes, waits: Waits, *, now: float, tick: int, prefetch: int
-) -> dict[str, dict[str, Any]]:
-    """Return queue → what its owner knows of it, in seconds and messages.
+    shards: Iterable[Shard], lanes: Lanes, waits: Waits, *, node: str, now: float, tick: int, prefetch: int
+) -> dict[str, ShardVitals]:
+    """Return queue → what its owner, this worker, knows of it.
 
     Args:
         now: The wall clock.
         tick: How many vitals there were before.
         prefetch: How many messages a shard holds at most.
     """
+    owned = [(shard, waits.of(shard)) for shard in shards if shard.owned]
     return {
-        shard.queue: {
-            "index": shard.index,
-            "held": len(shard.held),
-            "running": lanes.running(shard),
-            "lag_seconds": _age(next((entry.item.delivery.sent_at for entry in lanes.waiting(shard)), None), now),
-            "prefetch": prefetch,
-            "behind_seconds": _age(shard.newest_sent_at, now),
-            **_waiting(waits, shard),
-            **shard.counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
-        }
-        for shard in shards
-        if shard.owned
+        shard.queue: ShardVitals(
+            owner=node,
+            at=now,
+            counted=shard.counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
+            held=len(shard.held),
+            running=lanes.running(shard),
+            index=shard.index,
+            lag_seconds=_age(next((entry.item.delivery.sent_at for entry in lanes.waiting(shard)), None), now),
+            prefetch=prefetch,
+            behind_seconds=_age(shard.newest_sent_at, now),
+            store_waiting=found.for_store,
+            store_away_since=found.store_away_since,
+            claim_waiting=found.for_claims,
+        )
+        for shard, found in owned
     }
-
-
-def _waiting(waits: Waits, shard: Shard) -> dict[str, Any]:
-    found = waits.of(shard)
-    facts = {
-        "store_waiting": found.for_store,
-        "store_away_since": found.store_away_since,
-        "claim_waiting": found.for_claims,
-    }
-    return {name: value for name, value in facts.items() if value}
 
 
 def _age(at: float | None, now: float) -> float | None:

@@ -25,7 +25,7 @@ from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.monitoring.management import open_management
-from celery_sharding.topology import brief_channel
+from celery_sharding.rabbitmq.channels import brief_channel
 
 logger = logging.getLogger(__name__)
 

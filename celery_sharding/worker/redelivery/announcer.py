@@ -23,7 +23,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from celery_sharding.journal.events import Attempt, attempt_event, withdrawn_event
+from celery_sharding.journal.attempts import Attempt
+from celery_sharding.journal.events import RunAnnounced, RunWithdrawn
 from celery_sharding.worker.run.delivery import Delivery
 from celery_sharding.worker.run.lanes import Entry, Lanes, State
 
@@ -110,7 +111,7 @@ class Announcements:
             delivery.is_counted = delivery.is_judged = False
             delivery.was_taken_back = True
             delivery.attempts -= 1
-            event = withdrawn_event(delivery.message_id, delivery.attempts)
+            event = RunWithdrawn(delivery.message_id, delivery.attempts).as_dict()
         self._log.append(delivery.shard.names.attempts, event)
 
     def withdraw(self, delivery: Delivery) -> None:
@@ -121,7 +122,7 @@ class Announcements:
                 return
             delivery.is_announced = False
             delivery.attempts -= 1
-            event = withdrawn_event(delivery.message_id, delivery.attempts)
+            event = RunWithdrawn(delivery.message_id, delivery.attempts).as_dict()
         # Not optional: the announcement itself is sent again until it is stored, also after an outage.
         self._log.append(delivery.shard.names.attempts, event)
 
@@ -152,7 +153,7 @@ class Announcements:
         delivery.attempts = begun + 1
         delivery.is_recorded = delivery.is_announced = True
         delivery.is_confirmed = False
-        event = attempt_event(delivery.message_id, delivery.attempts)
+        event = RunAnnounced(delivery.message_id, delivery.attempts).as_dict()
         return delivery.shard.names.attempts, event, partial(self._note_confirmed, delivery)
 
     def _note_confirmed(self, delivery: Delivery) -> None:

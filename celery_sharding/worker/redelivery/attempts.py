@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable
 
-from celery_sharding.journal.events import Attempt, AttemptLog
+from celery_sharding.journal.attempts import Attempt, AttemptLog
 from celery_sharding.rabbitmq.streams import NONCE, decode
 from celery_sharding.worker.log import Log
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqp.serialization import dumps
 
-from celery_sharding.journal.events import dead_event
+from celery_sharding.journal.events import DeadLettered
 from celery_sharding.texts import ID_CHARACTERS_MAX, cut, plain_text
 from celery_sharding.wire import (
     ATTEMPTS_HEADER,
@@ -78,15 +78,8 @@ def store_dead_letter(
     }
 
     def journal(why: str) -> None:
-        event = dead_event(
-            delivery.shard.queue,
-            owner=node,
-            task_id=task_id,
-            task=task,
-            reason=why,
-            attempts=delivery.attempts or 0,
-        )
-        log.append(names.journal, event, optional=True)
+        event = DeadLettered(delivery.shard.queue, node, task_id, task, why, attempts=delivery.attempts or 0)
+        log.append(names.journal, event.as_dict(), optional=True)
 
     def put(headers: dict[str, Any], refused: Callable[[Refusal], None]) -> None:
         log.put(

@@ -19,7 +19,7 @@ from celery.exceptions import Retry
 from kombu.serialization import dumps, loads, prepare_accept_content, registry
 
 from celery_sharding.errors import UnsupportedOption
-from celery_sharding.journal.events import Attempt
+from celery_sharding.journal.attempts import Attempt
 from celery_sharding.publish.router import ordinary_retry, refuse_retry
 from celery_sharding.wire import SHARD_ATTRIBUTE
 

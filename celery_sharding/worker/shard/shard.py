@@ -24,7 +24,7 @@ from amqp.exceptions import AMQPError
 from kombu.message import Message
 
 from celery_sharding.config import ShardGroup
-from celery_sharding.journal.events import handover_event
+from celery_sharding.journal.events import Counted, Handover
 from celery_sharding.journal.histogram import Histogram
 from celery_sharding.layout.protocol import is_known, protocol_of
 from celery_sharding.rabbitmq.connect import cleared_is_lost
@@ -247,18 +247,10 @@ class Shard:
         """A run has ended that took so long."""
         self._runs_took.note(seconds)
 
-    def counted(self, *, with_times: bool) -> dict[str, Any]:
-        """Return what was counted since it became the owner, as the journal has it.
-
-        Args:
-            with_times: Waits and runs, too, if there were any.
-        """
-        facts: dict[str, Any] = {"since": self._taken_at, "counters": dict(self._counters)}
-        if with_times:
-            for name, times in (("waits", self._waits.to_list()), ("runs", self._runs_took.to_list())):
-                if times:
-                    facts[name] = times
-        return facts
+    def counted(self, *, with_times: bool) -> Counted:
+        """Return what was counted since it became the owner: waits and runs, too, if asked for."""
+        waits, runs = (self._waits.to_list(), self._runs_took.to_list()) if with_times else ((), ())
+        return Counted(self._taken_at, dict(self._counters), waits, runs)
 
     def _begin_counting(self) -> None:
         self._taken_at = time.time()
@@ -269,8 +261,8 @@ class Shard:
     def _journal(self, change: str) -> None:
         if self.owned:
             counted = self.counted(with_times=True) if change == "released" else None
-            event = handover_event(self.queue, owner=self._node, change=change, counted=counted)
-            self._log.append(self.names.journal, event, optional=True)
+            event = Handover(self.queue, self._node, change, counted=counted)
+            self._log.append(self.names.journal, event.as_dict(), optional=True)
 
     def acknowledge_tag(self, tag: Any, *, multiple: bool = False) -> None:
         if self._channel is None:

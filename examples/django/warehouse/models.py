@@ -6,7 +6,7 @@ from django.db import models
 
 
 class Event(models.Model):
-    """An event that was applied to an order. Its id in the table says when, compared with the others."""
+    """An event that was applied to an order. Its id in the table shows the order of the events."""
 
     order_id = models.IntegerField()
     kind = models.CharField(max_length=20)

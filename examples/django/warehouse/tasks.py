@@ -1,4 +1,4 @@
-"""Ordinary shared tasks: what makes them ordered stands in the settings."""
+"""Ordinary shared tasks: the settings make them ordered."""
 
 from __future__ import annotations
 

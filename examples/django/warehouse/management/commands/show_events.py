@@ -1,4 +1,4 @@
-"""`manage.py show_events ORDER_ID…`: wait until three events of each order were applied, and show them as they came."""
+"""`manage.py show_events ORDER_ID…`: wait until three events of each order were applied, and show them in order."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What tests share: shops, servers, publishers, commands. `apps` holds what workers import by short names."""
