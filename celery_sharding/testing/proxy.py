@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -61,9 +61,8 @@ class FaultProxy:
         self._swallowing: frozenset[Direction] = frozenset()
         self._refusing = self._closed = False
         self._pairs: set[_Pair] = set()
-        self._taken = 0
-        self._passed = dict.fromkeys(Direction, 0)
-        self._swallowed = dict.fromkeys(Direction, 0)
+        # Connections under "taken"; bytes under ("passed", direction) and ("swallowed", direction).
+        self._counts: Counter[object] = Counter()
         self._acceptor = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
 
     def stall(self, *directions: Direction) -> None:
@@ -106,15 +105,17 @@ class FaultProxy:
         self, direction: Direction, *, passed: int = 0, swallowed: int = 0, timeout_seconds: float = 20.0
     ) -> bool:
         """Wait until that many bytes in all went through, or were lost; False if they did not in time."""
+        counts = self._counts
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._passed[direction] >= passed and self._swallowed[direction] >= swallowed, timeout_seconds
+                lambda: counts["passed", direction] >= passed and counts["swallowed", direction] >= swallowed,
+                timeout_seconds,
             )
 
     def passed(self, direction: Direction) -> int:
         """Return how many bytes went through so far."""
         with self._changed:
-            return self._passed[direction]
+            return self._counts["passed", direction]
 
     @property
     def open_connections(self) -> int:
@@ -123,9 +124,9 @@ class FaultProxy:
 
     @property
     def taken_connections(self) -> int:
-        """How many connections it has taken since it listens, open or not."""
+        """How many connections it has accepted so far, open or not."""
         with self._changed:
-            return self._taken
+            return self._counts["taken"]
 
     def close(self) -> None:
         """Stop listening and close all connections."""
@@ -171,7 +172,7 @@ class FaultProxy:
                 )
             with self._changed:
                 self._pairs.add(pair)
-                self._taken += 1
+                self._counts["taken"] += 1
                 for thread in pair.threads:
                     thread.start()
 
@@ -183,7 +184,6 @@ class FaultProxy:
                 with self._changed:
                     self._changed.wait_for(lambda: direction not in self._stalled or pair.ended or self._closed)
                     swallow = direction in self._swallowing
-                    count = self._swallowed if swallow else self._passed
                 if swallow:
                     pair.has_hole = True
                 elif line is not None:
@@ -191,7 +191,7 @@ class FaultProxy:
                 else:
                     sink.sendall(data)
                 with self._changed:
-                    count[direction] += len(data)
+                    self._counts["swallowed" if swallow else "passed", direction] += len(data)
                     self._changed.notify_all()
         if line is not None:
             line.close()
