@@ -8,11 +8,11 @@
             ──▶ AlreadyDone        commit and return what the row of `claim.transaction` holds
     running ──▶ wait, retry or skip; take over if the holder is provably gone
     done    ──▶ return the stored result
-    no word ──▶ wait, or fail
+    silence ──▶ wait, or fail
 
-What waits and is sharded does so in its lane, without a slot (`waiting`); what is not waits in its slot.
+Sharded runs wait in their lane, without a slot (`waiting`); others wait in their slot.
 
-A store that does not answer while a claim is given up changes nothing: the lease lapses by itself.
+If the store does not answer when a claim is given up, the lease lapses by itself.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ complaints = Complaints(logger)
 POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.05, 1.0
 _REASON_LENGTH_MAX = 500
 COMMIT_PATIENCE_SECONDS = 5.0
-"""For so long a commit is tried again with `on_store_error="fail"`: the work is done, and would be done again."""
+"""How long a commit is repeated with `on_store_error="fail"`: a failed task would do its finished work again."""
 
 
 def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, task: Any, request: Any) -> Any:
     """Run `body` under the claim of its key, or return what an earlier run returned.
 
     Args:
-        request: `task.request`, which Celery looks up anew each time it is asked for.
+        request: `task.request`, which takes Celery a look-up each time.
 
     Raises:
         ClaimLost: The claim was taken over; what `body` returned is not the task's result.
@@ -88,7 +88,7 @@ def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, ta
 
 
 def _commit_again(task: Any, request: Any, key: str, options: Options, results: ResultCodec) -> Any:
-    """Commit what an earlier try has done, whose commit found no store, and return its result."""
+    """Commit what an earlier try has done, which found no store to commit to, and return its result."""
     data, has_effects = request.get(COMMIT)
     token = request.get(RUN_ID)
     try:
@@ -212,17 +212,17 @@ def _pauses() -> Iterator[float]:
 
 
 def _bounded(text: str) -> str:
-    """Return the text of an error, which goes from a child to its parent, cut to a line of a log."""
+    """Return the text of an error, cut to the length of a log line; a child sends it to its parent."""
     return text if len(text) <= _REASON_LENGTH_MAX else f"{text[:_REASON_LENGTH_MAX]}… (cut)"
 
 
 def _retry_later(task: Any, holder: Running) -> None:
-    # A duplicate that waits its turn must not use up the retries of the task, and `retry` leaves the limit it was
-    # given on the task, where autoretry would find it.
+    # A waiting duplicate must not use up the retries of the task, and `retry` leaves the limit that it was given on
+    # the task, where autoretry would find it.
     had_override = "override_max_retries" in vars(task)
     seconds = max(POLL_SECONDS_MIN, holder.lease_left_seconds)
     if may_wait_in_lane(task.request):
-        # A retry in place may take half the consumer time-out; one that is too early only looks again.
+        # A retry in place may take half the consumer time-out; one that comes too early is repeated.
         seconds = min(seconds, task.app.sharding.settings.consumer_timeout_seconds / 4)
     try:
         raise task.retry(countdown=seconds, max_retries=(task.request.retries or 0) + 1)
@@ -275,24 +275,20 @@ def _give_up(lease: Lease, *, park_seconds: float | None = None) -> bool:
 
 
 def _leave_to_same_task(task: Any, lease: Lease, error: Exception) -> None:
-    """End a run that was taken over as ignored, if by a run of the same task id: that one stores the task's state.
-
-    Raises:
-        Ignore: It was.
-    """
+    """Raise `Ignore` if the run that took over has the same task id: that one stores the task's state."""
     try:
         shown = lease.store.show(lease.key)
     except DeduplicationError as exc:
-        logger.warning("it is not known who took %s over: %s", lease.key, exc)
+        logger.warning("it is unknown which run took %s over: %s", lease.key, exc)
         return
     if shown is not None and shown.task_id == task.request.id:
         raise Ignore(f"another run of this task has taken over {lease.key}") from error
 
 
 def _autoretry_seconds(task: Any, error: Exception) -> float | None:
-    """Return the longest countdown with which Celery will retry after `error` by itself, None if it will not.
+    """Return the longest countdown with which Celery's autoretry will retry after `error`; None if it will not.
 
-    `autoretry_for` acts around this wrapper (celery/app/autoretry.py), so what it will do has to be foreseen.
+    `autoretry_for` acts around this wrapper (celery/app/autoretry.py), so its decision is predicted here.
     """
     if not hasattr(task, "_orig_run") or isinstance(error, tuple(getattr(task, "dont_autoretry_for", ()))):
         return None

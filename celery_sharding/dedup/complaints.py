@@ -1,4 +1,4 @@
-"""What is said of a store that does not answer: a line a minute from each process, however many runs it concerns."""
+"""Warnings about a claim store that does not answer: one a minute from each process, however many runs wait for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EVERY_SECONDS = 60.0
 
 
 class Complaints:
-    """Says a thing of each kind once in a while, and counts the others. Safe for threads."""
+    """Logs one warning of each kind a minute, and counts the others. Safe for threads."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -19,13 +19,13 @@ class Complaints:
         self._unsaid: dict[str, int] = {}
 
     def forget(self) -> None:
-        """Say the next of each kind."""
+        """Log the next warning of each kind."""
         with self._lock:
             self._last.clear()
             self._unsaid.clear()
 
     def say(self, kind: str, text: str, *args: object) -> None:
-        """Log `text` as a warning, unless one of its kind was logged within a minute."""
+        """Log a warning, unless one of its kind was logged within a minute."""
         now = time.monotonic()
         with self._lock:
             if now - self._last.get(kind, float("-inf")) < EVERY_SECONDS:
