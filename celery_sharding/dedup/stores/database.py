@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     URL,
@@ -35,8 +35,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, ClaimStore, Outcome, Record, Shown
-from celery_sharding.dedup.owners import Owner, new_owner
+from celery_sharding.dedup.claims import Claimed, Outcome, Record
+from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
@@ -49,7 +49,8 @@ from celery_sharding.dedup.stores.schema import (
     records_table,
     statement_clock,
 )
-from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreRefused, StoreUnavailable
+from celery_sharding.dedup.stores.stepping import Step, SteppingStore, T
+from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 __all__ = ["DatabaseStore", "claim_metadata", "claims_table", "open_engine"]
 
@@ -69,8 +70,6 @@ _INSERT_AT_ONCE = (
 _CREATE_ATTEMPTS = 5
 _SQLITE_WAIT_MS = 30_000
 _PURGE_BATCH = 500
-
-_T = TypeVar("_T")
 
 
 def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
@@ -97,7 +96,7 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     return create_engine(url, **{**options, "isolation_level": "READ COMMITTED"})
 
 
-class DatabaseStore(ClaimStore):
+class DatabaseStore(SteppingStore):
     """A `ClaimStore` in a database. Makes its table at the first use. Do not carry it across a fork.
 
     Args:
@@ -127,32 +126,31 @@ class DatabaseStore(ClaimStore):
                 return None if fencing is None else Claimed(owner.run_id, fencing)
             now = read_clock(connection)
             first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
-            row = {"id": row_id(key), "key": row_key(key), **to_fields(first)}
-            return Claimed(owner.run_id, first.fencing) if insert_if_absent(connection, _records, row) else None
+            is_new = insert_if_absent(connection, _records, _to_row(key, first))
+            return Claimed(owner.run_id, first.fencing) if is_new else None
 
-        def decide(connection: Connection) -> Outcome | None:
+        return self._serve(key, insert, is_alone=True) or super().claim(
+            key, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, evict=evict
+        )
+
+    def change(self, key: str, step: Step[T]) -> T:
+        def work(connection: Connection) -> tuple[bool, T]:
             row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+            record, answer = step(None if row is None else from_fields(key, row), read_clock(connection))
+            if record is None:
+                return True, answer
             if row is None:
-                return None  # Purged in between.
-            record = from_fields(key, row)
-            now = read_clock(connection)
-            obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
-            if obstacle is not None:
-                return obstacle
-            record = claims.claimed(record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
+                return insert_if_absent(connection, _records, _to_row(key, record)), answer
             connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**to_fields(record)))
-            return Claimed(owner.run_id, record.fencing)
+            return True, answer
 
-        outcome: Outcome | None = None
-        while outcome is None:
-            outcome = self._serve(key, insert, is_alone=True) or self._serve(key, decide)
-        return outcome
+        while True:
+            is_done, answer = self._serve(key, work)
+            if is_done:
+                return answer
 
-    def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        return self._hold(key, token, state=claims.RUNNING, lease_seconds=lease_seconds)
-
-    def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        return self._hold(key, token, state=claims.PARKED, lease_seconds=lease_seconds)
+    def discard(self, key: str) -> None:
+        self._serve(key, lambda connection: connection.execute(delete(_records).where(_records.c.id == row_id(key))))
 
     def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
         def step(connection: Connection) -> bool:
@@ -167,48 +165,9 @@ class DatabaseStore(ClaimStore):
         states = (claims.RUNNING, claims.PARKED)
         return self._serve(key, lambda connection: _change(connection, key, token, states, changes), is_alone=True)
 
-    def show(self, key: str) -> Shown | None:
-        def step(connection: Connection) -> tuple[Any, float]:
-            return connection.execute(_select(key)).mappings().one_or_none(), read_clock(connection)
-
-        row, now = self._serve(key, step)
-        if row is None or row["expires_at"] <= now:
-            return None
-        return claims.shown(key, from_fields(key, row), now=now)
-
-    def forget(self, key: str, *, force: bool) -> bool:
-        def step(connection: Connection) -> bool:
-            row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
-            if row is None:
-                return True
-            try:
-                record = from_fields(key, row)
-            except DamagedRecord:
-                if not force:
-                    raise
-                connection.execute(delete(_records).where(_records.c.id == row_id(key)))
-                return True
-            if not force and claims.is_held(record, now=read_clock(connection)):
-                return False
-            changes = to_fields(claims.forgotten(record))
-            connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
-            return True
-
-        return self._serve(key, step)
-
     def check(self) -> None:
-        owner = new_owner("check")
-        key = f"celery-sharding:check:{owner.run_id}"
-
-        def step(connection: Connection) -> None:
-            first = claims.claimed(None, owner=owner, lease_seconds=1.0, ttl_seconds=1.0, now=read_clock(connection))
-            insert_if_absent(connection, _records, {"id": row_id(key), "key": row_key(key), **to_fields(first)})
-            connection.execute(_select(key).with_for_update())
-            _change(connection, key, owner.run_id, (claims.RUNNING,), {"state": claims.DONE})
-            connection.execute(delete(_records).where(_records.c.id == row_id(key)))
-
         try:
-            self._serve(key, step)
+            super().check()
         finally:
             # A worker checks before its pool forks; the children have connections of their own.
             self._engine.dispose()
@@ -241,7 +200,7 @@ class DatabaseStore(ClaimStore):
 
         return self._serve(key, step, is_alone=True)
 
-    def _serve(self, key: str, step: Callable[[Connection], _T], *, is_alone: bool = False) -> _T:
+    def _serve(self, key: str, step: Callable[[Connection], T], *, is_alone: bool = False) -> T:
         """Do `step` in a transaction of its own; `is_alone`: it changes something in one statement."""
         engine = self._alone if is_alone else self._engine
         try:
@@ -308,12 +267,15 @@ def _first_line(error: SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
+def _to_row(key: str, record: Record) -> dict[str, Any]:
+    return {"id": row_id(key), "key": row_key(key), **to_fields(record)}
+
+
 def _insert_at_once(connection: Connection, key: str, from_now: Record) -> int | None:
     """Insert a record whose times count from now, in one round trip; return its fencing token, None if it exists."""
-    row = to_fields(from_now)
+    row = _to_row(key, from_now)
     del row["fencing"]
     row |= {"lease_seconds": row.pop("lease_until"), "kept_seconds": row.pop("expires_at")}
-    row |= {"id": row_id(key), "key": row_key(key)}
     return connection.execute(_INSERT_AT_ONCE, row).scalar_one_or_none()
 
 

@@ -33,6 +33,7 @@ class SteppingStore(ClaimStore, ABC):
         owner = new_owner("check")
         key = f"celery-sharding:check:{owner.run_id}"
         self.claim(key, owner=owner, lease_seconds=1.0, ttl_seconds=1.0)
+        self.renew(key, owner.run_id, lease_seconds=1.0)
         self.discard(key)
 
     @abstractmethod
