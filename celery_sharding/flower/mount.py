@@ -114,9 +114,7 @@ def _add_entry(navigation: str) -> str:
     """Return Flower's navigation with an entry for the shards, a copy of the broker's, after it."""
     found = _ENTRY.search(navigation)
     if found is None:
-        logger.warning(
-            "the navigation of this Flower is unknown, so it has no entry for the shards; their page is at /shards"
-        )
+        logger.warning("this Flower has a changed navigation; the page of shards is at /shards")
         return navigation
     entry = found[0].replace("broker", "shards").replace("Broker", "Shards")
     return f"{navigation[: found.end()]}\n{entry}{navigation[found.end() :]}"

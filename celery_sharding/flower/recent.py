@@ -79,7 +79,7 @@ class Recent:
                 self._note_event(event["queue"], event)
 
     def points(self, queue: str, *, now: float) -> list[Point]:
-        """Return the finished steps of the last `WINDOW_SECONDS`, the oldest first; times without an owner have none."""
+        """Return the finished steps of the last `WINDOW_SECONDS`, oldest first; none for times without an owner."""
         with self._lock:
             known = self._queues.get(queue)
             points = () if known is None else known.points
