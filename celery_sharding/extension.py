@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -39,8 +39,7 @@ from celery_sharding.celery_hooks.worker_start import tell_start_errors
 from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
 from celery_sharding.dedup.mark import deduplicated_tasks
 from celery_sharding.errors import ConfigurationError
-from celery_sharding.publish.hook import WatchPublish, send_sharded
-from celery_sharding.publish.patience import patience_seconds
+from celery_sharding.publish.hook import PublishWatcher, send_sharded
 from celery_sharding.publish.router import ShardRouter, TaskRules
 from celery_sharding.selection import Selection, ShardedQueues
 from celery_sharding.setting_names import check_names
@@ -58,7 +57,7 @@ class Sharding:
         groups: Groups given in code, beside those of the setting `sharding_groups`.
 
     Attributes:
-        watch_publish: For instrumentation; None: nobody watches what is published.
+        publish_watcher: For instrumentation; None: nobody watches what is published.
         consumer_thread: The thread that consumes, in the main process of a worker; else None.
 
     Raises:
@@ -71,7 +70,7 @@ class Sharding:
         self._groups = tuple(groups)
         read_settings({}, self._groups)
         self.app = app
-        self.watch_publish: WatchPublish | None = None
+        self.publish_watcher: PublishWatcher | None = None
         self.consumer_thread: int | None = None
         self.rules = TaskRules(self)
         self._backing: Backing | None = None
@@ -141,10 +140,6 @@ class Sharding:
             app.finalize(auto=True)  # waits, if another thread has not finished it
             task = app._tasks.get(name)
         return task
-
-    def patience_seconds(self, options: Mapping[str, Any]) -> float:
-        """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""
-        return patience_seconds(self.app.conf, options, consumer_thread=self.consumer_thread)
 
     def is_own_broker(self, connection: Any) -> bool:
         """Say whether a kombu connection leads to the app's broker; names of hosts are compared, not addresses."""

@@ -15,10 +15,10 @@ from celery_sharding.layout.ensure import check_queue_type, find_fault
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
-from celery_sharding.monitoring.lines import printable
 from celery_sharding.operations.export import plan_export, to_definitions, to_operator
 from celery_sharding.operations.permissions import ROLES, Permissions, Role, celery_names, permissions_for
 from celery_sharding.rabbitmq.connect import process_name
+from celery_sharding.texts import printable
 from celery_sharding.topology import Names
 
 

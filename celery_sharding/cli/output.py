@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from celery_sharding.cli.exits import WrongUsage
-from celery_sharding.monitoring.lines import printable
+from celery_sharding.texts import printable
 
 _UNITS = (86_400, 3_600, 60, 1)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")

@@ -1,4 +1,4 @@
-"""`track_started` while the result backend is away: what could not be begun for it says so, or runs later."""
+"""The result backend away while states of runs that have not ended are stored: they run later, or something says so."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ pytestmark = pytest.mark.timeout(200)
 
 POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads")}
 KEYS, MESSAGES = 8, 60
+# Celery tries for 20 s by default, in the slot of the run.
+PATIENCE = {"retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}}
 
 
 @pytest.fixture
@@ -32,9 +34,7 @@ def shop(group_name: str, broker_url: str, results: RedisNode, tmp_path: Path) -
     # Its publisher keeps results elsewhere: Celery asks for them in the backend when it sends.
     shop = Shop(group_name, broker_url, tmp_path)
     shop.env["SHOP_BACKEND"] = results.url
-    # Celery tries for 20 s by default, in the slot of the run.
-    patience = {"retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}}
-    settings = {"task_track_started": True, "result_backend_transport_options": patience}
+    settings = {"task_track_started": True, "result_backend_transport_options": PATIENCE}
     shop.env["SHOP_SETTINGS"] = json.dumps(settings)
     yield shop
     shop.kill_workers()
@@ -70,3 +70,22 @@ def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
     for key in range(KEYS):
         begun = [mark.number for mark in starts if mark.key == f"k{key}"]
         assert begun == sorted(set(begun)), (key, begun)
+
+
+@pytest.mark.parametrize("pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")])
+def test_a_retry_stands_although_its_state_cannot_be_stored(
+    shop: Shop, results: RedisNode, pool: tuple[str, ...]
+) -> None:
+    # Given a worker whose result backend is away
+    shop.env["SHOP_SETTINGS"] = json.dumps({"result_backend_transport_options": PATIENCE})
+    worker = shop.worker(*pool)
+    results.stop()
+    # When a task is to be retried, and others of its key wait behind it
+    shop.send("again", "a", 1, times=1)
+    shop.send("step", "a", 2)
+    worker.wait_for("is retried, though not all could be told")
+    results.start()
+    # Then it runs again, in its place
+    assert shop.trace.wait_for(2, timeout_seconds=60), worker.output[-3000:]
+    assert shop.verdict().is_clean, shop.verdict()
+    assert wait_until(shop.has_nothing_left, timeout_seconds=60), worker.output[-3000:]

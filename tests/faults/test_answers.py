@@ -31,7 +31,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     # Given a shard on a connection whose waits have a limit
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
-    log = LogWriter(lambda: Connection(broker_url), SimpleNamespace(post=run_now), inline=None)
+    log = LogWriter(SimpleNamespace(connect=lambda: Connection(broker_url)), SimpleNamespace(post=run_now))
     runs = Runs(
         submit=lambda request: None,
         call_after=lambda seconds, call: None,

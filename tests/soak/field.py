@@ -29,6 +29,7 @@ from celery_sharding.layout.manifest import load
 from celery_sharding.testing import Trace, WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
+from celery_sharding.wire import DEAD_AT_HEADER, REASON_HEADER
 from soak.plan import GROUPS
 from soak.servers import Link, Servers
 from soak.verdict import Letter, Note
@@ -217,4 +218,7 @@ def _read_letter(group: str, message: Message) -> Letter:
         key, number = str(kwargs["key"]), int(kwargs["number"])
     except (ValueError, LookupError, TypeError):
         key, number = "", -1
-    return Letter(group, key, number, f"{group}: {message.headers}")
+    headers = message.headers
+    return Letter(
+        group, key, number, f"{group}: {headers}", str(headers[REASON_HEADER]), float(headers[DEAD_AT_HEADER])
+    )

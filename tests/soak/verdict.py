@@ -4,8 +4,10 @@ A run is repeated without fault of ours if its first end lies in the moments of 
 broker: what runs then, or ended just before and was not acknowledged yet, comes again. A fault that leaves a connection
 half open lets a worker go on with what another one already has, for some heartbeats: in its window runs of that worker
 may overlap and be repeated. A run that ended while its claim could not be written may come again, if nothing but that
-claim keeps it from it (group "once"). A dead letter is not lost, but fails a soak, with its reason. Nothing explains a
-message that was lost, came out of order, or was entered twice.
+claim keeps it from it (group "once"). A run that ended while the result backend was away is held until its end is
+stored: a hard fault that comes then repeats it, and if it cannot be stored in time, it is a dead letter that says so.
+Any other dead letter is not lost, but fails a soak, with its reason. Nothing explains a message that was lost, came out
+of order, or was entered twice.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from soak.plan import HEARTBEAT_SECONDS, STORE_KINDS, Kind
 # How late an acknowledgement may reach the broker, and how late a worker that is short of time notices a fault.
 LATE_SECONDS = 2.0
 HALF_OPEN_SECONDS = 3 * HEARTBEAT_SECONDS
+# How long a worker tries to store the end of a run, and what it says then.
+UNTOLD_SECONDS = 10.0
+UNTOLD_REASON = "its end could not be stored; its body may have run"
 LOST_NODE = frozenset({Kind.KILL_NODE, Kind.RESTART_NODE})
 HARD = LOST_NODE | {
     Kind.KILL, Kind.KILL_PARENT, Kind.KILL_CHILD, Kind.CUT, Kind.RESTART_BROKER, Kind.KILL_BROKER,
@@ -57,12 +62,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter, in words with its reason; key "" if it cannot be read."""
+    """A dead letter, in words; key "" if it cannot be read. `at`, in seconds since the epoch, is when it died."""
 
     group: str
     key: str
     number: int
     text: str
+    reason: str = ""
+    at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -102,6 +109,7 @@ EXPLAINED = (
     "repeated, in flight at a hard fault",
     "repeated, half-open link",
     "repeated, claim not written",
+    "dead letters, end not stored",
     "overlapping, half-open link",
     "overlapping, moment of a cut",
 )
@@ -138,7 +146,7 @@ def judge(
         ended[group] = _judge_trace(findings, group, trace, windows)
     ended["ledger"] = _judge_ledger(findings, entries)
     for letter in letters:
-        findings.note("dead letters", letter.text)
+        findings.note(windows.buries(letter) or "dead letters", letter.text)
     _judge_notes(findings, notes, ended, {(letter.group, letter.key, letter.number) for letter in letters})
     return findings
 
@@ -178,6 +186,16 @@ class Windows:
                 return "repeated, claim not written"
         return None
 
+    def buries(self, letter: Letter) -> str | None:
+        """Return what explains a dead letter; whose run it was is not known."""
+        if letter.reason == UNTOLD_REASON and any(
+            incident.began <= letter.at <= incident.ended + UNTOLD_SECONDS + LATE_SECONDS
+            for incident in self._incidents
+            if incident.kind in STORE_KINDS
+        ):
+            return "dead letters, end not stored"
+        return None
+
     def overlaps(self, worker: str, at: float) -> str | None:
         """Return what explains that a run of `worker` that ended at `at` had another of its key beside it."""
         if any(self._is_half_open(incident, at) for incident in self._of(worker, HALF_OPEN)):
@@ -195,13 +213,18 @@ class Windows:
         )
 
     def _beginning(self, worker: str, incident: Incident) -> float:
-        """Return since when nothing may have been acknowledged: a worker that stands still does not either."""
-        pauses = [
-            pause.began
-            for pause in self._of(worker, frozenset({Kind.PAUSE}))
-            if pause.began <= incident.ended and pause.ended >= incident.began - LATE_SECONDS
+        """Return since when nothing may have been acknowledged.
+
+        A worker that stands still acknowledges nothing, nor does one that cannot store how its runs have ended.
+        """
+        lasting = ((frozenset({Kind.PAUSE}), LATE_SECONDS), (STORE_KINDS, UNTOLD_SECONDS + LATE_SECONDS))
+        earlier = [
+            other.began
+            for kinds, seconds in lasting
+            for other in self._of(worker, kinds)
+            if other.began <= incident.ended and other.ended >= incident.began - seconds
         ]
-        return min([incident.began, *pauses])
+        return min([incident.began, *earlier])
 
     def _is_half_open(self, incident: Incident, at: float) -> bool:
         return incident.began - LATE_SECONDS <= at <= incident.ended + HALF_OPEN_SECONDS

@@ -10,7 +10,19 @@ import pytest
 
 from celery_sharding.testing import Trace
 from soak.plan import HEARTBEAT_SECONDS, Kind
-from soak.verdict import ALL_WORKERS, VIOLATIONS, Findings, Incident, Letter, Note, Pace, is_clean, judge, measure_pace
+from soak.verdict import (
+    ALL_WORKERS,
+    UNTOLD_REASON,
+    VIOLATIONS,
+    Findings,
+    Incident,
+    Letter,
+    Note,
+    Pace,
+    is_clean,
+    judge,
+    measure_pace,
+)
 
 Judge = Callable[..., Findings]
 
@@ -26,13 +38,14 @@ def judged(tmp_path: Path) -> Judge:
         notes: Iterable[Note] = (),
         entries: Iterable[tuple[str, int]] = (),
         letters: Iterable[int] = (),
+        buried: Iterable[Letter] = (),
         group: str = "keys",
     ) -> Findings:
         trace = Trace(tmp_path / f"{group}.trace")
         trace.path.write_text("".join(json.dumps([kind, "a", *rest]) + "\n" for kind, *rest in marks))
         told = [Note("confirmed", group, "a", number, 0.0) for number in confirmed]
-        buried = [Letter(group, "a", number, "its reason") for number in letters]
-        return judge({group: trace}, entries, [*told, *notes], incidents, buried)
+        unexplained = [Letter(group, "a", number, "its reason") for number in letters]
+        return judge({group: trace}, entries, [*told, *notes], incidents, [*unexplained, *buried])
 
     return act
 
@@ -64,6 +77,24 @@ def test_a_dead_letter_is_not_lost_but_fails_the_soak_with_its_reason(judged: Ju
     assert counted(findings) == {"dead letters": 1, "lost": 1}
     assert findings.examples["dead letters"] == "its reason"
     assert "number 3" in findings.examples["lost"]
+
+
+@pytest.mark.parametrize("kind", [Kind.CUT_BACKEND, Kind.BLACKHOLE_BACKEND, Kind.STOP_STORE])
+def test_a_run_whose_end_cannot_be_stored_may_come_again_or_be_a_dead_letter(judged: Judge, kind: Kind) -> None:
+    target = ALL_WORKERS if kind is Kind.STOP_STORE else "w1"
+    away, killed = Incident(kind, target, 10.0, 15.0), Incident(Kind.KILL, "w1", 20.0, 21.0)
+    twice = run(1, "w1/1", 11, 12) + run(1, "w2/1", 22, 23)
+    # Held until the worker was killed
+    assert counted(judged(twice, away, killed, confirmed=[1])) == {"repeated, in flight at a hard fault": 1}
+    # Without the kill, or without the outage, nothing explains it
+    assert counted(judged(twice, away, confirmed=[1])) == {"repeated": 1}
+    assert counted(judged(twice, killed, confirmed=[1])) == {"repeated": 1}
+    # And a dead letter that says so is explained while the backend is away
+    for at, name in ((20.0, "dead letters, end not stored"), (60.0, "dead letters")):
+        letter = Letter("keys", "a", 1, "its reason", UNTOLD_REASON, at)
+        assert counted(judged(run(1, "w1/1", 11, 12), away, buried=[letter], confirmed=[1])) == {name: 1}
+    other = Letter("keys", "a", 1, "its reason", "failed: ValueError", 20.0)
+    assert counted(judged(run(1, "w1/1", 11, 12), away, buried=[other], confirmed=[1])) == {"dead letters": 1}
 
 
 def test_a_claim_that_could_not_be_written_explains_that_its_run_came_again(judged: Judge) -> None:

@@ -30,7 +30,7 @@ from celery_sharding.dedup.waiting import STORE, WaitInLane, hide_waits, waits_f
 from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.texts import describe, text_of
 from celery_sharding.wire import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
-from celery_sharding.worker.run.retry import InPlaceRetry, retry_in_place
+from celery_sharding.worker.run.retry import InPlaceRetry, keep_retries, retry_in_place
 from celery_sharding.worker.run.state_writer import is_of_backend
 
 if TYPE_CHECKING:
@@ -405,6 +405,7 @@ def install(app: Any, rules: TaskRules) -> dict[str, str]:
         ShardingError: A task's options contradict each other.
     """
     hide_waits(trace_logger)
+    keep_retries()
     sharded = {}
     for name, task in app.tasks.items():
         rule = rules.rule_for(name, task)

@@ -4,24 +4,34 @@
 the pool to the worker's main process as it carries every `Retry`; states and signals are Celery's. The lane holds the
 message, waits, and runs the same request with `retries + 1`, so no later task of the key can pass.
 
+A retry stands although its state cannot be stored, or a hook of the task raises when it is told of it: with Celery's
+own the next run is published before that, and so this one, too, must not be lost by it (`keep_retries`).
+
 A task called directly, eagerly or from an ordinary queue retries as Celery does.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
+from celery.app.trace import TraceInfo
 from celery.exceptions import Retry
 from kombu.serialization import dumps, loads, prepare_accept_content, registry
 
 from celery_sharding.errors import UnsupportedOption
 from celery_sharding.journal.attempts import Attempt
 from celery_sharding.publish.router import ordinary_retry, refuse_retry
+from celery_sharding.texts import describe
 from celery_sharding.wire import SHARD_ATTRIBUTE
+
+logger = logging.getLogger(__name__)
 
 
 class InPlaceRetry(Retry):
@@ -99,6 +109,31 @@ def retry_in_place(
     )
     _refuse_long_wait(task, retry)
     raise retry
+
+
+def keep_retries() -> None:
+    """Let every retry in place of this process, and of its children, stand whatever fails when it is told.
+
+    Celery's tracer makes an internal error of it, which hides the retry. Read of Celery 5.7.0.
+    """
+    stock = TraceInfo.handle_retry
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    def handle_retry(self: Any, task: Any, req: Any, *args: Any, **options: Any) -> Any:
+        retry, traceback = self.retval, sys.exc_info()[2]
+        try:
+            return stock(self, task, req, *args, **options)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            if not isinstance(retry, InPlaceRetry):
+                raise
+            logger.warning("%s[%s] is retried, though not all could be told: %s", task.name, req.id, describe(exc))
+            return ExceptionInfo((type(retry), retry, traceback))
+
+    handle_retry.__wrapped__ = stock  # type: ignore[attr-defined]
+    TraceInfo.handle_retry = handle_retry
 
 
 def encode_call(request: Any, call: tuple[Any, Any]) -> dict[str, Any]:

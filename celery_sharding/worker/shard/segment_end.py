@@ -27,9 +27,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from celery_sharding.keys import key_digest
-from celery_sharding.layout.manifest import drained_event, finished_event, reached_event
+from celery_sharding.layout.events import Drained, Fact, Finished, Reached
 from celery_sharding.layout.model import Segment
-from celery_sharding.rabbitmq.streams import Event
 from celery_sharding.topology import Names
 from celery_sharding.wire import CONTROL_HEADER
 
@@ -118,7 +117,7 @@ class Ending:
         elif self._reached:
             for digest in self._unfinished - {key_digest(key) for key in keys} - self._told:
                 self._told.add(digest)
-                self._write(partial(finished_event, *self._place, digest=digest, by=self._node))
+                self._write(partial(Finished, *self._place, digest, by=self._node))
 
     def look_at_waiting(self) -> None:
         """See, once a second, whether what is left has only waited."""
@@ -145,7 +144,7 @@ class Ending:
             self.markers.append(tag)
             markers = self.markers
             self._write(
-                lambda: drained_event(*self._place, by=self._node, reason="idle"),
+                lambda: Drained(*self._place, by=self._node, reason="idle"),
                 lambda: self._acknowledge(markers),
             )
             return
@@ -157,10 +156,10 @@ class Ending:
         if self._shard.only_waits() and len(keys) <= UNFINISHED_KEYS_MAX:
             self._write(self._reached_event)
 
-    def _reached_event(self) -> Event | None:
+    def _reached_event(self) -> Reached | None:
         # What has come meanwhile is unfinished, too.
-        digests = {key_digest(key) for key in self._shard.keys_left}
-        return None if not digests else reached_event(*self._place, digests=digests, by=self._node)
+        digests = tuple(sorted({key_digest(key) for key in self._shard.keys_left}))
+        return None if not digests else Reached(*self._place, digests, by=self._node)
 
     def _acknowledge(self, markers: list[Any]) -> None:
         if self.markers is markers:
@@ -169,7 +168,7 @@ class Ending:
             for tag in tags:
                 self._shard.acknowledge_tag(tag)
 
-    def _write(self, make: Callable[[], Event | None], then: Callable[[], None] | None = None) -> None:
+    def _write(self, make: Callable[[], Fact | None], then: Callable[[], None] | None = None) -> None:
         """Write a fact as soon as the broker has taken the acknowledgements that it builds on."""
         markers = self.markers
 
@@ -178,6 +177,6 @@ class Ending:
                 return  # the channel is gone; the next owner sees the same
             event = make()
             if event is not None:
-                self._log.append(self._shard.names.manifest, event, then)
+                self._log.append(self._shard.names.manifest, event.as_dict(), then)
 
         self._call_soon(write)  # it reads the socket, which a message handler must not do
