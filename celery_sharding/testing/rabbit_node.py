@@ -41,11 +41,11 @@ class RabbitNode(ServerNode):
     As a context manager it is started on entry and removed, data and all, on exit.
 
     Args:
-        mapper: The port mapper to use; it is started and stopped by others. None: one of its own.
-        cookie: The Erlang cookie, equal on nodes that are to be joined; None: one that nobody knows.
-        config: Further lines of rabbitmq.conf.
-        net_tick_seconds: After how much silence another node counts as gone, about; equal on joined nodes.
-        boots_max: How often `start` starts it if it ends while it boots.
+        mapper: A port mapper that others start and stop; None: one of its own.
+        cookie: The Erlang cookie, equal on nodes to be joined; None: a new one.
+        config: More lines of rabbitmq.conf.
+        net_tick_seconds: After about how much silence another node counts as gone; equal on joined nodes.
+        boots_max: How often `start` tries if it ends while it boots.
         management: Serve the management API.
     """
 
@@ -114,7 +114,7 @@ class RabbitNode(ServerNode):
         if self._mapper is not None:
             self._mapper.start()
         for _ in range(self._facts["boots_max"]):
-            # Told that input is allowed, the start script replaces itself with the broker: the id is the broker's.
+            # If input is allowed, the start script replaces itself with the broker, so that the id is the broker's.
             env = self._env() | {"RABBITMQ_ALLOW_INPUT": "true"}
             if self._pid() is None:
                 spawn(self.folder, self.process_name, [find_program("rabbitmq-server"), "-noinput"], env=env)
@@ -134,11 +134,11 @@ class RabbitNode(ServerNode):
         self._stop_mapper()
 
     def answers(self) -> bool:
-        # The node's own health check is green before the listener is up; the first frame of the protocol is not.
+        # The node's own health check passes before the listener is up; an AMQP handshake does not.
         return exchange_bytes(self._facts["amqp"], _AMQP_HELLO)[:1] == b"\x01"
 
     def ctl(self, *arguments: str) -> str:
-        """Run `rabbitmqctl` on the node and return what it prints.
+        """Run `rabbitmqctl` on the node and return its output.
 
         Raises:
             subprocess.CalledProcessError: It failed.
@@ -150,7 +150,7 @@ class RabbitNode(ServerNode):
         return done.stdout
 
     def _env(self) -> dict[str, str]:
-        """Return the whole environment of the node: nothing of the system's configuration reaches it."""
+        """Return the node's whole environment, without the system's configuration."""
         interface = "-kernel inet_dist_use_interface {127,0,0,1}"
         return BARE_ENV | {
             "LANG": "C.UTF-8",

@@ -27,7 +27,7 @@ class RedisNode(ServerNode):
     As a context manager it is started on entry and removed on exit.
 
     Args:
-        keeps_data: Write everything to disk before it is answered, and have it again after a restart.
+        keeps_data: Write everything to disk before the answer, and load it at a restart.
     """
 
     process_name = "redis"
