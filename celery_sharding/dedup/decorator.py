@@ -18,11 +18,11 @@ from celery.app.task import Task
 from celery.local import Proxy
 
 from celery_sharding.config import KeyRule
-from celery_sharding.dedup.attempt import run_once
 from celery_sharding.dedup.body import Body
 from celery_sharding.dedup.mark import ATTRIBUTE, dedup_options
 from celery_sharding.dedup.options import Options
-from celery_sharding.dedup.running import current
+from celery_sharding.dedup.run import run_once
+from celery_sharding.dedup.task_claim import current
 from celery_sharding.errors import ConfigurationError, DeduplicationError
 
 F = TypeVar("F", bound=Callable[..., Any])

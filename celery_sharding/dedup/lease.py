@@ -16,11 +16,11 @@ import threading
 import time
 
 from celery_sharding.dedup.claims import ClaimStore
-from celery_sharding.dedup.complaints import Complaints
+from celery_sharding.dedup.outage_log import OutageLog
 from celery_sharding.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
-complaints = Complaints(logger)
+outages = OutageLog(logger)
 
 
 class Lease:
@@ -46,7 +46,7 @@ class Lease:
         try:
             is_held = self.store.renew(self.key, self.token, lease_seconds=self.seconds)
         except StoreUnavailable as exc:
-            complaints.say("renew", "the lease of %s could not be renewed, will try again: %s", self.key, exc)
+            outages.warn("renew", "the lease of %s could not be renewed, will try again: %s", self.key, exc)
             return
         if is_held:
             self._renewed_at = now

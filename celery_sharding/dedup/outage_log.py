@@ -9,29 +9,29 @@ import time
 EVERY_SECONDS = 60.0
 
 
-class Complaints:
+class OutageLog:
     """Logs one warning of each kind a minute, and counts the others. Safe for threads."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._lock = threading.Lock()
         self._last: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
+        self._skipped: dict[str, int] = {}
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Log the next warning of each kind."""
         with self._lock:
             self._last.clear()
-            self._unsaid.clear()
+            self._skipped.clear()
 
-    def say(self, kind: str, text: str, *args: object) -> None:
+    def warn(self, kind: str, text: str, *args: object) -> None:
         """Log a warning, unless one of its kind was logged within a minute."""
         now = time.monotonic()
         with self._lock:
             if now - self._last.get(kind, float("-inf")) < EVERY_SECONDS:
-                self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
+                self._skipped[kind] = self._skipped.get(kind, 0) + 1
                 return
             self._last[kind] = now
-            unsaid = self._unsaid.pop(kind, 0)
-        more = f" ({unsaid} more like this since the last such line)" if unsaid else ""
+            skipped = self._skipped.pop(kind, 0)
+        more = f" ({skipped} more since the last such line)" if skipped else ""
         self._logger.warning(text + "%s", *args, more)

@@ -28,20 +28,20 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_sharding.dedup.body import Body
 from celery_sharding.dedup.claim_row import AlreadyDone
 from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Running
-from celery_sharding.dedup.complaints import Complaints
 from celery_sharding.dedup.lease import Lease, renewal
 from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, STORE_ANSWERS, tell
 from celery_sharding.dedup.options import Options
+from celery_sharding.dedup.outage_log import OutageLog
 from celery_sharding.dedup.owners import is_provably_gone, new_owner
 from celery_sharding.dedup.results import ResultCodec
-from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
+from celery_sharding.dedup.task_claim import Claim, current
 from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
 from celery_sharding.wire import ASKS_STORE, COMMIT, RUN_ID
 
 logger = logging.getLogger(__name__)
-complaints = Complaints(logger)
+outages = OutageLog(logger)
 
 POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.05, 1.0
 _REASON_LENGTH_MAX = 500
@@ -165,7 +165,7 @@ def _run(
 def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimStore, Claimed | Done]:
     owner = new_owner(request.id, run_id=request.get(RUN_ID))
     evict: str | None = None
-    pauses, told = _pauses(), False
+    pauses, is_logged = _pauses(), False
     while True:
         try:
             store = store_for(task.app, eager=bool(request.is_eager))
@@ -181,7 +181,7 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimSt
                 raise
             if may_wait_in_lane(request):
                 raise WaitInLane(STORE, _bounded(str(exc)), run_id=owner.run_id) from None
-            complaints.say("wait", "%s[%s] waits for the claim store: %s", task.name, request.id, exc)
+            outages.warn("wait", "%s[%s] waits for the claim store: %s", task.name, request.id, exc)
         else:
             if request.get(ASKS_STORE):
                 tell(task, STORE_ANSWERS)
@@ -197,9 +197,9 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimSt
                 _retry_later(task, outcome)
             if may_wait_in_lane(request):
                 raise WaitInLane(CLAIM, key, at_most_seconds=outcome.lease_left_seconds)
-            if not told:
+            if not is_logged:
                 logger.debug("%s[%s] waits for the run that holds %s", task.name, request.id, key)
-        told = True
+        is_logged = True
         time.sleep(next(pauses))
 
 
@@ -244,7 +244,7 @@ def _commit(task: Any, lease: Lease, data: bytes, options: Options, *, has_effec
                 raise
             if options.on_store_error == "wait" and may_wait_in_lane(task.request):
                 raise WaitInLane(STORE, _bounded(str(exc)), run_id=lease.token, commit=(data, has_effects)) from None
-            complaints.say("commit", "the commit of %s is tried again: %s", lease.key, exc)
+            outages.warn("commit", "the commit of %s is tried again: %s", lease.key, exc)
         time.sleep(next(pauses))
     if task.request.get(ASKS_STORE):
         tell(task, STORE_ANSWERS)
@@ -270,7 +270,7 @@ def _give_up(lease: Lease, *, park_seconds: float | None = None) -> bool:
             return lease.store.release(lease.key, lease.token)
         return lease.store.park(lease.key, lease.token, lease_seconds=park_seconds)
     except StoreUnavailable as exc:
-        complaints.say("release", "%s was not released, its lease will lapse: %s", lease.key, exc)
+        outages.warn("release", "%s was not released, its lease will lapse: %s", lease.key, exc)
         return True
 
 
