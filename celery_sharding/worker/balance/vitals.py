@@ -1,4 +1,4 @@
-"""What a worker tells of its shards once a second: the vitals, from which every face of the snapshot reads."""
+"""What a worker tells of its shards once a second. Command line, page and metrics all show these vitals."""
 
 from __future__ import annotations
 

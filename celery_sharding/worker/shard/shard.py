@@ -1,13 +1,13 @@
-"""One shard in this worker: a queue, its channel and consumer, and what was delivered and not yet acknowledged.
+"""One shard in this worker: it takes what its queue delivers, and acknowledges what is done.
 
     closed ──open──▶ standby ──first delivery──▶ owner ──close──▶ closed
     standby or owner ──cancelled by the broker──▶ lost: forgotten by its group, which opens it anew if it still exists
 
-The broker makes one of the consumers of the queue its active one; this worker learns that it is the owner by being
-delivered something. To learn it on an idle queue, workers put a probe into it, which whoever is active acknowledges.
+The broker picks the queue's active consumer, and a worker learns that it is the owner when something is delivered. To
+learn it on an idle queue, workers put a probe into it, which the owner acknowledges.
 
-Giving a shard up is freezing its lanes, letting what runs settle, and closing the channel, which returns all messages
-in order and in one step; `basic.cancel` and requeue would let later ones overtake.
+To give a shard up, freeze its lanes, let what runs settle, and close the channel: that returns all messages in order,
+in one step. After `basic.cancel` and a requeue, later ones could overtake.
 """
 
 from __future__ import annotations
