@@ -81,8 +81,27 @@ class EarlierAttempts(Protocol):
         """Call now, or when everything is read that was written before the shard was taken."""
 
 
-class Source(Protocol):
-    """The shard that a message came from, as far as the message and its runs need it."""
+class Gate(Protocol):
+    """What the messages of a segment wait for in earlier ones."""
+
+    def is_open_for(self, delivery: Any) -> bool:
+        """Say whether a message may start now."""
+
+
+class Tally(Protocol):
+    """What is counted of a shard."""
+
+    def count(self, what: str) -> None: ...
+
+    def note_wait(self, seconds: float) -> None:
+        """A message runs for the first time, so long after it was published."""
+
+    def note_run(self, seconds: float) -> None:
+        """A run has ended that took so long."""
+
+
+class Place(Protocol):
+    """Where a shard stands."""
 
     @property
     def group(self) -> ShardGroup: ...
@@ -100,6 +119,21 @@ class Source(Protocol):
     def label(self) -> str:
         """Its name for people: `orders/3`."""
 
+
+class Source(Protocol):
+    """The shard that a message came from, as far as the message and its runs need it."""
+
+    @property
+    def place(self) -> Place: ...
+
+    @property
+    def tally(self) -> Tally:
+        """What is counted of it."""
+
+    @property
+    def gate(self) -> Gate | None:
+        """What its messages wait for; None: nothing."""
+
     @property
     def attempts(self) -> EarlierAttempts: ...
 
@@ -111,9 +145,6 @@ class Source(Protocol):
     def saw_before(self, message_id: str) -> bool:
         """Say whether a message of this id, which is no name, was redelivered before, and keep it in mind."""
 
-    def may_start(self, delivery: Any) -> bool:
-        """Say whether a message may start now, or has to wait for an earlier segment."""
-
     def holds(self, delivery: Any) -> bool:
         """Say whether a message is neither acknowledged nor the broker's again."""
 
@@ -121,9 +152,3 @@ class Source(Protocol):
         """Tell the broker that a message is done, now or, gathered with others, by `tell_done`."""
 
     def tell_done(self) -> None: ...
-
-    def count(self, what: str) -> None: ...
-
-    def note_wait(self, seconds: float) -> None: ...
-
-    def note_run(self, seconds: float) -> None: ...

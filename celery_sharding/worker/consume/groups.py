@@ -222,8 +222,8 @@ class Groups:
         """Count what a run under a claim told, if its shard is here."""
         for group in list(self._groups):
             for shard in group.shards.to_list():
-                if shard.label == notice.shard and shard.owned:
-                    shard.count(notice.what)
+                if shard.place.label == notice.shard and shard.owned:
+                    shard.tally.count(notice.what)
 
     def release_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from celery_sharding.config import ShardGroup
 from celery_sharding.topology import Names
 
 
-@dataclass(frozen=True, slots=True)
 class Place:
-    """A queue of a group. `index` is the shard's; for a limbo queue 0."""
+    """A queue of a group.
 
-    group: ShardGroup
-    segment: str
-    index: int
-    queue: str
+    Attributes:
+        index: The shard's; for a limbo queue 0.
+        label: Its name for people: `orders/3`.
+    """
 
-    @property
-    def names(self) -> Names:
-        return Names(self.group.name)
+    __slots__ = ("group", "index", "label", "names", "queue", "segment")
 
-    @property
-    def label(self) -> str:
-        """Its name for people: `orders/3`."""
-        return f"{self.group.name}/{self.index}"
+    def __init__(self, group: ShardGroup, segment: str, index: int, queue: str) -> None:
+        self.group = group
+        self.names = Names(group.name)
+        self.segment = segment
+        self.index = index
+        self.queue = queue
+        self.label = f"{group.name}/{index}"

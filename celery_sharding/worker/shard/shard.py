@@ -97,10 +97,6 @@ class Shard:
         return self.place.queue
 
     @property
-    def label(self) -> str:
-        return self.place.label
-
-    @property
     def attempts(self) -> Attempts:
         return self._host.attempts
 
@@ -124,10 +120,6 @@ class Shard:
             self.attempts.catch_up()
         return self.attempts.is_complete
 
-    def may_start(self, delivery: Delivery) -> bool:
-        """Say whether a message may start now, or has to wait for an earlier segment."""
-        return self.gate is None or self.gate.is_open_for(delivery)
-
     def holds(self, delivery: Delivery) -> bool:
         """Say whether a message is neither acknowledged nor the broker's again."""
         return delivery in self.held
@@ -135,17 +127,6 @@ class Shard:
     def saw_before(self, message_id: str) -> bool:
         """Say whether a message of this id, which is no name, was redelivered here before, and keep it in mind."""
         return self.held.saw_before(message_id)
-
-    def count(self, what: str) -> None:
-        self.tally.count(what)
-
-    def note_wait(self, seconds: float) -> None:
-        """A message runs for the first time, so long after it was published."""
-        self.tally.note_wait(seconds)
-
-    def note_run(self, seconds: float) -> None:
-        """A run has ended that took so long."""
-        self.tally.note_run(seconds)
 
     def probe(self) -> None:
         """Let the owner, who may be this worker, notice that it is."""
