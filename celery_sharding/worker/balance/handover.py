@@ -85,4 +85,4 @@ class Handover:
 
 def _close(shard: Shard) -> None:
     shard.depart()
-    logger.info("group %s: given up %s", shard.group.name, shard.queue)
+    logger.info("group %s: given up %s", shard.place.group.name, shard.queue)

@@ -103,7 +103,9 @@ class Groups:
 
     def indexes(self) -> dict[str, list[int]]:
         """Return by group the indexes of the queues that are consumed."""
-        return {group.group.name: sorted(shard.index for shard in group.shards.to_list()) for group in self._groups}
+        return {
+            group.group.name: sorted(shard.place.index for shard in group.shards.to_list()) for group in self._groups
+        }
 
     def roles(self) -> dict[str, dict[str, str]]:
         """Return by group this worker's role for each queue, as `GroupConsumer.roles` names it."""
@@ -221,8 +223,8 @@ class Groups:
         """Count what a run under a claim has told, if this worker owns its shard."""
         for group in list(self._groups):
             for shard in group.shards.to_list():
-                if shard.label == notice.shard and shard.owned:
-                    shard.count(notice.what)
+                if shard.place.label == notice.shard and shard.owned:
+                    shard.tally.count(notice.what)
 
     def kill_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""

@@ -14,8 +14,8 @@ from celery_sharding.shard_names import Indexes
 from celery_sharding.topology import Names
 from celery_sharding.worker.balance.handover import Handover
 from celery_sharding.worker.consume.wanted import find_blocked, find_paused, find_wanted
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.segment_gate import gate_for
 from celery_sharding.worker.shard.shard import Shard, ShardHost
 
@@ -80,7 +80,7 @@ class ShardSet:
                     opened.append(self.by_queue[queue])
         self.is_complete = all(queue in self.by_queue for queue in wanted)
         self._learn(layout)
-        for name, count in Counter(shard.segment for shard in opened).items():
+        for name, count in Counter(shard.place.segment for shard in opened).items():
             logger.info("group %s: consuming %s, %d queues", self._group.name, name, count)
         return opened
 
@@ -156,7 +156,7 @@ class ShardSet:
             segment.name: gate_for(segment.name, layout, self._group.name, lanes) for segment in layout.open_segments
         }
         for shard in self.to_list():
-            shard.learn(layout.segment(shard.segment), gates.get(shard.segment))
+            shard.learn(layout.segment(shard.place.segment), gates.get(shard.place.segment))
         was_gated, self._is_gated = self._is_gated, any(gate is not None for gate in gates.values())
         if was_gated or self._is_gated:
             lanes.reconsider()

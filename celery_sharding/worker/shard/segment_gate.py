@@ -37,7 +37,7 @@ def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes[Delivery]) -
     orphans = {
         delivery.key: delivery.lane
         for delivery in lanes.in_pool()
-        if delivery.state is State.ORPHAN and delivery.shard.group.name == group and delivery.shard.segment != segment
+        if delivery.state is State.ORPHAN and delivery.place.group.name == group and delivery.place.segment != segment
     }
     return Gate(unfinished, orphans, lanes) if unfinished or orphans else None
 
