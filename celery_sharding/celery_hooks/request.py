@@ -102,7 +102,7 @@ class ShardRequestMixin(StateTelling):
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
         if self.delivery is not None:
             # Monitors know no field for a queue: Celery's of the exchange is seen in them (`flower.formatting`).
-            fields |= {"shard": self.delivery.label, "exchange": self.delivery.shard.queue}
+            fields |= {"shard": self.delivery.label, "exchange": self.delivery.place.queue}
         super().send_event(type, **fields)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:

@@ -117,7 +117,7 @@ class Intake:
     def _find_problem(self, name: str, delivery: Delivery, payload: Any) -> str | None:
         if name not in self._consumer.strategies:
             raise NotRegistered(f"task {name!r} is not registered in this worker")
-        group = delivery.shard.group.name
+        group = delivery.place.group.name
         if self._sharded.get(name) != group:
             return f"task {name!r} does not belong to the group {group!r} in this worker's configuration"
         if delivery.headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
