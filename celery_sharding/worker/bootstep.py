@@ -76,7 +76,7 @@ class ShardsStep(bootsteps.StartStopStep):
         sharded = install(c.app, sharding.rules)
         sharding.tell_doubts(c.app.amqp.queues.doubts, worker=True)
         self._connection = connection = WorkerConnection(c)
-        self._pool = pool = WorkerPool(c, connection)
+        self._pool = pool = WorkerPool(c)
         sharding.check_stores(has_child_processes=pool.has_children)
         self._calls = calls = Calls(c)
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
