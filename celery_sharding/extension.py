@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -30,8 +30,7 @@ from celery_sharding.celery_hooks.tasks import find_task
 from celery_sharding.config import Settings, ShardGroup, read_settings, suggest
 from celery_sharding.dedup.mark import deduplicated_tasks
 from celery_sharding.errors import ConfigurationError
-from celery_sharding.publish.hook import WatchPublish
-from celery_sharding.publish.patience import patience_seconds
+from celery_sharding.publish.hook import PublishWatcher
 from celery_sharding.publish.router import TaskRules
 from celery_sharding.setting_names import check_names
 
@@ -49,7 +48,7 @@ class Sharding:
 
     Attributes:
         own_groups: The groups given in code.
-        watch_publish: For instrumentation; None: nobody watches what is published.
+        publish_watcher: For instrumentation; None: nobody watches what is published.
         consumer_thread: The thread that consumes, in the main process of a worker; else None.
 
     Raises:
@@ -62,7 +61,7 @@ class Sharding:
         self.own_groups = tuple(groups)
         read_settings({}, self.own_groups)
         self.app = app
-        self.watch_publish: WatchPublish | None = None
+        self.publish_watcher: PublishWatcher | None = None
         self.consumer_thread: int | None = None
         self.rules = TaskRules(self)
         self._backing: Backing | None = None
@@ -111,10 +110,6 @@ class Sharding:
         """Return the group of the tasks of this name, None if they are not sharded."""
         rule = self.rules.rule_for(task_name, find_task(self.app, task_name))
         return None if rule is None else rule.group.name
-
-    def patience_seconds(self, options: Mapping[str, Any]) -> float:
-        """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""
-        return patience_seconds(self.app.conf, options, consumer_thread=self.consumer_thread)
 
     def is_own_broker(self, connection: Any) -> bool:
         """Say whether a kombu connection leads to the app's broker; names of hosts are compared, not addresses."""

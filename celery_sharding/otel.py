@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
@@ -21,6 +20,7 @@ from opentelemetry import trace
 
 from celery_sharding.errors import ConfigurationError
 from celery_sharding.extension import Sharding
+from celery_sharding.publish.message import Outgoing
 from celery_sharding.topology import Names
 from celery_sharding.wire import SHARD_ATTRIBUTE
 
@@ -42,7 +42,7 @@ def instrument(app: Celery, *, key_secret: str | None = None) -> None:
     if key_secret is not None and not key_secret:
         raise ConfigurationError("key_secret is empty; leave it out to have no attribute of the key")
     attributes = _Attributes(key_secret)
-    sharding.watch_publish = attributes.watch_publish
+    sharding.publish_watcher = attributes
 
     def on_run(task: Any, **_: Any) -> None:
         if task.app is app and task.request.get(SHARD_ATTRIBUTE):
@@ -58,24 +58,23 @@ class _Attributes:
     def __init__(self, key_secret: str | None) -> None:
         self._key_secret = None if key_secret is None else key_secret.encode()
 
-    def watch_publish(self) -> Callable[[str, str, str | None], None]:
-        """Return what is to be called when a message leaves; called before the span of the publish can be there."""
-        outer = trace.get_current_span()
+    def begin(self) -> Any:
+        """Return the span outside of the publish, whose own cannot be there yet."""
+        return trace.get_current_span()
 
-        def add(group: str, key: str, task_id: str | None) -> None:
-            span = trace.get_current_span()
-            if span is not outer and span.is_recording():
-                span.set_attributes(
-                    {
-                        **_common(group, task_id),
-                        "messaging.destination": Names(group).publish,
-                        "messaging.operation.name": "publish",
-                        "messaging.operation.type": "send",
-                        **({KEY_HASH: self._hash(key)} if self._key_secret else {}),
-                    }
-                )
-
-        return add
+    def leave(self, begun: Any, message: Outgoing) -> None:
+        """Add to the span of the publish, if there is one."""
+        span = trace.get_current_span()
+        if span is not begun and span.is_recording():
+            span.set_attributes(
+                {
+                    **_common(message.group, message.task_id),
+                    "messaging.destination": Names(message.group).publish,
+                    "messaging.operation.name": "publish",
+                    "messaging.operation.type": "send",
+                    **({KEY_HASH: self._hash(message.key)} if self._key_secret else {}),
+                }
+            )
 
     def hide_key(self, request: Any) -> None:
         info = dict(request.delivery_info or {})

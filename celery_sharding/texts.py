@@ -32,6 +32,15 @@ def cut(value: Any, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
     return f"{shown[:characters_max]}… (cut, {length:,} characters)"
 
 
+def printable(text: object) -> str:
+    """Return `text` with a space for each line break and control character.
+
+    Anybody may have written what is on the broker: keys, names of tasks and workers, texts of errors. A terminal would
+    obey the control characters in it.
+    """
+    return "".join(part if part.isprintable() else " " for part in str(text))
+
+
 def text_of(exc: BaseException) -> str:
     """Return the text of an exception, or say that it has none."""
     try:

@@ -32,8 +32,10 @@ DROPPED_HEADER = "shard_dead_dropped"
 # What a worker puts on a dead letter, beside the headers of its message.
 DEATH_HEADERS = (QUEUE_HEADER, REASON_HEADER, ERROR_HEADER, ATTEMPTS_HEADER, DEAD_AT_HEADER, DROPPED_HEADER)
 
-# "end": nothing of the segment comes behind it; "seal": one consumer's own; "probe": whoever is active acknowledges it.
 CONTROL_HEADER = "shard_control"
+# What it may say. Nothing of the segment comes behind an end; a seal is one consumer's own; a probe is acknowledged by
+# whoever is active. A newer version may say more.
+END, SEAL, PROBE = "end", "seal", "probe"
 
 # What a worker tells a sharded run in its request; Celery shows it to the task among the headers. On a message it says
 # nothing: anybody may have handed it on. First its shard: `orders/3`.
@@ -61,6 +63,17 @@ def message_id_of(headers: Mapping[str, Any]) -> str | None:
     """Return what is unique to the publish of a message; None if its publisher did not say."""
     value = headers.get(MESSAGE_ID_HEADER)
     return value if isinstance(value, str) and 0 < len(value) <= MESSAGE_ID_CHARACTERS_MAX else None
+
+
+def control_headers(control: str, **facts: Any) -> dict[str, Any]:
+    """Return the headers of a control message: `segment` of an end or a seal, `nonce` of a seal or a probe, `by`."""
+    return {CONTROL_HEADER: control, **facts}
+
+
+def control_of(headers: Mapping[str, Any]) -> str | None:
+    """Return what a control message says; None if the message is a task, which may have a header of that name, too."""
+    control = headers.get(CONTROL_HEADER)
+    return control if isinstance(control, str) and "task" not in headers else None
 
 
 def without_marks(headers: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from celery_sharding.brokers.base import Application, Backing
+from celery_sharding.brokers.base import Backing
 from celery_sharding.brokers.rabbitmq import RabbitBacking
 from celery_sharding.errors import UnsupportedBroker
+from celery_sharding.publish.message import Application
 
 
 def open_backing(application: Application) -> Backing:

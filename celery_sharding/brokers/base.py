@@ -1,31 +1,17 @@
-"""What a broker does for groups, and what it needs of the application for that."""
+"""What a broker does for groups."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kombu import Connection
-
-from celery_sharding.config import Settings, ShardGroup
+from celery_sharding.config import ShardGroup
 from celery_sharding.layout.model import Layout
+from celery_sharding.publish.message import Outgoing
 
 if TYPE_CHECKING:
     # Publishers go without what only workers need: it takes a third of the time of the import.
     from celery_sharding.worker.log import Log, Poster
-
-
-class Application(Protocol):
-    """The Celery app, its configuration, and its broker."""
-
-    @property
-    def app(self) -> Any: ...
-
-    @property
-    def settings(self) -> Settings: ...
-
-    def connect(self) -> Connection:
-        """Return a new, unconnected connection to the broker."""
 
 
 class Backing(Protocol):
@@ -37,20 +23,7 @@ class Backing(Protocol):
 
     has_logs: bool
 
-    def publish(
-        self,
-        group: str,
-        key: str,
-        payload: bytes,
-        *,
-        content_type: str,
-        content_encoding: str,
-        headers: dict[str, Any],
-        properties: dict[str, Any],
-        task_id: str | None,
-        timeout_seconds: float | None = None,
-        patience_seconds: float = 0.0,
-    ) -> None:
+    def publish(self, message: Outgoing) -> None:
         """Publish one message and return when it is stored."""
 
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:

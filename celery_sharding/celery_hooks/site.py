@@ -22,6 +22,9 @@ class Nodes(Protocol):
 
     first_node: int  # where the next connect begins, counted from that of the URL
 
+    def leave_node(self) -> None:
+        """The connection is lost: begin with the next node."""
+
 
 class Watcher(Protocol):
     """Watches the main thread of a worker."""

@@ -257,9 +257,13 @@ HOOKS = (
         "celery.worker.request:Request",
         why="the endings of a run from a shard lead to its lane",
         where="worker.celery_hooks.request",
-        reads=("celery.app.task:Task.retry", "celery.worker.request:create_request_cls"),
+        reads=(
+            "celery.app.task:Task.retry",
+            "celery.app.trace:TraceInfo.handle_retry",
+            "celery.worker.request:create_request_cls",
+        ),
         version="celery 5.7.0",
-        digest="a81c9f0736d8",
+        digest="8d38968a655e",
     ),
     Hook(
         Stage.CALLED,

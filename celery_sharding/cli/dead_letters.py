@@ -15,9 +15,9 @@ from celery_sharding.cli.groups import check_has_logs, choose_groups, find_shard
 from celery_sharding.cli.tables import align
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.extension import Sharding
-from celery_sharding.monitoring.lines import printable
-from celery_sharding.operations.dead_letters import LETTERS_MAX, Listing, Progress, discard, read_dead, replay
+from celery_sharding.operations.dead_letters import LETTERS_MAX, Listing, discard, read_dead, replay
 from celery_sharding.operations.letters import DeadLetter, letter_to_json
+from celery_sharding.texts import printable
 
 _VERB = "dead-letters"
 _REASON_LENGTH = 80
@@ -157,7 +157,7 @@ def replay_letters(
             chosen_group,
             {letter.id for letter in letters},
             by=operator_name(),
-            on_progress=_progress(len(letters)),
+            progress=_Progress() if len(letters) > _PROGRESS_STEP else None,
         )
     ctx.obj.echo(f"{group}: {len(done)} replayed")
 
@@ -229,18 +229,16 @@ def _ask(question: str, letters: Sequence[DeadLetter], *, yes: bool) -> None:
     ask(question, yes=yes)
 
 
-def _progress(total: int) -> Progress | None:
-    if total <= _PROGRESS_STEP:
-        return None
-    told = 0
+class _Progress:
+    """Tells on stderr how far a replay is, now and then."""
 
-    def tell(done: int, of: int) -> None:
-        nonlocal told
-        if done - told >= _PROGRESS_STEP or done == of:
-            told = done
+    def __init__(self) -> None:
+        self._told = 0
+
+    def note(self, done: int, of: int) -> None:
+        if done - self._told >= _PROGRESS_STEP or done == of:
+            self._told = done
             click.echo(f"{done} of {of} replayed", err=True)
-
-    return tell
 
 
 def _describe_listing(name: str, found: Listing) -> list[str]:

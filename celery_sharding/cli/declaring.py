@@ -13,8 +13,8 @@ from celery_sharding.layout.ensure import check_queue_type, find_fault
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
-from celery_sharding.monitoring.lines import printable
 from celery_sharding.rabbitmq.connect import process_name
+from celery_sharding.texts import printable
 from celery_sharding.topology import Names
 
 

@@ -17,14 +17,14 @@ from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, fi
 from celery_sharding.cli.rows import format_lag, format_rate, format_store_away
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.extension import Sharding
-from celery_sharding.monitoring.lines import printable
 from celery_sharding.monitoring.management import ConsumerFacts, Management, QueueFacts, open_management
-from celery_sharding.monitoring.recent import Recent, read_recent_of
+from celery_sharding.monitoring.shard_events import ShardEvents, read_shard_events
 from celery_sharding.monitoring.shard_state import STATES
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.snapshot_json import to_json
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.shard_names import check_shard
+from celery_sharding.texts import printable
 from celery_sharding.timestamps import format_moment
 from celery_sharding.topology import Names
 
@@ -42,7 +42,7 @@ class _Description:
 
     snapshot: Snapshot
     row: ShardStatus
-    recent: Recent
+    recent: ShardEvents
     consumers: tuple[ConsumerFacts, ...] | None
 
     @property
@@ -79,7 +79,7 @@ def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
                 raise Unhealthy(f"{group}: no generation yet; start a worker, or run `celery shards declare`")
             check_shard(group, index, len(status.shards))
             row, consumers, missing = _ask_broker(management, status.shards[index], snapshot.management_error)
-            recent = read_recent_of(connection, Names(group), row.queue)
+            recent = read_shard_events(connection, Names(group), row.queue)
     found = _Description(snapshot, row, recent, consumers)
     if as_json:
         ctx.obj.echo(json.dumps(_to_json(found)))

@@ -16,9 +16,9 @@ from celery_sharding.cli.groups import choose_groups, connected, find_sharding
 from celery_sharding.layout.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.layout.manifest import load
 from celery_sharding.monitoring.doctor import Finding, Patient, examine
-from celery_sharding.monitoring.lines import printable
 from celery_sharding.monitoring.management import open_management
 from celery_sharding.monitoring.snapshot import read_snapshot
+from celery_sharding.texts import printable
 from celery_sharding.timestamps import format_moment
 from celery_sharding.topology import Names
 

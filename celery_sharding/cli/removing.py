@@ -11,7 +11,8 @@ from celery_sharding.cli.exits import Unhealthy, explained
 from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding, name_group, operator_name
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import GroupInUse
-from celery_sharding.operations.gc import Finding, collect
+from celery_sharding.layout.cleanup import Removal
+from celery_sharding.operations.gc import collect
 from celery_sharding.operations.purge import count_purgeable
 from celery_sharding.operations.purge import purge as purge_shards
 from celery_sharding.operations.remove_group import check_removable, remove_group
@@ -110,14 +111,14 @@ def remove(ctx: click.Context, group: str, yes: bool) -> None:
                 click.echo("looking whether anything of it is in use…", err=True)
                 check_removable(sharding.connect, group)
                 ask_name(group, f"Type {group} to delete everything of it", yes=yes)
-            remove_group(sharding.connect, group, by=operator_name())
+            remove_group(sharding.connect, group)
         except GroupInUse as exc:
             lines = [f"group {group!r} is in use; nothing was removed:", *(f"  {line}" for line in exc.obstacles)]
             raise Unhealthy("\n".join(lines)) from exc
     ctx.obj.echo(f"{group}: removed")
 
 
-def _describe(found: Finding, *, dry_run: bool) -> str:
+def _describe(found: Removal, *, dry_run: bool) -> str:
     if found.kept_because is not None:
         return f"{found.name} stays: {found.kept_because}"
     moved = f"; {found.moved} messages in it run now, maybe behind later ones of their keys" if found.moved else ""

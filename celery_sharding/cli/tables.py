@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from celery_sharding.monitoring.lines import printable
+from celery_sharding.texts import printable
 
 
 def align(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: set[int]) -> list[str]:

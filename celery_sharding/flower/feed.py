@@ -39,7 +39,7 @@ class Feed:
             sorted(sharding.settings.groups),
             every_seconds=_EVERY_SECONDS,
             history_seconds=WINDOW_SECONDS,
-            on_event=self.recent.note,
+            sink=self.recent,
             management=open_management(sharding.settings, sharding.connect()),
         )
 

@@ -9,20 +9,19 @@ several messages.
 Nothing here holds a shard key in clear, and task arguments only where a retry changed them (`retry(args=…)`), since the
 message itself is not rewritten.
 
-`as_dict` is what `rabbitmq.streams` encodes; the order of the fields is that of the bytes. `parse` returns None for
-another event, and for one that cannot be read: newer versions, and strangers, may write to the streams, too.
+`parse` returns None for another event, and for one that cannot be read: newer versions, and strangers, may write to
+the streams, too.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from celery_sharding.rabbitmq.streams import Event
+from celery_sharding.rabbitmq.events import TimedEvent
 from celery_sharding.timestamps import read_moment
 
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # JSON's 1e999 is infinite
@@ -148,130 +147,107 @@ class ShardVitals:
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
-    """What the worker `by` owns and stands by for at the moment `at` (epoch seconds, by its clock), by queue.
+class Vitals(TimedEvent):
+    """What the worker `by` owns and stands by for, by queue. `generation` is the live one, as this worker knows it."""
 
-    `generation` is the live one, as this worker knows it.
-    """
-
+    name: ClassVar[str] = "vitals"
     by: str
     generation: int
     owned: Mapping[str, ShardVitals]
     standby: Sequence[str]
-    at: float
 
-    def as_dict(self) -> Event:
-        return {
-            "event": "vitals",
-            "at": self.at,
-            "by": self.by,
-            "generation": self.generation,
-            "owned": {queue: shard.as_dict() for queue, shard in self.owned.items()},
-            "standby": list(self.standby),
-        }
+    def as_dict(self) -> dict[str, Any]:
+        owned = {queue: shard.as_dict() for queue, shard in self.owned.items()}
+        return TimedEvent.as_dict(self) | {"owned": owned}
 
     @classmethod
     def parse(cls, event: Mapping[str, Any]) -> Self | None:
-        if event.get("event") != "vitals":
+        if event.get("event") != cls.name:
             return None
         try:
             by, at = str(event["by"]), read_moment(event["at"])
             if at is None:
                 return None
             owned = {queue: ShardVitals.parse(facts, owner=by, at=at) for queue, facts in event["owned"].items()}
-            return cls(by, int(event.get("generation", 0)), owned, tuple(map(str, event["standby"])), at)
+            return cls(by, int(event.get("generation", 0)), owned, tuple(map(str, event["standby"])), at=at)
         except _DAMAGED:
             return None
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class Handover(TimedEvent):
     """`owner` took the shard `queue` ("taken"), offers it `to` another ("offered"), or gave it up ("released")."""
 
+    name: ClassVar[str] = "handover"
     queue: str
     owner: str
     change: str
     to: str = ""
     counted: Counted | None = None
-    at: float = field(default_factory=time.time)
 
-    def as_dict(self) -> Event:
-        counted = {} if self.counted is None else self.counted.as_dict()
-        said = {"queue": self.queue, "owner": self.owner, "change": self.change, "to": self.to}
-        return {"event": "handover", "at": self.at, **said, **counted}
+    def as_dict(self) -> dict[str, Any]:
+        event = TimedEvent.as_dict(self)
+        del event["counted"]
+        return event if self.counted is None else event | self.counted.as_dict()
 
     @classmethod
     def parse(cls, event: Mapping[str, Any]) -> Self | None:
-        if event.get("event") != "handover":
+        if event.get("event") != cls.name:
             return None
         try:
             at = float(event["at"])
             queue, owner, change, to = (str(event.get(name, "")) for name in ("queue", "owner", "change", "to"))
             counted = Counted.parse(event, at=at) if "counters" in event else None
-            return cls(queue, owner, change, to, counted, at)
+            return cls(queue, owner, change, to, counted, at=at)
         except _DAMAGED:
             return None
 
 
 @dataclass(frozen=True, slots=True)
-class TaskFailed:
+class TaskFailed(TimedEvent):
     """A task failed for good. `error` is the exception's type, not its text, which may hold data."""
 
+    name: ClassVar[str] = "failure"
     queue: str
     owner: str
     task_id: str
     task: str
     error: str
-    at: float = field(default_factory=time.time)
-
-    def as_dict(self) -> Event:
-        said = {"queue": self.queue, "owner": self.owner, "task_id": self.task_id, "task": self.task}
-        return {"event": "failure", "at": self.at, **said, "error": self.error}
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLettered:
+class DeadLettered(TimedEvent):
     """A message went to the dead-letter queue."""
 
+    name: ClassVar[str] = "dead"
     queue: str
     owner: str
     task_id: str | None
     task: str | None
     reason: str
     attempts: int
-    at: float = field(default_factory=time.time)
-
-    def as_dict(self) -> Event:
-        said = {"queue": self.queue, "owner": self.owner, "task_id": self.task_id, "task": self.task}
-        return {"event": "dead", "at": self.at, **said, "reason": self.reason, "attempts": self.attempts}
 
 
 @dataclass(frozen=True, slots=True)
-class RunAnnounced:
+class RunAnnounced(TimedEvent):
     """A message is about to begin its run number `attempts` that may end in a lost process."""
 
+    name: ClassVar[str] = "attempt"
     message_id: str
     attempts: int
-    at: float = field(default_factory=time.time)
-
-    def as_dict(self) -> Event:
-        return {"event": "attempt", "at": self.at, "message_id": self.message_id, "attempts": self.attempts}
 
 
 @dataclass(frozen=True, slots=True)
-class RunWithdrawn:
+class RunWithdrawn(TimedEvent):
     """A run that was announced did not begin, since its shard was given up: `attempts` are left."""
 
+    name: ClassVar[str] = "withdrawn"
     message_id: str
     attempts: int
-    at: float = field(default_factory=time.time)
-
-    def as_dict(self) -> Event:
-        return {"event": "withdrawn", "at": self.at, "message_id": self.message_id, "attempts": self.attempts}
 
 
 @dataclass(frozen=True, slots=True)
-class RetryAsked:
+class RetryAsked(TimedEvent):
     """The task of a message asked for its retry number `retries`.
 
     Attributes:
@@ -281,6 +257,7 @@ class RetryAsked:
         content_type, content_encoding: Of `body`.
     """
 
+    name: ClassVar[str] = "retry"
     message_id: str
     retries: int
     attempts: int
@@ -289,37 +266,24 @@ class RetryAsked:
     body: bytes | None = None
     content_type: str | None = None
     content_encoding: str | None = None
-    at: float = field(default_factory=time.time)
 
-    def as_dict(self) -> Event:
-        event: Event = {
-            "event": "retry",
-            "at": self.at,
-            "message_id": self.message_id,
-            "retries": self.retries,
-            "attempts": self.attempts,
-            "wait_seconds": self.wait_seconds,
-        }
-        if self.time_limits is not None:
-            event["time_limits"] = list(self.time_limits)
-        if self.body is not None:
-            event |= {
-                "body": base64.b64encode(self.body).decode(),
-                "content_type": self.content_type,
-                "content_encoding": self.content_encoding,
-            }
+    def as_dict(self) -> dict[str, Any]:
+        event = TimedEvent.as_dict(self)
+        if self.time_limits is None:
+            del event["time_limits"]
+        if self.body is None:
+            del event["body"], event["content_type"], event["content_encoding"]
+        else:
+            event["body"] = base64.b64encode(self.body).decode()
         return event
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(TimedEvent):
     """A message with recorded attempts is done, and nothing of it need be known any more."""
 
+    name: ClassVar[str] = "settled"
     message_id: str
-    at: float = field(default_factory=time.time)
-
-    def as_dict(self) -> Event:
-        return {"event": "settled", "at": self.at, "message_id": self.message_id}
 
 
 AttemptEvent = RunAnnounced | RunWithdrawn | RetryAsked | Settled
@@ -332,13 +296,13 @@ def parse_attempt_event(event: Mapping[str, Any]) -> AttemptEvent | None:
     if not isinstance(message_id, str):
         return None
     if name == "settled":
-        return Settled(message_id, at)
+        return Settled(message_id, at=at)
     if not isinstance(attempts, int) or not isinstance(retries, int):
         return None
     if name == "attempt":
-        return RunAnnounced(message_id, attempts, at)
+        return RunAnnounced(message_id, attempts, at=at)
     if name == "withdrawn":
-        return RunWithdrawn(message_id, attempts, at)
+        return RunWithdrawn(message_id, attempts, at=at)
     if name != "retry":
         return None
     limits = event.get("time_limits")

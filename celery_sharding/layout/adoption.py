@@ -6,14 +6,14 @@ are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
+from celery_sharding.layout.events import RECOVER, SwitchBegun
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.switch import FLIPS, RECOVER, carry_on
+from celery_sharding.layout.switch import FLIPS, carry_on
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.queues import existing_queues, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
@@ -34,22 +34,20 @@ def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str
     """
     names = Names(group.name)
     while exists_beyond(connection, names, layout, ahead):
-        found = first_existing(connection, partial(names.shard, index=0), layout.generation + 1, ahead)
-        generation = found or layout.generation + 1
+        generation = layout.generation + 1 + (first_existing(connection, _next_shards(names, layout, ahead)) or 0)
         there = _count_existing(connection, names, generation)
         for queue in (names.shard(generation, index) for index in range(there)):
             topology.check_queue(connection, group, queue)
-        switch = {
-            "event": "switch",
-            "kind": RECOVER,
-            "generation": generation,
-            "shards": max(there, layout.shards or group.shards),
-            "limbo": layout.limbo,
-            "next_limbo": layout.limbo + 1,
-            "queue_type": group.queue_type,
-            "step": FLIPS[RECOVER],
-            "adopted": True,
-        }
+        switch = SwitchBegun(
+            RECOVER,
+            generation,
+            max(there, layout.shards or group.shards),
+            layout.limbo,
+            layout.limbo + 1,
+            group.queue_type,
+            step=FLIPS[RECOVER],
+            adopted=True,
+        )
         rings = [segment.number for segment in layout.segments if segment.kind == "ring"]
         layout = write(connection, names, layout, switch, by=by)
         with brief_channel(connection) as channel, explained(group.name, names.unrouted):
@@ -65,21 +63,24 @@ def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str
 
 def exists_beyond(connection: Opener, names: Names, layout: Layout, ahead: int = 1) -> bool:
     """Say whether the broker holds a limbo or a generation that the manifest does not know."""
-    first_shard = partial(names.shard, index=0)
-    return (
-        first_existing(connection, names.limbo, layout.limbo + 1, ahead) is not None
-        or first_existing(connection, first_shard, layout.generation + 1, ahead) is not None
+    limbos = [names.limbo(layout.limbo + number) for number in range(1, ahead + 1)]
+    return any(
+        first_existing(connection, queues) is not None for queues in (limbos, _next_shards(names, layout, ahead))
     )
 
 
-def first_existing(connection: Opener, name: Callable[[int], str], start: int, ahead: int) -> int | None:
-    """Return the first of `ahead` numbers from `start` on of which the queue that `name` gives exists."""
-    for first in range(start, start + ahead, _LOOKS_AT_ONCE):
-        numbers = range(first, min(first + _LOOKS_AT_ONCE, start + ahead))
-        existing = existing_queues(connection, [name(number) for number in numbers])
+def first_existing(connection: Opener, queues: Sequence[str]) -> int | None:
+    """Return the position of the first of `queues` that exists."""
+    for start in range(0, len(queues), _LOOKS_AT_ONCE):
+        existing = existing_queues(connection, queues[start : start + _LOOKS_AT_ONCE])
         if existing:
-            return next(number for number in numbers if name(number) == existing[0])
+            return queues.index(existing[0])
     return None
+
+
+def _next_shards(names: Names, layout: Layout, ahead: int) -> list[str]:
+    """Return the first queues of the generations after that of the layout."""
+    return [names.shard(layout.generation + number, 0) for number in range(1, ahead + 1)]
 
 
 def _count_existing(connection: Opener, names: Names, generation: int) -> int:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import amqp
@@ -24,8 +26,9 @@ import amqp
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.keys import key_of_message
 from celery_sharding.layout.contents import BEYOND, waiting_tasks
-from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import load, load_to_write, write
+from celery_sharding.layout.events import SegmentRemoved
+from celery_sharding.layout.lock import LockedLayout, locked_layout
+from celery_sharding.layout.manifest import load, write
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.connect import Connect
@@ -40,20 +43,24 @@ KEEP_SECONDS = 60.0
 _STEP_SECONDS = 30.0
 
 
-def removable(layout: Layout, *, now: float, keep_seconds: float = KEEP_SECONDS) -> list[Segment]:
-    """Return the segments that may be removed: drained for a while, and nothing before them is still consumed."""
-    found = []
-    for segment in layout.segments[:-1]:
-        if not segment.is_drained or now - segment.drained_at < keep_seconds:
-            break
-        found.append(segment)
-    return found
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What became of a segment that was left behind, or of a queue without one.
+
+    Attributes:
+        kept_because: Why it stays; None: it is removed, or would be.
+        moved: Messages that were in it, and run now.
+    """
+
+    name: str
+    kept_because: str | None = None
+    moved: int = 0
 
 
 def remove_drained(
     connect: Connect, group: str, *, owner: str, known: Layout, keep_seconds: float = KEEP_SECONDS
 ) -> None:
-    """Remove what `removable` says; quick, and without the broker, if that is nothing.
+    """Remove the segments that are drained for `keep_seconds`; quick, and without the broker, if there is none.
 
     What another process has locked, or a worker still consumes, is left to a later call.
 
@@ -64,29 +71,62 @@ def remove_drained(
         LogError: The manifest could not be read or written, or a late message not moved.
         BrokerUnavailable, LockLost: The broker was lost; the next call goes on.
     """
-    if not removable(known, now=time.time(), keep_seconds=keep_seconds):
+    if not known.segments[:-1] or why_kept(known, known.segments[0], keep_seconds=keep_seconds):
         return
-    names = Names(group)
     with (
         contextlib.suppress(LockHeld),
-        GroupLock(connect, names, owner=owner, timeout_seconds=0) as lock,
-        lock.operation() as connection,
+        locked_layout(connect, group, timeout_seconds=0, allow_switch=True, allow_undeclared=True) as locked,
     ):
-        layout = load_to_write(connection, names)
-        for segment in removable(layout, now=time.time(), keep_seconds=keep_seconds):
-            if layout.switch is not None or is_consumed(connection, names, segment):
+        for removal in remove_segments(locked, by=owner, keep_seconds=keep_seconds):
+            if removal.kept_because is not None:
                 return
-            moved = remove_segment(connection, names, segment)
-            layout = write(connection, names, layout, {"event": "removed", "segment": segment.name}, by=owner)
-            logger.info("group %s: %s was drained and is removed", group, segment.name)
-            if moved:
+            logger.info("group %s: %s was drained and is removed", group, removal.name)
+            if removal.moved:
                 logger.warning(
                     "group %s: messages came to %s behind its end: %d; they run now, maybe behind later ones of their "
                     "keys",
                     group,
-                    segment.name,
-                    moved,
+                    removal.name,
+                    removal.moved,
                 )
+
+
+def remove_segments(
+    locked: LockedLayout, *, by: str, keep_seconds: float = KEEP_SECONDS, dry_run: bool = False
+) -> Iterator[Removal]:
+    """Remove the drained segments of the chain, the oldest first, up to the first that must stay; say so of each.
+
+    Args:
+        keep_seconds: How long a drained segment stays.
+        dry_run: Only say what would become of them.
+    """
+    connection, names, layout = locked.connection, locked.names, locked.layout
+    first_kept = ""
+    for segment in layout.segments[:-1]:
+        if first_kept:
+            yield Removal(segment.name, f"{first_kept} comes before it")
+            continue
+        why = why_kept(layout, segment, keep_seconds=keep_seconds)
+        if why is None and any(count_consumers(connection, queue) for queue in segment.queues(names)):
+            why = "a worker consumes it still"
+        moved = 0
+        if why is not None:
+            first_kept = segment.name
+        elif not dry_run:
+            moved = _remove_segment(connection, names, segment)
+            layout = write(connection, names, layout, SegmentRemoved(segment.name), by=by)
+        yield Removal(segment.name, why, moved)
+
+
+def why_kept(layout: Layout, segment: Segment, *, keep_seconds: float) -> str | None:
+    """Return why `segment`, which is not the last, must stay for now, whoever consumes it; None if nothing is known."""
+    if layout.switch is not None:
+        return "a switch is under way; run `celery shards declare`, or wait"
+    if not segment.is_drained:
+        return f"not drained: {len(segment.drained)} of {segment.shards} queues are done"
+    if time.time() - segment.drained_at < keep_seconds:
+        return f"drained just now; try again in {keep_seconds:.0f} s"
+    return None
 
 
 def delete_group(connection: Opener, name: str) -> None:
@@ -113,11 +153,7 @@ def delete_group(connection: Opener, name: str) -> None:
             channel.queue_delete(queue)
 
 
-def is_consumed(connection: Opener, names: Names, segment: Segment) -> bool:
-    return any(count_consumers(connection, queue) for queue in segment.queues(names))
-
-
-def remove_segment(connection: Any, names: Names, segment: Segment) -> int:
+def _remove_segment(connection: Any, names: Names, segment: Segment) -> int:
     """Delete the ring and queues of a drained segment; return how many late messages were moved. Under the lock."""
     if segment.kind == "ring":
         with brief_channel(connection) as channel:

@@ -24,7 +24,7 @@ from celery_sharding.rabbitmq.foreign import read_foreign
 from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.streams import publish_confirmed
 from celery_sharding.topology import Names
-from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.wire import PROBE, control_headers, control_of
 
 # How far beyond the manifest to look for queues.
 BEYOND = 3
@@ -71,7 +71,7 @@ def waiting_tasks(connection: Any, queue: str) -> Generator[tuple[Any, amqp.Mess
     arrived: deque[amqp.Message] = deque()
     with brief_channel(connection) as source:
         with brief_channel(connection) as target:
-            marker = amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "probe", "nonce": nonce})
+            marker = amqp.Message(b"", delivery_mode=2, application_headers=control_headers(PROBE, nonce=nonce))
             publish_confirmed(target, marker, queue, timeout_seconds=_STEP_SECONDS)
         read_foreign(source)
         source.basic_qos(0, _PREFETCH, False)
@@ -81,11 +81,11 @@ def waiting_tasks(connection: Any, queue: str) -> Generator[tuple[Any, amqp.Mess
             while arrived:
                 message = arrived.popleft()
                 headers = message.headers or {}
-                control = headers.get(CONTROL_HEADER)
-                if not isinstance(control, str) or "task" in headers:
+                control = control_of(headers)
+                if control is None:
                     yield source, message
                     deadline = time.monotonic() + _STEP_SECONDS
-                elif control == "probe":
+                elif control == PROBE:
                     source.basic_ack(message.delivery_tag)
                     if headers.get("nonce") == nonce:
                         source.basic_qos(0, _PREFETCH, False)  # answered when all acknowledgements are taken

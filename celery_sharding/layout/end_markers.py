@@ -11,12 +11,13 @@ from __future__ import annotations
 import amqp
 
 from celery_sharding.errors import LogError
-from celery_sharding.layout.manifest import drained_event, write
+from celery_sharding.layout.events import Drained, SegmentEnded
+from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.streams import append, publish_confirmed
 from celery_sharding.topology import Names
-from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.wire import END, control_headers
 
 _CONFIRM_SECONDS = 30.0
 
@@ -31,10 +32,10 @@ def end_segment(connection: Opener, names: Names, layout: Layout, segment: Segme
                 if not exc.facts.get("missing"):
                     raise
                 # Nobody can reach a marker in a queue that someone deleted.
-                append(channel, names.manifest, drained_event(segment.name, queue, by=by, reason="queue deleted"))
-    return write(connection, names, layout, {"event": "ended", "segment": segment.name}, by=by)
+                append(channel, names.manifest, Drained(segment.name, queue, by, reason="queue deleted").as_dict())
+    return write(connection, names, layout, SegmentEnded(segment.name), by=by)
 
 
 def end_marker(segment: Segment) -> amqp.Message:
     """Return the message behind which nothing of `segment` comes."""
-    return amqp.Message(b"", delivery_mode=2, application_headers={CONTROL_HEADER: "end", "segment": segment.name})
+    return amqp.Message(b"", delivery_mode=2, application_headers=control_headers(END, segment=segment.name))

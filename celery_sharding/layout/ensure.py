@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from amqp import exceptions as amqp_errors
 
@@ -33,7 +33,8 @@ from celery_sharding.errors import (
 )
 from celery_sharding.layout.adoption import adopt_unknown, exists_beyond, first_existing
 from celery_sharding.layout.end_markers import end_segment
-from celery_sharding.layout.lock import GroupLock, reachable
+from celery_sharding.layout.events import Created
+from celery_sharding.layout.lock import GroupLock, LockedLayout, locked_layout, reachable
 from celery_sharding.layout.manifest import load, load_to_write, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
@@ -46,8 +47,6 @@ from celery_sharding.rabbitmq.refusals import is_out_of_reach
 from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
-
-_Result = TypeVar("_Result")
 
 _TURN_SECONDS = 2.0
 _PASSING_SECONDS = 0.3
@@ -85,21 +84,26 @@ def ensure_group(
         TopologyError: Anything else; whatever was begun is carried on by the next call.
     """
     names = Names(group.name)
-    seen = known
-
-    def look_and_repair(lock_seconds: float, node: int) -> Layout:
-        nonlocal seen
-        with _connected(connect, group.name, first_node=node) as connection:
-            layout = seen or load(connection, names)
-            seen = None
-            check_protocol(group.name, layout.protocol)
-            check_queue_type(group, layout)
-            if find_fault(connection, names, layout) is None:
-                return layout
-        with GroupLock(connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node) as lock:
-            return _repair(lock, group, owner, log)
-
-    return _in_turns(look_and_repair, wait_seconds)
+    turns = _Turns(wait_seconds)
+    while True:
+        try:
+            with _connected(connect, group.name, first_node=turns.node) as connection:
+                layout, known = known or load(connection, names), None
+                check_protocol(group.name, layout.protocol)
+                check_queue_type(group, layout)
+                if find_fault(connection, names, layout) is None:
+                    return layout
+            with locked_layout(
+                connect,
+                group.name,
+                timeout_seconds=turns.lock_seconds,
+                first_node=turns.node,
+                allow_switch=True,
+                allow_undeclared=True,
+            ) as locked:
+                return _repair(locked, group, owner, log)
+        except ShardingError as exc:
+            turns.pass_on(exc)
 
 
 def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_seconds: float = 30.0) -> None:
@@ -112,29 +116,31 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
         As for `ensure_group`, but for PluginMissing.
     """
     names = Names(group.name)
-    deadline = time.monotonic() + wait_seconds
+    turns = _Turns(wait_seconds)
     is_first = True
-
-    def look_and_declare(lock_seconds: float, node: int) -> None:
-        nonlocal is_first
-        if not is_first:
-            with _connected(connect, group.name, first_node=node, deadline=deadline) as connection:
-                if topology.fixed_exists(connection, names):
-                    return
-        is_first = False
-        with (
-            GroupLock(
-                connect, names, owner=owner, timeout_seconds=lock_seconds, first_node=node, deadline=deadline
-            ) as lock,
-            lock.operation() as connection,
-        ):
-            looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
-            fixed, manifest = exist_at_once(connection, looks)
-            if fixed is not None and not is_out_of_reach(fixed):
-                is_new = manifest is not None and not is_out_of_reach(manifest)
-                _declare_fixed(connection, group, Layout() if is_new else load_to_write(connection, names), owner)
-
-    _in_turns(look_and_declare, wait_seconds)
+    while True:
+        try:
+            if not is_first:
+                with _connected(connect, group.name, first_node=turns.node, deadline=turns.deadline) as connection:
+                    if topology.fixed_exists(connection, names):
+                        return
+            is_first = False
+            lock = GroupLock(
+                connect,
+                names,
+                timeout_seconds=turns.lock_seconds,
+                first_node=turns.node,
+                deadline=turns.deadline,
+            )
+            with lock, lock.operation() as connection:
+                looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
+                fixed, manifest = exist_at_once(connection, looks)
+                if fixed is not None and not is_out_of_reach(fixed):
+                    is_new = manifest is not None and not is_out_of_reach(manifest)
+                    _declare_fixed(connection, group, Layout() if is_new else load_to_write(connection, names), owner)
+            return
+        except ShardingError as exc:
+            turns.pass_on(exc)
 
 
 def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
@@ -165,27 +171,29 @@ def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
     return None
 
 
-def _in_turns(act: Callable[[float, int], _Result], wait_seconds: float) -> _Result:
-    """Call `act` until it does not fail by what passes by itself.
+class _Turns:
+    """The tries of one call, for `wait_seconds` in all.
 
-    Each turn looks again, since whoever holds the lock is most likely doing what the caller wants. After a failure the
-    next turn begins with another node of the broker.
-
-    Args:
-        act: Takes the seconds it may wait for the lock, and the node to try first.
+    Each looks again, since whoever holds the lock is most likely doing what the caller wants. After a failure the next
+    one begins with another node of the broker.
     """
-    deadline = time.monotonic() + wait_seconds
-    node = 0
-    while True:
-        try:
-            return act(min(max(deadline - time.monotonic(), 0.0), _TURN_SECONDS), node)
-        except LockHeld:
-            if time.monotonic() >= deadline:
-                raise
-        except (TopologyError, BrokerUnavailable) as exc:
-            if not passes_by_itself(exc) or time.monotonic() >= deadline:
-                raise
-            node += 1
+
+    def __init__(self, wait_seconds: float) -> None:
+        self.deadline = time.monotonic() + wait_seconds
+        self.node = 0
+
+    @property
+    def lock_seconds(self) -> float:
+        """How long this one may wait for the lock."""
+        return min(max(self.deadline - time.monotonic(), 0.0), _TURN_SECONDS)
+
+    def pass_on(self, error: ShardingError) -> None:
+        """Go on to the next one, in a moment, or raise `error` if that would not help, or the time is over."""
+        is_held = isinstance(error, LockHeld)
+        if time.monotonic() >= self.deadline or not (is_held or passes_by_itself(error)):
+            raise error
+        if not is_held:
+            self.node += 1
             time.sleep(_PASSING_SECONDS)
 
 
@@ -194,27 +202,25 @@ def passes_by_itself(error: ShardingError) -> bool:
     return isinstance(error, OutOfReach | LockLost | ManifestConflict) or bool(error.facts.get("passes"))
 
 
-def _repair(lock: GroupLock, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
+def _repair(locked: LockedLayout, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
     """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
-    names = Names(group.name)
-    with lock.operation() as connection:
-        layout = load_to_write(connection, names)
-        check_queue_type(group, layout)
-        for _ in range(_ROUNDS_MAX):
-            fault = find_fault(connection, names, layout)
-            if fault is None:
-                return layout
-            before = layout.generation
-            layout = _repair_once(connection, group, layout, by)
-            if layout.generation != before:
-                log.log(
-                    logging.WARNING if before else logging.INFO,
-                    "group %s: %s; its messages go to generation %d (%d shards) from now on",
-                    group.name,
-                    fault,
-                    layout.generation,
-                    layout.shards,
-                )
+    connection, layout = locked.connection, locked.layout
+    check_queue_type(group, layout)
+    for _ in range(_ROUNDS_MAX):
+        fault = find_fault(connection, locked.names, layout)
+        if fault is None:
+            return layout
+        before = layout.generation
+        layout = _repair_once(connection, group, layout, by)
+        if layout.generation != before:
+            log.log(
+                logging.WARNING if before else logging.INFO,
+                "group %s: %s; its messages go to generation %d (%d shards) from now on",
+                group.name,
+                fault,
+                layout.generation,
+                layout.shards,
+            )
     raise TopologyError(
         f"group {group.name!r} could not be made whole: {fault}; look at the broker's log, and whether someone "
         "deletes its queues or exchanges",
@@ -273,8 +279,9 @@ def _record_created(connection: Opener, group: ShardGroup, layout: Layout, by: s
     if layout.limbo and (layout.generation == 0 or layout.cut_off):
         return layout  # recorded by someone who did not get to the end of it
     names = Names(group.name)
-    limbo = layout.limbo or first_existing(connection, names.limbo, 1, ahead) or 1
-    return write(connection, names, layout, {"event": "created", "limbo": limbo}, by=by)
+    known = [names.limbo(number) for number in range(1, ahead + 1)]
+    limbo = layout.limbo or 1 + (first_existing(connection, known) or 0)
+    return write(connection, names, layout, Created(limbo), by=by)
 
 
 def check_queue_type(group: ShardGroup, layout: Layout) -> None:

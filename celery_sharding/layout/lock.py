@@ -1,4 +1,4 @@
-"""The locks of a group: exclusive queues, each held by a connection.
+"""The locks of a group: exclusive queues, each held by a connection. Who changes a group begins with `locked_layout`.
 
     `shards.<group>.admin`         the topology lock: who holds it may change the layout
     `shards.<group>.dead.admin`    who holds it may take dead letters, which may take long and holds up nothing else
@@ -20,13 +20,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from amqp import exceptions as amqp_errors
 from kombu.exceptions import OperationalError
 
-from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost
+from celery_sharding.errors import BrokerUnavailable, LockHeld, LockLost, TopologyError
+from celery_sharding.layout.manifest import load_to_write
+from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
 from celery_sharding.rabbitmq.refusals import explain_connecting, explained
@@ -43,7 +46,6 @@ class GroupLock:
 
     Args:
         connect: Makes a kombu connection to the broker; its settings are used, the connection itself is not.
-        owner: Who holds it, for people who look at the broker's connections.
         timeout_seconds: How long to wait for another holder.
         first_node: The node of the broker to try first, by its number in the URL.
         deadline: How long to wait for all of the broker's answers together (monotonic); None: a limit for each.
@@ -60,7 +62,6 @@ class GroupLock:
         connect: Connect,
         names: Names,
         *,
-        owner: str,
         timeout_seconds: float,
         first_node: int = 0,
         deadline: float | None = None,
@@ -68,7 +69,6 @@ class GroupLock:
     ) -> None:
         self._connect = connect
         self._names = names
-        self._owner = owner
         self._timeout_seconds = timeout_seconds
         self._first_node = first_node
         self._deadline = deadline
@@ -168,6 +168,65 @@ def _lock_held(group: str, queue: str) -> LockHeld:
     return LockHeld(
         f"another process holds the lock of group {group!r} (the exclusive queue {queue!r}); try again when it is "
         "done, or, if it hangs, close the connection that owns that queue",
+        group=group,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LockedLayout:
+    """A group of which this process holds the topology lock: its layout, and the lock's connection, to act on."""
+
+    connection: Any
+    names: Names
+    layout: Layout
+
+
+@contextlib.contextmanager
+def locked_layout(
+    connect: Connect,
+    group: str,
+    *,
+    timeout_seconds: float = 10.0,
+    first_node: int = 0,
+    allow_switch: bool = False,
+    allow_undeclared: bool = False,
+) -> Iterator[LockedLayout]:
+    """Take a group's topology lock, read its manifest, and yield both; refuse what may not be changed now.
+
+    Args:
+        timeout_seconds: How long to wait for another holder.
+        first_node: The node of the broker to try first, by its number in the URL.
+        allow_switch: Also while a switch is under way.
+        allow_undeclared: Also if the group was never declared.
+
+    Raises:
+        TopologyError: The group is not declared, or a switch is under way.
+        ProtocolTooOld: A newer version acts on the group, and this one leaves it alone.
+        LogError: The manifest could not be read.
+        LockHeld, LockLost, BrokerUnavailable: As for `GroupLock`.
+    """
+    names = Names(group)
+    with (
+        GroupLock(connect, names, timeout_seconds=timeout_seconds, first_node=first_node) as lock,
+        lock.operation() as connection,
+    ):
+        layout = load_to_write(connection, names)
+        if not layout.limbo and not allow_undeclared:
+            raise not_declared(group)
+        if layout.switch is not None and not allow_switch:
+            raise in_switch(group)
+        yield LockedLayout(connection, names, layout)
+
+
+def not_declared(group: str) -> TopologyError:
+    return TopologyError(
+        f"group {group!r} is not declared yet; run `celery shards declare {group}` or start a worker", group=group
+    )
+
+
+def in_switch(group: str) -> TopologyError:
+    return TopologyError(
+        f"group {group!r} is in the middle of a switch; run `celery shards declare {group}`, then try again",
         group=group,
     )
 

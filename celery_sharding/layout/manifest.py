@@ -32,10 +32,10 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from celery_sharding.errors import LogError, ManifestConflict, OutOfReach
+from celery_sharding.layout.events import LayoutEvent
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.layout.retention import SNAPSHOT, Reading
@@ -45,27 +45,6 @@ from celery_sharding.rabbitmq.streams import NONCE, Event, append, read_records
 from celery_sharding.topology import Names
 
 logger = logging.getLogger(__name__)
-
-
-def drained_event(segment: str, queue: str, *, by: str, reason: str = "") -> Event:
-    """Return the fact that nothing of `segment` is left to run in `queue`."""
-    return {"event": "drained", "segment": segment, "queue": queue, "by": by, "at": time.time(), "reason": reason}
-
-
-def reached_event(segment: str, queue: str, *, digests: Iterable[str], by: str) -> Event:
-    """Return the fact that nothing of `segment` is left to run in `queue` but the keys of `digests`."""
-    event = {"event": "reached", "segment": segment, "queue": queue, "keys": sorted(digests)}
-    return event | {"by": by, "at": time.time()}
-
-
-def finished_event(segment: str, queue: str, *, digest: str, by: str) -> Event:
-    """Return the fact that nothing of the key of `digest` is left to run in `queue`, which has reached its end."""
-    return {"event": "finished", "segment": segment, "queue": queue, "key": digest, "by": by, "at": time.time()}
-
-
-def operated_event(verb: str, *, by: str, result: str, **facts: Any) -> Event:
-    """Return that the operator `by` did something that changes no layout, as `replay`, and how it ended, in words."""
-    return {"event": "operated", "verb": verb, "by": by, "at": time.time(), "result": result, **facts}
 
 
 def read(
@@ -141,7 +120,7 @@ def load_to_write(connection: Opener, names: Names) -> Layout:
 
 
 def write(
-    connection: Opener, names: Names, layout: Layout, event: Event, *, by: str, timeout_seconds: float = 30.0
+    connection: Opener, names: Names, layout: Layout, event: LayoutEvent, *, by: str, timeout_seconds: float = 30.0
 ) -> Layout:
     """Append a layout event that builds on `layout`, and return the layout after it.
 
@@ -154,7 +133,7 @@ def write(
     """
     check_protocol(names.group, layout.protocol)
     nonce = uuid.uuid4().hex
-    body = {**event, "base": layout.offset, "by": by, "at": time.time(), "id": nonce}
+    body = {**event.as_dict(), "base": layout.offset, "by": by, "at": time.time(), "id": nonce}
     with brief_channel(connection) as channel:
         append(channel, names.manifest, body, timeout_seconds=timeout_seconds)
     reading, events = read(connection, names, since=layout, timeout_seconds=timeout_seconds)
@@ -162,7 +141,7 @@ def write(
     written = next((offset for offset, found in events if found.get("id") == nonce), None)
     if written is None or layout.offset != written:
         raise ManifestConflict(
-            f"the manifest of group {names.group!r} moved on while {event['event']!r} was written; nothing was changed",
+            f"the manifest of group {names.group!r} moved on while {event.name!r} was written; nothing was changed",
             group=names.group,
         )
     return layout

@@ -51,6 +51,8 @@ from amqp import exceptions as amqp_errors
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
+from celery_sharding.layout.events import RECOVER, RESHARD, StepBegun, SwitchBegun, SwitchEnded
+from celery_sharding.layout.lock import in_switch
 from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout, OpenSwitch
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
@@ -58,22 +60,14 @@ from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names
 
-RECOVER, RESHARD = "recover", "reshard"
 # A message that the broker is routing while a binding changes has reached its queue within this time.
 GRACE_SECONDS = 0.2
 
 
 def begin_recovery(connection: Opener, group: ShardGroup, layout: Layout, *, by: str) -> Layout:
     """Record the intent to make a new generation after the current limbo; `carry_on` does it. Under the lock."""
-    event = {
-        "event": "switch",
-        "kind": RECOVER,
-        "generation": layout.generation + 1,
-        "shards": layout.shards or group.shards,
-        "limbo": layout.limbo,
-        "next_limbo": layout.limbo + 1,
-        "queue_type": group.queue_type,
-    }
+    shards = layout.shards or group.shards
+    event = SwitchBegun(RECOVER, layout.generation + 1, shards, layout.limbo, layout.limbo + 1, group.queue_type)
     return write(connection, Names(group.name), layout, event, by=by)
 
 
@@ -86,10 +80,7 @@ def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shar
     """
     group = dataclasses.replace(group, shards=shards)
     if layout.switch is not None or layout.generation == 0 or layout.cut_off:
-        raise TopologyError(
-            f"group {group.name!r} is in the middle of a switch; run `celery shards declare`, then try again",
-            group=group.name,
-        )
+        raise in_switch(group.name)
     if shards == layout.shards:
         raise TopologyError(f"group {group.name!r} has {shards} shards already", group=group.name)
     if paused := sorted(index for index in layout.paused if index is not None):
@@ -98,13 +89,7 @@ def begin_reshard(connection: Opener, group: ShardGroup, layout: Layout, *, shar
             f"the shards {', '.join(map(str, paused))} of group {group.name!r} are paused; resume them first",
             group=group.name,
         )
-    event = {
-        "event": "switch",
-        "kind": RESHARD,
-        "generation": layout.generation + 1,
-        "shards": shards,
-        "queue_type": group.queue_type,
-    }
+    event = SwitchBegun(RESHARD, layout.generation + 1, shards, queue_type=group.queue_type)
     return write(connection, Names(group.name), layout, event, by=by)
 
 
@@ -124,8 +109,7 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
     for number, step in enumerate(STEPS[switch.kind], start=1):
         if number < first:
             continue
-        intent = {"event": "step", "generation": switch.generation, "step": number}
-        layout = write(connection, names, layout, intent, by=by)
+        layout = write(connection, names, layout, StepBegun(switch.generation, number), by=by)
         if step in _AFTER_PAUSE:
             time.sleep(GRACE_SECONDS)
         with brief_channel(connection) as channel:
@@ -137,7 +121,7 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
                 return carry_on(connection, group, layout, by=by, last_step=last_step)
         if number == last_step:
             return layout
-    return write(connection, names, layout, {"event": "switched", "generation": switch.generation}, by=by)
+    return write(connection, names, layout, SwitchEnded(switch.generation), by=by)
 
 
 def _choose_first(connection: Opener, names: Names, layout: Layout, switch: OpenSwitch) -> int:
@@ -168,16 +152,15 @@ def _put_limbo_first(connection: Opener, group: ShardGroup, layout: Layout, swit
 
     The new ring is bound to `next`, so nothing more is unroutable, and `unrouted` may move.
     """
-    event = {
-        "event": "switch",
-        "kind": RECOVER,
-        "generation": switch.generation,
-        "shards": switch.shards,
-        "limbo": layout.limbo,
-        "next_limbo": layout.limbo + 1,
-        "queue_type": group.queue_type,
-        "step": FLIPS[RECOVER],
-    }
+    event = SwitchBegun(
+        RECOVER,
+        switch.generation,
+        switch.shards,
+        layout.limbo,
+        layout.limbo + 1,
+        group.queue_type,
+        step=FLIPS[RECOVER],
+    )
     recovery = dataclasses.replace(switch, kind=RECOVER, limbo=layout.limbo, next_limbo=layout.limbo + 1)
     # Before it is recorded: whoever comes next does this again, since only then it counts as flipped.
     with brief_channel(connection) as channel:

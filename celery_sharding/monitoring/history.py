@@ -5,8 +5,8 @@
     operated once more      the outcome of the operation's entry; without it, nobody knows how that ended
     drained                 one entry for a segment, when the last of its queues has reported
     reached, finished       none: they are between the end of a segment and `drained`
-    void events             an entry with the result "void": somebody tried, and was too late to build on what had
-                            happened meanwhile; nothing was changed
+    void events             an entry with the result "void": the group had changed when it was written, so nothing came
+                            of it
     unknown events          an entry under their own name: a newer version wrote them
 
 `describe_history` is pure; `read_history` reads the manifest, and changes nothing but for the nonce that marks its end.
@@ -15,18 +15,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from celery_sharding.errors import LogError
+from celery_sharding.layout.events import (
+    RESHARD,
+    Created,
+    Operated,
+    Paused,
+    Required,
+    Resumed,
+    SegmentEnded,
+    SegmentRemoved,
+    StepBegun,
+    SwitchBegun,
+    SwitchEnded,
+    parse_event,
+)
 from celery_sharding.layout.fold import fold
 from celery_sharding.layout.manifest import read
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.switch import RESHARD, STEPS
-from celery_sharding.monitoring.lines import printable
+from celery_sharding.layout.switch import STEPS
 from celery_sharding.rabbitmq.channels import Opener
+from celery_sharding.rabbitmq.events import StreamEvent
 from celery_sharding.rabbitmq.streams import Event
+from celery_sharding.texts import printable
 from celery_sharding.timestamps import format_moment, read_moment
 from celery_sharding.topology import Names
 
@@ -83,30 +98,29 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]], *, since: 
     operations: dict[str, int] = {}  # theirs
     for offset, event in events:
         before, layout = layout, fold(layout, offset, event)
-        name = str(event.get("event"))
+        said = _parse(event)
         counts = layout.offset == offset
-        if counts and name in ("step", "switched") and open_switch is not None:
-            result = _describe_outcome(event, before, found[open_switch])
+        is_void = "base" in event and not counts
+        if counts and isinstance(said, StepBegun | SwitchEnded) and open_switch is not None:
+            result = _describe_outcome(said, str(event.get("by", "?")), before, found[open_switch])
             found[open_switch] = dataclasses.replace(found[open_switch], result=result)
-        elif name == "operated" and str(event.get("operation")) in operations:
-            place = operations[str(event["operation"])]
-            found[place] = dataclasses.replace(found[place], result=_line(event.get("result", "")))
-        elif name not in _PARTS_OF_OTHERS or ("base" in event and not counts):
-            entry = _describe(group, offset, event, before)
-            if "base" in event and not counts:
-                entry = dataclasses.replace(entry, result=VOID)
-            elif name == "switch":
+        elif isinstance(said, Operated) and said.operation in operations:
+            place = operations[str(said.operation)]
+            found[place] = dataclasses.replace(found[place], result=_line(said.result))
+        elif is_void or event.get("event") not in _PARTS_OF_OTHERS:
+            if isinstance(said, SwitchBegun) and not is_void:
                 if open_switch is not None and before.switch is not None:
                     found[open_switch] = dataclasses.replace(found[open_switch], result="went on as a recovery")
                 open_switch = len(found)
-            elif name == "operated" and "operation" in event:
-                operations[str(event["operation"])] = len(found)
-            found.append(entry)
+            elif isinstance(said, Operated) and said.operation is not None:
+                operations[said.operation] = len(found)
+            what = _describe(group, event, said, before)
+            found.append(_entry(offset, event, what, VOID if is_void else _describe_result(said)))
         for segment in layout.segments:
             was = before.segment(segment.name)
             if segment.is_drained and was is not None and not was.is_drained:
                 what = f"{segment.name} drained: nothing of it is left to run"
-                found.append(_entry(offset, event, "drained", what))
+                found.append(_entry(offset, event, what))
     return found
 
 
@@ -118,99 +132,75 @@ def to_json(group: str, entries: Iterable[Entry]) -> dict[str, Any]:
     return {"name": group, "entries": shown}
 
 
-def _describe(group: str, offset: int, event: Event, before: Layout) -> Entry:
-    name = str(event.get("event"))
-    describe = _WORDS.get(name)
-    what = f"{name} (this version does not know it)" if describe is None else describe(group, event, before)
-    result = DONE
-    if name == "operated":
-        result = str(event.get("result", ""))
-    elif name == "switch":
-        result = _under_way(event)
-    return _entry(offset, event, name, what, result)
+def _parse(event: Event) -> StreamEvent | None:
+    try:
+        return parse_event(event)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
-def _entry(offset: int, event: Event, name: str, what: str, result: str = DONE) -> Entry:
-    return Entry(offset, read_moment(event.get("at")), _line(event.get("by", "?")), name, _line(what), _line(result))
+def _entry(offset: int, event: Event, what: str, result: str = DONE) -> Entry:
+    by, name = _line(event.get("by", "?")), str(event.get("event"))
+    return Entry(offset, read_moment(event.get("at")), by, name, _line(what), _line(result))
 
 
-def _describe_created(group: str, event: Event, before: Layout) -> str:
-    again = " again" if before.limbo else ""
-    return f"exchanges and logs declared{again}; what cannot be routed goes to limbo{_number(event.get('limbo'))}"
+def _describe(group: str, event: Event, said: StreamEvent | None, before: Layout) -> str:
+    match said:
+        case Created(limbo):
+            again = " again" if before.limbo else ""
+            return f"exchanges and logs declared{again}; what cannot be routed goes to limbo{limbo:03d}"
+        case SwitchBegun():
+            return _describe_switch(said, before)
+        case StepBegun(generation, step):
+            return f"step {step} to generation {generation}"
+        case SwitchEnded(generation):
+            return f"the switch to generation {generation} ended"
+        case SegmentEnded(segment):
+            return f"{segment} ended: its queues got their end markers"
+        case SegmentRemoved(segment):
+            return f"{segment} removed: its queues are deleted"
+        case Paused(shard):
+            return f"{group if shard is None else f'{group}/{shard}'} paused"
+        case Resumed(shard):
+            return f"{group if shard is None else f'{group}/{shard}'} resumed"
+        case Operated(verb):
+            return verb
+        case Required(protocol):
+            return f"from now on only a version that knows protocol {protocol} acts on it"
+    return f"{event.get('event')} (this version does not know it)"
 
 
-def _describe_switch(group: str, event: Event, before: Layout) -> str:
-    shards, generation = event.get("shards"), event.get("generation")
-    if event.get("kind") == RESHARD:
+def _describe_switch(switch: SwitchBegun, before: Layout) -> str:
+    shards, generation = switch.shards, switch.generation
+    if switch.kind == RESHARD:
         return f"from {before.shards} to {shards} shards, generation {generation}"
-    if event.get("adopted"):
+    if switch.adopted:
         return f"generation {generation} of {shards} shards found on the broker and taken over"
     if not before.generation:
         return f"first generation, {shards} shards"
     return f"ring lost; generation {generation} of {shards} shards in its place"
 
 
-def _describe_pause(group: str, event: Event, before: Layout) -> str:
-    return f"{_place(group, event)} paused"
+def _describe_result(said: StreamEvent | None) -> str:
+    match said:
+        case Operated():
+            return said.result
+        case SwitchBegun():
+            return _under_way(said.kind, said.step)
+    return DONE
 
 
-def _describe_resume(group: str, event: Event, before: Layout) -> str:
-    return f"{_place(group, event)} resumed"
-
-
-def _describe_ended(group: str, event: Event, before: Layout) -> str:
-    return f"{event.get('segment')} ended: its queues got their end markers"
-
-
-def _describe_removed(group: str, event: Event, before: Layout) -> str:
-    return f"{event.get('segment')} removed: its queues are deleted"
-
-
-def _describe_operated(group: str, event: Event, before: Layout) -> str:
-    return str(event.get("verb"))
-
-
-def _describe_requires(group: str, event: Event, before: Layout) -> str:
-    return f"only who knows protocol {event.get('protocol')} acts on it from now on"
-
-
-_WORDS = {
-    "created": _describe_created,
-    "switch": _describe_switch,
-    "step": lambda group, event, before: f"step {event.get('step')} to generation {event.get('generation')}",
-    "switched": lambda group, event, before: f"the switch to generation {event.get('generation')} ended",
-    "ended": _describe_ended,
-    "removed": _describe_removed,
-    "pause": _describe_pause,
-    "resume": _describe_resume,
-    "operated": _describe_operated,
-    "requires": _describe_requires,
-}
-
-
-def _describe_outcome(event: Event, before: Layout, entry: Entry) -> str:
-    """Return how far the switch of `entry` is after a `step` or `switched` event."""
-    by = str(event.get("by", "?"))
+def _describe_outcome(event: StepBegun | SwitchEnded, by: str, before: Layout, entry: Entry) -> str:
+    """Return how far the switch of `entry` is after an event of it that `by` wrote."""
     who = "" if by == entry.by else f", carried on by {by}"
-    if event.get("event") == "switched":
+    if isinstance(event, SwitchEnded):
         return f"{DONE}{who}"
-    kind = before.switch.kind if before.switch is not None else ""
-    return f"{_under_way({'kind': kind, 'step': event.get('step')})}{who}"
+    return f"{_under_way('' if before.switch is None else before.switch.kind, event.step)}{who}"
 
 
-def _under_way(event: Mapping[str, Any]) -> str:
-    steps = STEPS.get(str(event.get("kind")), ())
-    of = f" of {len(steps)}" if steps else ""
-    return f"under way, at step {event.get('step') or 0}{of}"
-
-
-def _place(group: str, event: Event) -> str:
-    shard = event.get("shard")
-    return group if shard is None else f"{group}/{shard}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:03d}" if isinstance(value, int) else str(value)
+def _under_way(kind: str, step: int) -> str:
+    steps = STEPS.get(kind, ())
+    return f"under way, at step {step}{f' of {len(steps)}' if steps else ''}"
 
 
 def _line(text: object) -> str:

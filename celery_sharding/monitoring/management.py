@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from celery_sharding.config import Settings
 from celery_sharding.errors import ManagementUnavailable
-from celery_sharding.monitoring.lines import printable
+from celery_sharding.texts import printable
 from celery_sharding.topology import Names
 
 # For each wait, and for all of a request once it is connected.

@@ -74,7 +74,7 @@ class Known:
     counted: Sequence[tuple[float, int]] = ()
 
 
-def judge_state(known: Known, *, live: bool, in_turn: bool, paused: bool) -> str:
+def derive_state(known: Known, *, live: bool, in_turn: bool, paused: bool) -> str:
     """Return the state of a shard.
 
     Args:
@@ -96,7 +96,7 @@ def judge_state(known: Known, *, live: bool, in_turn: bool, paused: bool) -> str
     return "ok" if known.ready or known.owner.held else "idle"
 
 
-def judge_lag(known: Known, now: float) -> tuple[float | None, bool]:
+def derive_lag(known: Known, now: float) -> tuple[float | None, bool]:
     """Return the age of the oldest waiting message, None if unknown, and whether it is an estimate."""
     ready, owner, last = known.ready, known.owner, known.last
     if ready is None:
@@ -113,7 +113,7 @@ def judge_lag(known: Known, now: float) -> tuple[float | None, bool]:
     return (None, False) if ready else (0.0, False)
 
 
-def judge_flow(known: Known) -> Flow:
+def derive_flow(known: Known) -> Flow:
     """Return how fast messages come and go; not known without an owner, who may have left some to be returned."""
     if known.owner is None or known.ready is None:
         return Flow()

@@ -5,7 +5,7 @@
     journal          who owns what, and how it fares, from the vitals that each worker writes once a second
     management API   if the settings name it: the broker's word on what is unacknowledged, and on replicas
 
-`read_snapshot` reads them; `judge_group` makes of them what is shown, and knows no broker; `status` has what that is,
+`read_snapshot` reads them; `derive_status` makes of them what is shown, and knows no broker; `status` has what that is,
 `judging` the states. Nothing is changed on the broker but for the nonces by which the ends of the logs are found.
 """
 
@@ -21,7 +21,7 @@ from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.monitoring.management import Management, QueueFacts
 from celery_sharding.monitoring.ownership import Ownership, read_ownership
-from celery_sharding.monitoring.shard_state import Known, judge_flow, judge_lag, judge_state
+from celery_sharding.monitoring.shard_state import Known, derive_flow, derive_lag, derive_state
 from celery_sharding.monitoring.status import GroupStatus, Kind, SegmentStatus, ShardStatus, Snapshot
 from celery_sharding.rabbitmq.channels import Opener
 from celery_sharding.rabbitmq.queues import count_queues
@@ -62,7 +62,7 @@ def ask_management(management: Management | None, groups: Iterable[str]) -> tupl
     return found, ""
 
 
-def judge_group(
+def derive_status(
     names: Names,
     layout: Layout,
     *,
@@ -103,7 +103,7 @@ def judge_group(
                 in_turn = segment in layout.open_segments
                 paused = layout.pauses(segment, index)
                 facts = broker.get(queue)
-                row = _judge_queue(kind, index, queue, known, facts, now, in_turn=in_turn, paused=paused)
+                row = _derive_row(kind, index, queue, known, facts, now, in_turn=in_turn, paused=paused)
                 (live if is_live else earlier).append(row)
     return GroupStatus(
         names.group,
@@ -128,7 +128,7 @@ def _read_group(connection: Opener, name: str, broker: Mapping[str, QueueFacts])
     ready, consumers = count_queues(connection, name, counted_queues(names, layout))
     in_turn = [queue for segment in layout.open_segments for queue in segment.queues(names)]
     ownership = read_ownership(connection, names, backlogged=[queue for queue in in_turn if ready.get(queue)])
-    return judge_group(
+    return derive_status(
         names, layout, ready=ready, consumers=consumers, ownership=ownership, now=time.time(), broker=broker
     )
 
@@ -139,7 +139,7 @@ def counted_queues(names: Names, layout: Layout) -> list[str]:
     return [*queues, names.limbo(layout.limbo), names.dead]
 
 
-def _judge_queue(
+def _derive_row(
     kind: Kind,
     index: int,
     queue: str,
@@ -151,14 +151,14 @@ def _judge_queue(
     paused: bool,
 ) -> ShardStatus:
     owner, last = known.owner, known.last
-    lag_seconds, lag_estimated = judge_lag(known, now)
-    flow = judge_flow(known)
+    lag_seconds, lag_estimated = derive_lag(known, now)
+    flow = derive_flow(known)
     held = None if owner is None else owner.held
     return ShardStatus(
         kind=kind,
         index=index,
         queue=queue,
-        state=judge_state(known, live=kind == "live", in_turn=in_turn, paused=paused),
+        state=derive_state(known, live=kind == "live", in_turn=in_turn, paused=paused),
         ready=known.ready,
         held=held,
         running=None if owner is None else owner.running,

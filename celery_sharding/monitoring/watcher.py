@@ -19,9 +19,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from amqp import exceptions as amqp_errors
 from kombu.exceptions import OperationalError
@@ -31,7 +31,7 @@ from celery_sharding.layout.manifest import load
 from celery_sharding.layout.retention import Reading
 from celery_sharding.monitoring.management import Management, QueueFacts
 from celery_sharding.monitoring.ownership import FRESH_SECONDS, WINDOW_SECONDS, OwnershipLog, read_recent_events
-from celery_sharding.monitoring.snapshot import ask_management, counted_queues, judge_group
+from celery_sharding.monitoring.snapshot import ask_management, counted_queues, derive_status
 from celery_sharding.monitoring.status import GroupStatus, Snapshot
 from celery_sharding.monitoring.totals import Totals, TotalsLog
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
@@ -54,7 +54,13 @@ _STOP_SECONDS = 10.0
 # A watcher looks every few seconds; one that has not for so long hangs.
 STALE_SECONDS = 30.0
 
-OnEvent = Callable[[str, Mapping[str, Any]], None]
+
+class EventSink(Protocol):
+    """Takes the events of groups' journals, in their order, in the watcher's thread; after a loss some come again."""
+
+    def note(self, group: str, event: Mapping[str, Any]) -> None: ...
+
+
 _EXPECTED = (OperationalError, amqp_errors.AMQPError, ShardingError, OSError)
 
 
@@ -84,8 +90,7 @@ class Watcher:
         connect: Makes a kombu connection; its settings are used.
         every_seconds: How often messages are counted.
         history_seconds: How far back the journal is read at first, if it reaches as far.
-        on_event: Called with a group's name and each event of its journal, in its order, in the watcher's thread;
-            after a lost connection some come again.
+        sink: Takes the events of the journals, too.
         management: Asked, too, now and then.
     """
 
@@ -96,18 +101,15 @@ class Watcher:
         *,
         every_seconds: float = 1.0,
         history_seconds: float = 0.0,
-        on_event: OnEvent | None = None,
+        sink: EventSink | None = None,
         management: Management | None = None,
     ) -> None:
         self._connect = connect
         self._groups = tuple(groups)
         self._every_seconds = every_seconds
         self._history_seconds = history_seconds
-        self._on_event = on_event
-        self._management = management
-        self._broker: dict[str, QueueFacts] = {}
-        self._management_error = ""
-        self._ask_management_at = 0.0
+        self._sink = sink
+        self._management = _ManagementPoll(management, self._groups)
         self._totals = TotalsLog(time.time())
         self._view = View(error="not connected yet")
         self._changed = threading.Condition()
@@ -176,11 +178,11 @@ class Watcher:
             close_connection(connection)
 
     def _follow(self, connection: Any) -> None:
-        followed = [_Followed(connection, name, self._history_seconds, self._note) for name in self._groups]
+        followed = [_Followed(connection, name, self._history_seconds, self) for name in self._groups]
         while not self._stopped.is_set():
-            self._look_at_management()
-            statuses = tuple(group.status(self._broker) for group in followed)
-            self._show(View(Snapshot(time.time(), statuses, self._management_error), totals=self._totals.totals))
+            self._management.poll()
+            statuses = tuple(group.status(self._management.queues) for group in followed)
+            self._show(View(Snapshot(time.time(), statuses, self._management.error), totals=self._totals.totals))
             deadline = time.monotonic() + self._every_seconds
             while (left := deadline - time.monotonic()) > 0 and not self._stopped.is_set():
                 connection.heartbeat_check()
@@ -189,30 +191,42 @@ class Watcher:
                 except TimeoutError:
                     pass  # nothing came
 
-    def _look_at_management(self) -> None:
-        if self._management is not None and time.monotonic() >= self._ask_management_at:
-            self._broker, self._management_error = ask_management(self._management, self._groups)
-            pause = _MANAGEMENT_PAUSE_SECONDS if self._management_error else _MANAGEMENT_SECONDS
-            self._ask_management_at = time.monotonic() + pause
-
-    def _note(self, group: str, event: Mapping[str, Any]) -> None:
+    def note(self, group: str, event: Mapping[str, Any]) -> None:
+        """Take an event of a journal; called by what follows it."""
         self._totals.note(group, event)
-        if self._on_event is None:
+        if self._sink is None:
             return
         try:
-            self._on_event(group, event)
+            self._sink.note(group, event)
         except Exception:
-            logger.exception("%s: a receiver of journal events failed", group)  # the others, and the picture, go on
+            logger.exception("%s: a receiver of journal events failed", group)  # the picture goes on
+
+
+class _ManagementPoll:
+    """What the management API said last of the groups' queues, and why it says nothing, if so."""
+
+    def __init__(self, management: Management | None, groups: Iterable[str]) -> None:
+        self._management = management
+        self._groups = groups
+        self._next_at = 0.0
+        self.queues: dict[str, QueueFacts] = {}
+        self.error = ""
+
+    def poll(self) -> None:
+        """Ask again, if it is time to."""
+        if self._management is not None and time.monotonic() >= self._next_at:
+            self.queues, self.error = ask_management(self._management, self._groups)
+            self._next_at = time.monotonic() + (_MANAGEMENT_PAUSE_SECONDS if self.error else _MANAGEMENT_SECONDS)
 
 
 class _Followed:
     """One group on a watcher's connection."""
 
-    def __init__(self, connection: Any, name: str, history_seconds: float, on_event: OnEvent) -> None:
+    def __init__(self, connection: Any, name: str, history_seconds: float, sink: EventSink) -> None:
         self._connection = connection
         self._names = Names(name)
         self._history_seconds = history_seconds
-        self._on_event = on_event
+        self._sink = sink
         self._ownership = OwnershipLog()
         self._counts: deque[tuple[float, Mapping[str, int | None]]] = deque()
         self._begin()
@@ -227,7 +241,7 @@ class _Followed:
         now = time.monotonic()
         while self._counts and now - self._counts[0][0] > WINDOW_SECONDS:
             self._counts.popleft()
-        group = judge_group(
+        group = derive_status(
             self._names,
             self._layout,
             ready=ready,
@@ -266,7 +280,7 @@ class _Followed:
 
     def _note(self, event: Mapping[str, Any]) -> None:
         self._ownership.note(event)
-        self._on_event(self._names.group, event)
+        self._sink.note(self._names.group, event)
 
     def _on_manifest(self, body: bytes, offset: int) -> None:
         event = decode(body, stream=self._names.manifest, offset=offset)

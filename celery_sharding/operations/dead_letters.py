@@ -12,7 +12,7 @@ A process that is killed between confirm and acknowledgement leaves a letter tha
 second time, under its task id, by which `@deduplicate` knows it. Nothing is ever lost. Letters of one key are replayed
 in the order in which they died, which is that in which they had been published; their successors have run long ago.
 
-Every action is noted in the manifest (`manifest.operated_event`) when it begins and when it ends, without keys.
+Every action is recorded in the manifest when it begins and when it ends (`audit`), without keys.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
-from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.notes import noted
+from celery_sharding.layout.lock import GroupLock, not_declared
+from celery_sharding.operations.audit import Operation, recorded
 from celery_sharding.operations.letters import DeadLetter, read_letter, revive
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.confirms import Confirms, publish_batch
@@ -45,8 +45,13 @@ _LOCK_SECONDS = 10.0
 _LOOK_AGAIN_SECONDS, _WAIT_SECONDS = 0.1, 3.0
 _BATCH = 200
 _NOTED_IDS_MAX = 100
+_DONE = "{} of {} done"
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Is told how far a replay is."""
+
+    def note(self, done: int, of: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
         TopologyError: The group has no dead-letter queue, or this user may not read it.
         BrokerUnavailable: The broker could not be reached, or was lost.
     """
-    with _locked(connect, Names(group), by="shards dead-letters") as connection, brief_channel(connection) as channel:
+    with _locked(connect, Names(group)) as connection, brief_channel(connection) as channel:
         taken, more = _take(channel, Names(group), limit=limit)
         return Listing(tuple(each.letter for each in taken), more)
 
@@ -84,14 +89,14 @@ def replay(
     ids: Collection[str] | None,
     *,
     by: str,
-    on_progress: Progress | None = None,
+    progress: Progress | None = None,
 ) -> list[DeadLetter]:
     """Publish dead letters to their group again, and return them in the order in which that was done.
 
     Args:
         ids: Of the letters; None for all that have a key.
         by: Who does it, for the group's history.
-        on_progress: Called with how many are done, and of how many.
+        progress: Told of each batch.
 
     Raises:
         DeadLetterError: There is no such letter, or it has no key; none was replayed.
@@ -99,7 +104,7 @@ def replay(
         Others as for `read_dead`.
     """
     names = Names(group.name)
-    with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
+    with _locked(connect, names) as connection, brief_channel(connection) as source:
         taken = _choose(source, names, ids)
         keyless = [each.letter.id for each in taken if not each.letter.key]
         if keyless and ids is not None:
@@ -109,15 +114,19 @@ def replay(
             )
         taken = sorted((each for each in taken if each.letter.key), key=lambda each: each.letter.dead_at or 0.0)
         done: list[_Taken] = []
-        with _noted(connection, names, "replay", taken, done, by=by), brief_channel(connection) as target:
+        with (
+            _recorded(connection, names, "replay", taken, by=by) as operation,
+            brief_channel(connection) as target,
+        ):
             confirms: Confirms[int] = Confirms(target)
             for batch in _split(taken):
                 stored = _publish(confirms, names, batch)
                 for each in stored:
                     source.basic_ack(each.tag)
                 done += stored
-                if on_progress is not None:
-                    on_progress(len(done), len(taken))
+                operation.result = _DONE.format(len(done), len(taken))
+                if progress is not None:
+                    progress.note(len(done), len(taken))
                 if len(stored) < len(batch):
                     raise TopologyError(
                         f"the broker did not store {len(batch) - len(stored)} of the letters; they are still there. "
@@ -137,15 +146,14 @@ def discard(
 ) -> list[DeadLetter]:
     """Throw dead letters away for good, and return them. Arguments and errors as for `replay`."""
     names = Names(group)
-    with _locked(connect, names, by=by) as connection, brief_channel(connection) as source:
+    with _locked(connect, names) as connection, brief_channel(connection) as source:
         taken = _choose(source, names, ids)
-        done: list[_Taken] = []
-        with _noted(connection, names, "discard", taken, done, by=by):
-            for each in taken:
+        with _recorded(connection, names, "discard", taken, by=by) as operation:
+            for done, each in enumerate(taken, start=1):
                 source.basic_ack(each.tag)
-                done.append(each)
+                operation.result = _DONE.format(done, len(taken))
             _await_acknowledged(source)
-    return [each.letter for each in done]
+    return [each.letter for each in taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +165,14 @@ class _Taken:
 
 
 @contextlib.contextmanager
-def _locked(connect: Connect, names: Names, *, by: str) -> Iterator[Any]:
+def _locked(connect: Connect, names: Names) -> Iterator[Any]:
     try:
         with (
-            GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
+            GroupLock(connect, names, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin) as lock,
             lock.operation() as connection,
         ):
             if not queue_exists(connection, names.dead):
-                raise TopologyError(
-                    f"group {names.group!r} has no dead letters, since it was never declared", group=names.group
-                )
+                raise not_declared(names.group)
             yield connection
     except LockLost as exc:
         raise BrokerUnavailable(
@@ -249,18 +255,13 @@ def _await_acknowledged(channel: Any) -> None:
     channel.basic_qos(0, 1, False)
 
 
-def _noted(
-    connection: Any, names: Names, verb: str, taken: Sequence[_Taken], done: Sequence[_Taken], *, by: str
-) -> contextlib.AbstractContextManager[None]:
-    """Write to the history what becomes of `taken`, of which `done` is done in the end; nothing if there is none."""
+@contextlib.contextmanager
+def _recorded(connection: Any, names: Names, verb: str, taken: Sequence[_Taken], *, by: str) -> Iterator[Operation]:
+    """Write to the history what becomes of `taken`; nothing if there is none."""
+    none_done = _DONE.format(0, len(taken))
     if not taken:
-        return contextlib.nullcontext()
-    return noted(
-        connection,
-        names,
-        verb,
-        by=by,
-        result=lambda: f"{len(done)} of {len(taken)} done",
-        count=len(taken),
-        ids=[each.letter.id for each in taken[:_NOTED_IDS_MAX]],
-    )
+        yield Operation(none_done)
+        return
+    facts = {"count": len(taken), "ids": [each.letter.id for each in taken[:_NOTED_IDS_MAX]]}
+    with recorded(connection, names, verb, by=by, result=none_done, facts=facts) as operation:
+        yield operation

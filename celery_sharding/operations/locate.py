@@ -19,8 +19,9 @@ import amqp
 
 from celery_sharding import topology
 from celery_sharding.errors import LogError
+from celery_sharding.layout.events import RESHARD
 from celery_sharding.layout.model import Layout, Segment
-from celery_sharding.layout.switch import FLIPS, RESHARD
+from celery_sharding.layout.switch import FLIPS
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import RING_TYPE, RING_WEIGHT, Names

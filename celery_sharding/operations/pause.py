@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
-from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import load_to_write, write
+from celery_sharding.layout.events import Paused, Resumed
+from celery_sharding.layout.lock import locked_layout, not_declared
+from celery_sharding.layout.manifest import write
 from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.shard_names import check_shard
-from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 15.0
 
@@ -58,27 +58,16 @@ def resume(connect: Connect, group: ShardGroup, index: int | None, *, by: str) -
 
 
 def _change(connect: Connect, group: ShardGroup, index: int | None, *, by: str, verb: str) -> bool:
-    names = Names(group.name)
-    owner = f"shards {verb}, {by}"
-    with (
-        GroupLock(connect, names, owner=owner, timeout_seconds=_LOCK_SECONDS) as lock,
-        lock.operation() as connection,
-    ):
-        layout = load_to_write(connection, names)
-        _check(layout, group.name, index)
+    with locked_layout(connect, group.name, timeout_seconds=_LOCK_SECONDS, allow_switch=True) as locked:
+        layout = locked.layout
+        if index is not None:
+            if not layout.shards:
+                raise not_declared(group.name)
+            check_shard(group.name, index, layout.shards)
         if not (_needs_pause(layout, index) if verb == "pause" else _needs_resume(layout, group.name, index)):
             return False
-        write(connection, names, layout, {"event": verb, "shard": index}, by=by)
+        write(locked.connection, locked.names, layout, Paused(index) if verb == "pause" else Resumed(index), by=by)
         return True
-
-
-def _check(layout: Layout, group: str, index: int | None) -> None:
-    if not layout.limbo or (index is not None and not layout.shards):
-        raise TopologyError(
-            f"group {group!r} is not declared yet; run `celery shards declare {group}` or start a worker", group=group
-        )
-    if index is not None:
-        check_shard(group, index, layout.shards)
 
 
 def _needs_pause(layout: Layout, index: int | None) -> bool:

@@ -7,30 +7,25 @@ switch is under way, and none begins, since the group's lock is held; so its que
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from celery_sharding.errors import TopologyError
 from celery_sharding.layout.contents import waiting_tasks
-from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import load_to_write
-from celery_sharding.layout.model import Layout
-from celery_sharding.layout.notes import noted
+from celery_sharding.layout.lock import LockedLayout, locked_layout
+from celery_sharding.operations.audit import recorded
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.shard_names import check_shard
-from celery_sharding.topology import Names
 
-_LOCK_SECONDS = 10.0
+_THROWN_AWAY = "{} messages thrown away"
 
 
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
     """Return by queue how much `purge` would throw away; a hint. Errors as for `purge`."""
-    with _locked(connect, group, index, by="shards purge") as (connection, _, queues):
-        return {queue: count_ready(connection, queue) or 0 for queue in queues}
+    with locked_layout(connect, group) as locked:
+        return {queue: count_ready(locked.connection, queue) or 0 for queue in _find_queues(locked, index)}
 
 
 def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[str, int]:
@@ -47,44 +42,22 @@ def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[s
         LockHeld, LockLost, BrokerUnavailable: As for the lock.
     """
     done: dict[str, int] = {}
-    with _locked(connect, group, index, by=by) as (connection, names, queues):
-        facts = {} if index is None else {"shard": index}
-        with noted(
-            connection,
-            names,
-            "purge",
-            by=by,
-            result=lambda: f"{sum(done.values())} messages thrown away",
-            counts=done,
-            **facts,
-        ):
+    with locked_layout(connect, group) as locked:
+        connection, queues = locked.connection, _find_queues(locked, index)
+        facts = {"counts": done} | ({} if index is None else {"shard": index})
+        with recorded(
+            connection, locked.names, "purge", by=by, result=_THROWN_AWAY.format(0), facts=facts
+        ) as operation:
             for queue, has_markers in queues.items():
                 done[queue] = _empty(connection, queue) if has_markers else _purge(connection, group, queue)
+                operation.result = _THROWN_AWAY.format(sum(done.values()))
     return done
 
 
-@contextmanager
-def _locked(
-    connect: Connect, group: str, index: int | None, *, by: str
-) -> Iterator[tuple[Any, Names, dict[str, bool]]]:
-    """Yield, under the lock, the connection, and by queue whether it may hold markers."""
-    names = Names(group)
-    with (
-        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
-        lock.operation() as connection,
-    ):
-        layout = load_to_write(connection, names)
-        yield connection, names, _find_queues(connection, names, layout, index)
-
-
-def _find_queues(connection: Any, names: Names, layout: Layout, index: int | None) -> dict[str, bool]:
+def _find_queues(locked: LockedLayout, index: int | None) -> dict[str, bool]:
+    """Return by queue whether it may hold markers."""
+    connection, names, layout = locked.connection, locked.names, locked.layout
     group = names.group
-    if not layout.limbo:
-        raise TopologyError(f"group {group!r} was never declared; there is nothing to purge", group=group)
-    if layout.switch is not None:
-        raise TopologyError(
-            f"group {group!r} is in the middle of a switch; run `celery shards declare`, then try again", group=group
-        )
     if index is not None:
         if not layout.generation:
             raise TopologyError(

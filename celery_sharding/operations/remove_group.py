@@ -23,9 +23,7 @@ from celery_sharding.errors import GroupInUse, TopologyError
 from celery_sharding.journal.events import Vitals
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.contents import existing_queues, group_exists, holds_tasks
-from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import load_to_write
-from celery_sharding.layout.model import Layout
+from celery_sharding.layout.lock import GroupLock, LockedLayout, locked_layout
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
@@ -43,55 +41,45 @@ _LISTEN_SECONDS = 2.5
 
 def check_removable(connect: Connect, group: str) -> None:
     """Raise what `remove_group` would, and change nothing."""
-    with _locked(connect, group, by="shards remove") as (connection, names, layout):
-        _check(connection, names, layout)
+    with _locked(connect, group) as locked:
+        _check(locked)
 
 
-def remove_group(connect: Connect, group: str, *, by: str) -> None:
+def remove_group(connect: Connect, group: str) -> None:
     """Delete everything of a group from the broker, its history included.
-
-    Args:
-        by: Who does it.
 
     Raises:
         GroupInUse: Something waits, or a worker follows the group; `obstacles` says what and where. All is kept.
         TopologyError: The broker knows no such group, or a switch is under way.
         LockHeld, LockLost, BrokerUnavailable: As for the lock.
     """
-    with _locked(connect, group, by=by) as (connection, names, layout):
-        _check(connection, names, layout)
-        with _closed(connection, names, layout):
+    with _locked(connect, group) as locked:
+        _check(locked)
+        with _closed(locked):
             time.sleep(_SETTLING_SECONDS)
-            _refuse(names, _find_waiting(connection, names, layout))
-        delete_group(connection, group)
+            _refuse(locked.names, _find_waiting(locked))
+        delete_group(locked.connection, group)
 
 
 @contextlib.contextmanager
-def _locked(connect: Connect, group: str, *, by: str) -> Iterator[tuple[Any, Names, Layout]]:
+def _locked(connect: Connect, group: str) -> Iterator[LockedLayout]:
     names = Names(group)
     with (
         # Who replays dead letters holds some that nobody else sees.
-        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
-        GroupLock(connect, names, owner=by, timeout_seconds=_LOCK_SECONDS) as lock,
-        lock.operation() as connection,
+        GroupLock(connect, names, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
+        locked_layout(connect, group, timeout_seconds=_LOCK_SECONDS, allow_undeclared=True) as locked,
     ):
-        if not group_exists(connection, names):
+        if not group_exists(locked.connection, names):
             raise TopologyError(
                 f"no such group on the broker: there is nothing that is called {names.publish} or begins with it",
                 group=group,
             )
-        layout = load_to_write(connection, names)
-        if layout.switch is not None:
-            raise TopologyError(
-                f"group {group!r} is in the middle of a switch; run `celery shards declare`, then try again",
-                group=group,
-            )
-        yield connection, names, layout
+        yield locked
 
 
-def _check(connection: Any, names: Names, layout: Layout) -> None:
-    obstacles = [f"worker {worker} follows it" for worker in _listen_for_workers(connection, names)]
-    _refuse(names, obstacles + _find_waiting(connection, names, layout))
+def _check(locked: LockedLayout) -> None:
+    workers = _listen_for_workers(locked.connection, locked.names)
+    _refuse(locked.names, [f"worker {worker} follows it" for worker in workers] + _find_waiting(locked))
 
 
 def _refuse(names: Names, obstacles: list[str]) -> None:
@@ -103,8 +91,9 @@ def _refuse(names: Names, obstacles: list[str]) -> None:
         )
 
 
-def _find_waiting(connection: Any, names: Names, layout: Layout) -> list[str]:
+def _find_waiting(locked: LockedLayout) -> list[str]:
     """Return what speaks against a removal: consumers of the group's queues, and what waits there."""
+    connection, names, layout = locked.connection, locked.names, locked.layout
     found = []
     for queue in existing_queues(connection, names, layout):
         if count_consumers(connection, queue):
@@ -142,8 +131,9 @@ def _listen_for_workers(connection: Any, names: Names) -> list[str]:
 
 
 @contextlib.contextmanager
-def _closed(connection: Any, names: Names, layout: Layout) -> Iterator[None]:
+def _closed(locked: LockedLayout) -> Iterator[None]:
     """Take the publishers' exchange away; make it anew, as it was, if the block fails."""
+    connection, names, layout = locked.connection, locked.names, locked.layout
     existed = topology.fixed_exists(connection, names)
     with brief_channel(connection) as channel, explained(names.group, names.publish):
         channel.exchange_delete(names.publish)

@@ -1,4 +1,4 @@
-"""Which message a publish is about, and the errors that it may end in; `publisher` says when."""
+"""The errors that a publish may end in; `publisher` says when."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from celery_sharding.errors import (
     Unroutable,
 )
 from celery_sharding.publish.connection import Answer, Fate
+from celery_sharding.publish.message import Outgoing
 from celery_sharding.rabbitmq.refusals import explain_publish
 from celery_sharding.topology import Names
 
@@ -26,11 +27,9 @@ _E = TypeVar("_E", bound=PublishError)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Which message it is about, and the errors that its publish may end in."""
+    """One try to publish a message, and the errors that it may end in."""
 
-    group: str
-    label: str
-    task_id: str | None
+    message: Outgoing
     took_seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -44,7 +43,7 @@ class Call:
 
     @property
     def exchange(self) -> str:
-        return Names(self.group).publish
+        return Names(self.message.group).publish
 
     def blocked(self) -> BrokerBlocked:
         return self._error(
@@ -101,4 +100,5 @@ class Call:
         )
 
     def _error(self, cls: type[_E], text: str) -> _E:
-        return cls(f"{self.label} {text}", task_id=self.task_id, group=self.group)
+        message = self.message
+        return cls(f"{message.label} {text}", task_id=message.task_id, group=message.group)

@@ -16,10 +16,10 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from amqp import exceptions as amqp_errors
 from amqp.exceptions import AMQPError, ChannelError, NotFound
@@ -27,9 +27,11 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import BrokerUnavailable, PublishRefused
+from celery_sharding.publish.message import Outgoing
 from celery_sharding.rabbitmq.confirms import Confirms, Outcome
 from celery_sharding.rabbitmq.connect import bound_reads, cleared_is_lost, connect_from, unbound_reads
 from celery_sharding.rabbitmq.refusals import explain_connecting
+from celery_sharding.topology import Names
 from celery_sharding.wire import MESSAGE_ID_HEADER
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,13 @@ _ANSWERS = {
 }
 
 
+class Pool(Protocol):
+    """Whoever keeps links."""
+
+    def note_blocked(self, link: Link) -> None:
+        """Take note that the broker has begun or ceased to block publishers; `link.blocked` says which."""
+
+
 class Link:
     """An open connection to publish on.
 
@@ -96,7 +105,7 @@ class Link:
         policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
         deadline: For connecting, all tries together, and for opening the channel (monotonic).
         first_node: The node of the broker to try first, by its number in the URL; `node` is the one that was reached.
-        on_blocked: Called with the link when the broker starts or stops to block publishers; see `blocked`.
+        pool: Told when the broker blocks publishers, and when it does no more.
 
     Raises:
         BrokerUnavailable: There is no connection to the broker; the message says what took the time.
@@ -110,12 +119,12 @@ class Link:
         policy: dict[str, Any],
         deadline: float,
         first_node: int,
-        on_blocked: Callable[[Link], None],
+        pool: Pool,
     ) -> None:
         self.blocked = False
         self.usable = True
         self.groups: set[str] = set()
-        self._notify = on_blocked
+        self._pool = pool
         self._amqp: Any = None
         limit_seconds = max(deadline - time.monotonic(), _OPEN_SECONDS_MIN)
         deadline = time.monotonic() + limit_seconds
@@ -166,12 +175,22 @@ class Link:
         finally:
             unbound_reads(self._amqp)
 
-    def send(self, message: Any, exchange: str, key: str, *, deadline: float) -> Answer:
-        """Publish `message`, as `channel.prepare_message` makes it, and wait for what becomes of it.
+    def send(self, message: Outgoing, *, deadline: float) -> Answer:
+        """Publish a message and wait until `deadline` (monotonic) for what becomes of it."""
+        prepared = self.channel.prepare_message(
+            message.payload,
+            content_type=message.content_type,
+            content_encoding=message.content_encoding,
+            headers=message.headers,
+            properties={"delivery_mode": 2, **message.properties},
+        )
+        return self._send(prepared, Names(message.group).publish, message.key, deadline)
 
-        Args:
-            deadline: Of the confirm (monotonic).
-        """
+    def probe(self, queue: str, *, deadline: float) -> Answer:
+        """Publish to a queue that does not exist, as `send` does."""
+        return self._send(self.channel.prepare_message(b"probe"), "", queue, deadline)
+
+    def _send(self, message: Any, exchange: str, key: str, deadline: float) -> Answer:
         # An earlier message, of unknown outcome, may be answered late.
         self._confirms.forget()
         try:
@@ -274,11 +293,11 @@ class Link:
     def _on_blocked(self, reason: str) -> None:
         logger.warning("the broker blocks publishers: %s", reason)
         self.blocked = True
-        self._notify(self)
+        self._pool.note_blocked(self)
 
     def _on_unblocked(self) -> None:
         self.blocked = False
-        self._notify(self)
+        self._pool.note_blocked(self)
 
 
 def _readable(sock: Any, timeout_seconds: float) -> bool:

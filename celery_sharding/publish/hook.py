@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from kombu.connection import PooledConnection
 from kombu.exceptions import OperationalError
 
 from celery_sharding.errors import UnsupportedOption
+from celery_sharding.publish.message import Outgoing
 from celery_sharding.publish.router import is_ordinary_retry
 from celery_sharding.rabbitmq.connect import FAREWELL_SECONDS, bound_waits
 from celery_sharding.topology import Names
@@ -33,24 +33,27 @@ logger = logging.getLogger(__name__)
 _PROPERTIES = ("correlation_id", "reply_to", "message_id", "app_id", "user_id", "type", "timestamp", "cluster_id")
 
 
-WatchPublish = Callable[[], Callable[[str, str, str | None], None]]  # called with group, key and task id
+class PublishWatcher(Protocol):
+    """Sees sharded tasks leave, for instrumentation."""
+
+    def begin(self) -> Any:
+        """Return what `leave` is to be told, before the message is built."""
+
+    def leave(self, begun: Any, message: Outgoing) -> None:
+        """See a message just before it leaves."""
 
 
 class Sender(Protocol):
     """What the hook needs of the extension."""
 
+    @property
+    def publish_watcher(self) -> PublishWatcher | None: ...
+
     def backing(self) -> Any:
-        """Return what publishes sharded tasks; `Publisher.publish` says how."""
+        """Return what publishes sharded tasks, by `publish(Outgoing)`."""
 
     def is_sharded(self, task_name: str) -> bool:
         """Say whether the tasks of this name belong to a group."""
-
-    @property
-    def watch_publish(self) -> WatchPublish | None:
-        """Called before a sharded task is built; what it returns is called just before the message leaves."""
-
-    def patience_seconds(self, options: Mapping[str, Any]) -> float:
-        """Return how long a publish with these options, made now, begins anew while the broker takes nothing."""
 
     def is_own_broker(self, connection: Any) -> bool:
         """Say whether a kombu connection leads to the app's broker."""
@@ -89,11 +92,10 @@ def send_sharded(
         options.pop(dropped, None)
     # Celery writes these over the message's own.
     options["headers"] = {**headers, SENT_AT_HEADER: time.time(), MESSAGE_ID_HEADER: new_message_id()}
-    publish = partial(sender.backing().publish, patience_seconds=sender.patience_seconds(options))
+    channel = _ShardChannel(sender, group, options, producer.connection)
     options["retry"] = False
-    note = None if sender.watch_publish is None else sender.watch_publish()
     try:
-        return stock(_ShardProducer(producer, group, publish, note), name, message, **options)
+        return stock(_ShardProducer(producer, channel), name, message, **options)
     except BaseException:
         # Celery's pool closes the connection that it lent for a publish that failed, and waits without a limit for the
         # broker's answer to that.
@@ -136,18 +138,12 @@ class _ShardProducer(Producer):
     instrumentation does, sees this, too, and may add headers. What is other is the channel that it ends in.
     """
 
-    def __init__(
-        self,
-        producer: Any,
-        group: str,
-        publish: Callable[..., None],
-        note: Callable[[str, str, str | None], None] | None,
-    ) -> None:
+    def __init__(self, producer: Any, channel: _ShardChannel) -> None:
         super().__init__(None, auto_declare=False)  # type: ignore[no-untyped-call]
         self.__connection__ = producer.connection
-        self._channel = _ShardChannel(group, publish, note, connection=producer.connection)
+        self._channel = channel
         self._producer = producer
-        self._exchange = Names(group).publish
+        self._exchange = Names(channel.group).publish
 
     def publish(self, body: Any, **options: Any) -> Any:  # type: ignore[override]
         if options.get("exchange") != self._exchange:
@@ -174,18 +170,13 @@ class _ShardChannel:
     Datadog's asks for `channel.connection.host`, and a publish failed if there were none.
     """
 
-    def __init__(
-        self,
-        group: str,
-        publish: Callable[..., None],
-        note: Callable[[str, str, str | None], None] | None,
-        *,
-        connection: Any,
-    ) -> None:
+    def __init__(self, sender: Sender, group: str, options: Mapping[str, Any], connection: Any) -> None:
         self.group = group
+        self._backing = sender.backing()
+        self._retry_options = {name: options[name] for name in ("retry", "retry_policy") if name in options}
         self._client = connection
-        self._publish = publish
-        self._note = note
+        self._watcher = sender.publish_watcher
+        self._begun = None if self._watcher is None else self._watcher.begin()
 
     @property
     def connection(self) -> SimpleNamespace:
@@ -209,7 +200,6 @@ class _ShardChannel:
             "content_encoding": content_encoding,
             "headers": headers,
             "properties": {name: properties[name] for name in _PROPERTIES if properties.get(name) is not None},
-            "task_id": headers.get("id") or properties.get("correlation_id"),
         }
 
     def basic_publish(
@@ -221,6 +211,13 @@ class _ShardChannel:
         confirm_timeout: float | None = None,
         **_: Any,
     ) -> None:
-        if self._note is not None:
-            self._note(self.group, routing_key, message["task_id"])
-        self._publish(self.group, routing_key, **message, timeout_seconds=confirm_timeout or timeout)
+        outgoing = Outgoing(
+            self.group,
+            routing_key,
+            **message,
+            timeout_seconds=confirm_timeout or timeout,
+            retry_options=self._retry_options,
+        )
+        if self._watcher is not None:
+            self._watcher.leave(self._begun, outgoing)
+        self._backing.publish(outgoing)

@@ -32,12 +32,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from amqp.exceptions import AccessRefused, AMQPError
-from kombu import Connection
 
-from celery_sharding.config import ShardGroup
 from celery_sharding.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -51,6 +48,7 @@ from celery_sharding.errors import (
 from celery_sharding.layout.ensure import ensure_fixed, passes_by_itself
 from celery_sharding.publish.call import Call
 from celery_sharding.publish.connection import Answer, Fate, Link
+from celery_sharding.publish.message import Application, Outgoing
 from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names, fixed_exists
@@ -64,91 +62,47 @@ _PATIENT_PAUSE_SECONDS, _PATIENT_PAUSE_SECONDS_MAX = 0.2, 1.0
 
 
 class Publisher:
-    """Publishes to the groups of one app, from any thread and after any fork.
+    """Publishes to the groups of one app, from any thread and after any fork."""
 
-    Args:
-        connect: Returns an unconnected kombu connection to the broker.
-        find_group: Returns the configured group of a name.
-        timeout_seconds: From the call to the confirm, waiting for a blocked broker included.
-        retry_policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
-    """
-
-    def __init__(
-        self,
-        connect: Callable[[], Connection],
-        find_group: Callable[[str], ShardGroup],
-        *,
-        timeout_seconds: float,
-        retry_policy: dict[str, Any],
-    ) -> None:
-        self._connect = connect
-        self._find_group = find_group
-        self._timeout_seconds = timeout_seconds
-        self._policy = {name: value for name, value in retry_policy.items() if name in _CONNECT_OPTIONS}
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        policy = application.app.conf.task_publish_retry_policy or {}
+        self._policy = {name: value for name, value in policy.items() if name in _CONNECT_OPTIONS}
         self._first_node = 0
         self._start_anew()
         os.register_at_fork(after_in_child=_forget_in_child(weakref.ref(self)))
 
-    def publish(
-        self,
-        group: str,
-        key: str,
-        payload: bytes,
-        *,
-        content_type: str,
-        content_encoding: str,
-        headers: dict[str, Any],
-        properties: dict[str, Any],
-        task_id: str | None,
-        timeout_seconds: float | None = None,
-        patience_seconds: float = 0.0,
-    ) -> None:
-        """Publish one message and return when the broker has confirmed it.
+    def publish(self, message: Outgoing) -> None:
+        """Publish a message and return when the broker has confirmed it.
 
-        Args:
-            timeout_seconds: None: the publisher's.
-            patience_seconds: How long to begin anew as long as nothing is stored and the reason may pass; the last try
-                may take its time-out longer.
+        Whoever is patient (`patience`) begins anew as long as nothing is stored and the reason may pass; the last try
+        may take its time-out longer.
 
         Raises:
             PublishError: As the module says; `task_id` and `group` tell which message.
             TopologyError: The group's exchanges are missing and could not be declared. Nothing was sent.
         """
-        label = f"task {headers.get('task')}[{task_id}] of group {group!r}"
-        give_up_at = time.monotonic() + patience_seconds
+        began_at = time.monotonic()
+        timeout_seconds = message.timeout_seconds or self._application.settings.publish_timeout_seconds
         pause = _PATIENT_PAUSE_SECONDS
         while True:
             try:
-                self._publish_once(
-                    Call(group, label, task_id),
-                    key,
-                    payload,
-                    deadline=time.monotonic() + (timeout_seconds or self._timeout_seconds),
-                    content_type=content_type,
-                    content_encoding=content_encoding,
-                    headers=headers,
-                    properties={"delivery_mode": 2, **properties},
-                )
+                self._publish_once(Call(message), deadline=time.monotonic() + timeout_seconds)
                 return
             except ShardingError as exc:
-                left = give_up_at - time.monotonic()
+                left = began_at + message.patience_seconds(self._application) - time.monotonic()
                 if left <= 0 or not _may_pass(exc):
                     raise
                 logger.warning("%s; trying again for %.0f s", exc, left)
             time.sleep(min(pause, left))
             pause = min(2 * pause, _PATIENT_PAUSE_SECONDS_MAX)
 
-    def _publish_once(self, call: Call, key: str, payload: bytes, *, deadline: float, **message: Any) -> None:
+    def _publish_once(self, call: Call, *, deadline: float) -> None:
         refused = unsent = 0
         while True:
             link = self._take(call, deadline, fresh=bool(refused or unsent))
             try:
-                answer = self._look(link, call, deadline) or link.send(
-                    link.channel.prepare_message(payload, **message),
-                    call.exchange,
-                    key,
-                    deadline=deadline,
-                )
+                answer = self._ensure_group(link, call, deadline) or link.send(call.message, deadline=deadline)
             except BaseException:
                 self._discard(link)
                 raise
@@ -207,11 +161,11 @@ class Publisher:
         try:
             with call.timed("connecting"):
                 link = Link(
-                    self._connect(),
+                    self._application.connect(),
                     policy=self._policy,
                     deadline=deadline,
                     first_node=self._first_node,
-                    on_blocked=self._note_blocked,
+                    pool=self,
                 )
         except BrokerUnavailable as exc:
             raise call.unavailable(exc) from exc
@@ -221,15 +175,16 @@ class Publisher:
         self._links.add(link)
         return link
 
-    def _look(self, link: Link, call: Call, deadline: float) -> Answer | None:
-        """See once on every link that the group can be published to, and declare it if need be.
+    def _ensure_group(self, link: Link, call: Call, deadline: float) -> Answer | None:
+        """Look once on every link whether the group can be published to, and declare it if not.
 
         Returns:
             The answer to a publish on a link that turned out to be dead; None if all is well.
         """
-        if call.group in link.groups:
+        group = call.message.group
+        if group in link.groups:
             return None
-        names = Names(call.group)
+        names = Names(group)
         try:
             with call.timed("looking for the group's exchange"), link.within(deadline) as connection:
                 try:
@@ -241,20 +196,19 @@ class Publisher:
                 # Declaring writes to the manifest, and would wait long for a broker that blocks publishers. It tells
                 # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
                 # frame before the body.
-                probe = link.channel.prepare_message(b"probe")
-                answer = link.send(probe, "", f"{names.publish}.probe", deadline=deadline)
+                answer = link.probe(f"{names.publish}.probe", deadline=deadline)
                 if answer.fate is Fate.UNKNOWN and link.blocked:
                     return Answer(Fate.BLOCKED, answer.cause)
                 if answer.fate is Fate.REFUSED and isinstance(answer.cause, AccessRefused):
                     # Who may write to the group only may not declare it either: the manifest is written to that way.
-                    with explained(call.group, names.publish):
+                    with explained(group, names.publish):
                         raise answer.cause
                 if answer.fate is not Fate.RETURNED:
                     return Answer(Fate.UNSENT, answer.cause)
-                with call.timed("declaring the group's exchanges"), explained(call.group, names.publish):
+                with call.timed("declaring the group's exchanges"), explained(group, names.publish):
                     ensure_fixed(
-                        self._connect,
-                        self._find_group(call.group),
+                        self._application.connect,
+                        self._application.settings.group(group, needed_by="a published task"),
                         owner=f"publisher {process_name()}",
                         wait_seconds=max(0.0, deadline - time.monotonic()),
                     )
@@ -267,7 +221,7 @@ class Publisher:
         except (OSError, AMQPError) as exc:
             link.usable = False
             return Answer(Fate.UNSENT, exc)
-        link.groups.add(call.group)
+        link.groups.add(group)
         return None
 
     def _give_back(self, link: Link) -> None:
@@ -289,7 +243,7 @@ class Publisher:
             self._changed.notify_all()
         link.close()
 
-    def _note_blocked(self, link: Link) -> None:
+    def note_blocked(self, link: Link) -> None:
         with self._changed:
             if link.blocked:
                 self._blocked.add(link)

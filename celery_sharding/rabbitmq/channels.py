@@ -25,7 +25,11 @@ def brief_channel(connection: Opener) -> Iterator[Any]:
     try:
         yield channel
     finally:
-        # A refusal has closed it, or the whole connection; there is nothing more to tell.
-        with contextlib.suppress(amqp_errors.AMQPError, OSError):
-            if channel.is_open:
-                channel.close()
+        close_channel(channel)
+
+
+def close_channel(channel: Any) -> None:
+    """Close a channel, unless a refusal has closed it, or the whole connection."""
+    with contextlib.suppress(amqp_errors.AMQPError, OSError):
+        if channel.is_open:
+            channel.close()

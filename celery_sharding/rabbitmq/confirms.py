@@ -16,6 +16,7 @@ import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
@@ -39,7 +40,7 @@ class Outcome(enum.Enum):
 @dataclass(slots=True, eq=False)
 class _Pending(Generic[T]):
     item: T
-    identity: tuple[Any, ...]
+    sent: tuple[str, str, amqp.Message]
     is_returned: bool = False
 
 
@@ -51,13 +52,13 @@ class Confirms(Generic[T]):
     """
 
     def __init__(self, channel: Any, *, mark: str | None = None) -> None:
-        self._channel = channel
+        self.channel = channel
         self._mark = mark
         self._tag = 0
         self._pending: dict[int, _Pending[T]] = {}  # by tag, in ascending order
         self._settled: list[tuple[T, Outcome]] = []
-        channel.events["basic_ack"].add(self._on_ack)
-        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_ack"].add(partial(self._settle, Outcome.CONFIRMED))
+        channel.events["basic_nack"].add(partial(self._settle, Outcome.NACKED))
         channel.events["basic_return"].add(self._on_return)
 
     @classmethod
@@ -67,6 +68,11 @@ class Confirms(Generic[T]):
         if known is None:
             known = channel.confirms = cls(channel)
         return known
+
+    @property
+    def next_tag(self) -> int:
+        """The number of the message that is published next."""
+        return self._tag + 1
 
     @property
     def pending(self) -> list[T]:
@@ -79,7 +85,7 @@ class Confirms(Generic[T]):
         Args:
             timeout: Of the write to the socket, in seconds.
         """
-        channel = self._channel
+        channel = self.channel
         if not channel._confirm_selected:
             # A new channel; or one that py-amqp has opened again after the broker closed it: its tags begin anew. Not
             # waited for, since a broker may be far away.
@@ -88,7 +94,7 @@ class Confirms(Generic[T]):
             self._tag = 0
             self._pending.clear()
         self._tag += 1
-        self._pending[self._tag] = _Pending(item, self._identify(exchange, key, message))
+        self._pending[self._tag] = _Pending(item, (exchange, key, message))
         # `basic_publish` would wait for each confirm if the application has set `confirm_publish`.
         channel._basic_publish(message, exchange=exchange, routing_key=key, mandatory=True, timeout=timeout)
 
@@ -108,7 +114,7 @@ class Confirms(Generic[T]):
         if remaining <= 0:
             raise TimeoutError("no confirm in time")
         with cleared_is_lost():
-            self._channel.connection.drain_events(timeout=remaining)
+            self.channel.connection.drain_events(timeout=remaining)
 
     def take_settled(self) -> list[tuple[T, Outcome]]:
         """Take what was answered since the last call, in the order of the answers."""
@@ -120,13 +126,7 @@ class Confirms(Generic[T]):
         self._pending.clear()
         self._settled.clear()
 
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, Outcome.CONFIRMED)
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple, Outcome.NACKED)
-
-    def _settle(self, tag: int, multiple: bool, outcome: Outcome) -> None:
+    def _settle(self, outcome: Outcome, tag: int, multiple: bool) -> None:
         tags = list(takewhile(lambda known: known <= tag, self._pending)) if multiple else [tag]
         for known in tags:
             pending = self._pending.pop(known, None)
@@ -138,7 +138,7 @@ class Confirms(Generic[T]):
         # Only noted: its ack follows. Raising here would leave that ack unread.
         identity = self._identify(exchange, key, message)
         for pending in self._pending.values():
-            if pending.identity == identity and not pending.is_returned:
+            if not pending.is_returned and self._identify(*pending.sent) == identity:
                 pending.is_returned = True
                 return
 

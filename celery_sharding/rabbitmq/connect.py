@@ -17,12 +17,20 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from amqp import exceptions as amqp_errors
 from kombu.connection import Connection
 
 Connect = Callable[[], Connection]
+
+
+class Broker(Protocol):
+    """Where connections lead to."""
+
+    def connect(self) -> Connection:
+        """Return a new, unconnected connection to the broker."""
+
 
 # No single answer of a broker that works takes this long.
 ANSWER_SECONDS = 30.0

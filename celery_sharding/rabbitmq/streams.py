@@ -18,7 +18,7 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -26,16 +26,16 @@ import amqp
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.errors import LogError, TopologyError
-from celery_sharding.rabbitmq.channels import Opener, brief_channel
+from celery_sharding.rabbitmq.channels import Opener, brief_channel, close_channel
 from celery_sharding.rabbitmq.confirms import Confirms, Outcome
 from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import is_out_of_reach, out_of_reach
+from celery_sharding.rabbitmq.tail import PREFETCH, consume_stream
 
 logger = logging.getLogger(__name__)
 
 EVENT_VERSION = 1
 NONCE = "nonce"
-_PREFETCH = 500
 # Vitals of many shards are long, and a batch is in memory as a whole.
 _BATCH_FIRST, _BATCH_GROWTH, _BATCH_MAX = 20, 4, 1_000
 _PERSISTENT = 2
@@ -70,7 +70,7 @@ def publish_confirmed(
         confirms.publish(None, message, exchange, queue)
         confirms.wait(time.monotonic() + timeout_seconds)
     except TimeoutError as exc:
-        _close(channel)
+        close_channel(channel)
         raise LogError(
             f"no confirm from {queue!r} within {timeout_seconds} s; the event may be stored or not",
             stream=queue,
@@ -80,7 +80,7 @@ def publish_confirmed(
         raise _refused(queue, exc) from exc
     ((_, outcome),) = confirms.take_settled()
     if outcome is Outcome.NACKED:
-        _close(channel)
+        close_channel(channel)
         raise LogError(f"the broker refused to store an event in {queue!r}; see its log", stream=queue, passes=True)
     if outcome is Outcome.RETURNED:
         if exchange:
@@ -121,14 +121,10 @@ def read_records(
     `read_to_end`.
     """
     deadline = time.monotonic() + timeout_seconds
-    nonce = uuid.uuid4().hex
+    end = nonce_event()
     with brief_channel(connection) as channel:
-        append(channel, stream, {"event": NONCE, "nonce": nonce}, timeout_seconds=timeout_seconds)
-
-        def is_end(_: int, event: Event | None) -> bool:
-            return event is not None and event.get("event") == NONCE and event.get("nonce") == nonce
-
-        return _consume_until(channel, stream, is_end, offset=offset, prefetch=_PREFETCH, deadline=deadline)
+        append(channel, stream, end, timeout_seconds=timeout_seconds)
+        return _read_until(channel, stream, offset, nonce=end["nonce"], prefetch=PREFETCH, deadline=deadline)
 
 
 def read_backwards(
@@ -147,60 +143,56 @@ def read_backwards(
         LogError: As for `read_to_end`.
     """
 
-    def read(start: int | Literal["last"], stop: int | None, prefetch: int) -> list[tuple[int, Event | None]]:
+    def read(start: int | Literal["last"], *, last: int = 0, prefetch: int) -> list[tuple[int, Event | None]]:
         deadline = time.monotonic() + timeout_seconds
         with brief_channel(connection) as channel:
-            return _consume_until(
-                channel,
-                stream,
-                lambda number, _: stop is None or number >= stop - 1,
-                offset=start,
-                prefetch=min(prefetch, _PREFETCH),
-                deadline=deadline,
-            )
+            return _read_until(channel, stream, start, last=last, prefetch=prefetch, deadline=deadline)
 
     with brief_channel(connection) as channel:  # an empty stream would never deliver a last event
-        append(channel, stream, {"event": NONCE, "nonce": uuid.uuid4().hex}, timeout_seconds=timeout_seconds)
-    stop, size = read("last", None, 1)[0][0] + 1, _BATCH_FIRST
+        append(channel, stream, nonce_event(), timeout_seconds=timeout_seconds)
+    stop, size = read("last", prefetch=1)[0][0] + 1, _BATCH_FIRST
     while stop > 0:
         start = max(0, stop - size)
-        found = read(start, stop, size)
+        found = read(start, last=stop - 1, prefetch=min(size, PREFETCH))
         yield [(number, event) for number, event in _without_nonces(found) if number < stop]
         # What is older than the stream's maximum age is gone; the broker starts at the first there is.
         stop = start if found[0][0] == start else 0
         size = min(size * _BATCH_GROWTH, _BATCH_MAX)
 
 
-def _consume_until(
+def nonce_event() -> Event:
+    """Return an event that means nothing; who finds it again has read what was there before."""
+    return {"event": NONCE, "nonce": uuid.uuid4().hex}
+
+
+def _read_until(
     channel: Any,
     stream: str,
-    is_end: Callable[[int, Event | None], bool],
-    *,
     offset: str | int | datetime,
+    *,
+    nonce: str | None = None,
+    last: int = 0,
     prefetch: int,
     deadline: float,
 ) -> list[tuple[int, Event | None]]:
-    """Return what is delivered up to the message for which `is_end` is true; None for what is no event."""
+    """Return what is delivered from `offset` on, None for what is no event: up to `nonce`, or at least up to `last`."""
     found: list[tuple[int, Event | None]] = []
     ended = False
-    unacknowledged = 0
 
-    def take(message: Any) -> None:
-        nonlocal ended, unacknowledged
-        unacknowledged += 1
-        if unacknowledged >= prefetch // 2:  # the broker sends on only against acknowledgements
-            channel.basic_ack(message.delivery_tag, multiple=True)
-            unacknowledged = 0
+    def take(body: bytes, number: int) -> None:
+        nonlocal ended
         if ended:
             return
-        number = int(message.headers["x-stream-offset"])
-        event = decode(message.body, stream=stream, offset=number)
+        event = decode(body, stream=stream, offset=number)
         found.append((number, event))
-        ended = is_end(number, event)
+        ended = (
+            number >= last
+            if nonce is None
+            else event is not None and (event.get("event"), event.get("nonce")) == (NONCE, nonce)
+        )
 
     try:
-        channel.basic_qos(0, prefetch, False)
-        tag = channel.basic_consume(stream, callback=take, arguments={"x-stream-offset": offset})
+        tag = consume_stream(channel, stream, offset, take, prefetch=prefetch)
         while not ended:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -248,9 +240,3 @@ def _refused(queue: str, exc: amqp_errors.ChannelError) -> TopologyError:
         "names and on amq.default",
         stream=queue,
     )
-
-
-def _close(channel: Any) -> None:
-    with contextlib.suppress(amqp_errors.AMQPError, OSError):
-        if channel.is_open:
-            channel.close()

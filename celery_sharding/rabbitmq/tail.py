@@ -5,29 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-_PREFETCH = 500
+PREFETCH = 500
+_OFFSET = "x-stream-offset"
 
 
 class Tail:
-    """Calls `on_event(body, offset)` for every message of a stream; acknowledges in batches."""
+    """Calls `on_event(body, offset)` for every message of a stream, on a channel of its own."""
 
     def __init__(self, connection: Any, stream: str, offset: Any, on_event: Callable[[bytes, int], None]) -> None:
-        self._on_event = on_event
-        self._unacknowledged = 0
-        self._channel = channel = connection.channel()
-        channel.basic_qos(0, _PREFETCH, False)
-        channel.basic_consume(stream, callback=self._on_message, arguments={"x-stream-offset": offset})
+        self._channel = connection.channel()
+        consume_stream(self._channel, stream, offset, on_event)
 
     def close(self) -> None:
         """Read no more."""
         self._channel.close()
 
-    def _on_message(self, message: Any) -> None:
-        self._unacknowledged += 1
-        if self._unacknowledged >= _PREFETCH // 2:
-            self._channel.basic_ack(message.delivery_tag, multiple=True)
-            self._unacknowledged = 0
+
+def consume_stream(
+    channel: Any, stream: str, offset: Any, on_event: Callable[[bytes, int], None], *, prefetch: int = PREFETCH
+) -> str:
+    """Call `on_event(body, offset)` for every message of a stream; return the consumer's tag.
+
+    Args:
+        offset: "first", "last", "next", the number of a message, or a moment.
+    """
+    unacknowledged = 0
+
+    def take(message: Any) -> None:
+        nonlocal unacknowledged
+        unacknowledged += 1
+        if unacknowledged >= prefetch // 2:  # the broker sends on only against acknowledgements
+            channel.basic_ack(message.delivery_tag, multiple=True)
+            unacknowledged = 0
         body = message.body
-        self._on_event(
-            body if isinstance(body, bytes) else body.encode(), int(message.headers.get("x-stream-offset", 0))
-        )
+        on_event(body if isinstance(body, bytes) else body.encode(), int(message.headers.get(_OFFSET, 0)))
+
+    channel.basic_qos(0, prefetch, False)
+    return channel.basic_consume(stream, callback=take, arguments={_OFFSET: offset})  # type: ignore[no-any-return]

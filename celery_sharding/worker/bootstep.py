@@ -50,6 +50,7 @@ from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.heartbeat.child_guard import ChildGuard
 from celery_sharding.worker.heartbeat.pulse import Pulse, prepare_with_pulse
 from celery_sharding.worker.heartbeat.watchdog import Watchdog
+from celery_sharding.worker.host import WorkerHost
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shutdown import Shutdown
@@ -75,8 +76,8 @@ class ShardsStep(bootsteps.StartStopStep):
         backing = sharding.backing()
         sharded = install(c.app, sharding.rules)
         sharding.tell_doubts(c.app.amqp.queues.doubts, worker=True)
-        self._connection = connection = WorkerConnection(c)
-        self._pool = pool = WorkerPool(c)
+        connection = WorkerConnection(c)
+        pool = WorkerPool(c)
         sharding.check_stores(has_child_processes=pool.has_children)
         self._calls = calls = Calls(c)
         # The main thread of a solo pool runs the tasks: another thread could not wake it.
@@ -98,13 +99,14 @@ class ShardsStep(bootsteps.StartStopStep):
             receiver=intake,
             hold_seconds=sharding.settings.consumer_timeout_seconds / 2,
         )
-        self._groups = groups = Groups(c, backing, sharding.selection(), host=self, services=services)
+        self._host = host = WorkerHost(pool, executor, self._children)
+        self._groups = groups = Groups(c, backing, sharding.selection(), host=host, services=services)
         self._shutdown = Shutdown(groups, log=log, states=states, calls=calls)
         self._notices = Notices(ClaimNotices(c, executor.waits, groups).take)  # before the pool forks
         self._looks = {TICK_SECONDS: groups.tick, REPAIR_SECONDS: groups.repair_soon} if backing.has_logs else {}
         self._timers: list[Any] = []
         c.shards, c.shards_states = groups, states  # where commands of remote control find them
-        self.site = c.shards_site = WorkerSite(
+        self._site = c.shards_site = WorkerSite(
             consumer=c,
             pool=pool,
             connection=connection,
@@ -116,18 +118,18 @@ class ShardsStep(bootsteps.StartStopStep):
             reads_more=pool.is_green and backing.has_logs,
             around_tasks=[] if pulse is None else [pulse],
         )
-        guard_exits(self.site)
+        guard_exits(self._site)
         install_hooks(Stage.COMMANDS)
-        install_hooks(Stage.WORKER, self.site)
+        install_hooks(Stage.WORKER, self._site)
 
     def create(self, c: Any) -> None:
         """Take hold of the steps that this one requires; they are there by now."""
-        install_hooks(Stage.STEPS, self.site)
+        install_hooks(Stage.STEPS, self._site)
 
     def start(self, c: Any) -> None:
         """Look at the broker, and consume if the pool has no event loop."""
         c.app.sharding.consumer_thread = threading.get_ident()
-        install_hooks(Stage.CONNECT, self.site)
+        install_hooks(Stage.CONNECT, self._site)
         if self._children is not None:
             self._children.prepare()
         try:
@@ -151,16 +153,16 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def stop(self, c: Any) -> None:
         """Forget a lost connection, or freeze before the pool drains."""
-        self._pool.is_stopping = c.blueprint.state != bootsteps.RUN
-        if self._pool.is_stopping:
+        self._site.pool.is_stopping = c.blueprint.state != bootsteps.RUN
+        if self._site.pool.is_stopping:
             # The ends of a prefork pool's runs come in this thread, while the pool drains.
             self._executor.stop(self._shutdown.give_up if self._children is not None else None)
             self._shutdown.begin()
             return
-        self._connection.leave_node()
+        self._site.connection.leave_node()
         self._cancel_timers()
         self._groups.drop()
-        self.release_orphans(is_flushed=True)
+        self._host.kill_orphans(is_flushed=True)
 
     terminate = stop
 
@@ -180,16 +182,6 @@ class ShardsStep(bootsteps.StartStopStep):
         self._groups.open()
         self._timers = [c.timer.call_repeatedly(TICK_SECONDS, self._notices.read)]
         self._timers += [c.timer.call_repeatedly(seconds, call) for seconds, call in self._looks.items()]
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether nothing may be opened any more."""
-        return self._pool.is_stopping
-
-    def release_orphans(self, *, is_flushed: bool = False) -> None:
-        """Of a prefork pool: end the runs whose messages are the broker's again."""
-        if self._children is not None:
-            self._executor.release_orphans(self._children.kill, is_flushed=is_flushed)
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:

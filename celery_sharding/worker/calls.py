@@ -25,7 +25,7 @@ class Calls:
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
         self._mailbox = Mailbox() if consumer.hub else None
-        self._timer = Timer(self.post)
+        self._timer = Timer(self)
 
     def attach(self, hub: Any) -> None:
         """Let `hub` run what is posted; needed again after each reset of the hub."""

@@ -36,7 +36,7 @@ from celery_sharding.journal.events import RetryAsked
 from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.texts import describe
 from celery_sharding.worker.log import Log
-from celery_sharding.worker.ports import Clock, Loop, Pool, Source
+from celery_sharding.worker.ports import Children, Clock, Loop, Pool, Source
 from celery_sharding.worker.redelivery.redeliveries import Redeliveries
 from celery_sharding.worker.run.ack_batch import Acks
 from celery_sharding.worker.run.delivery import Delivery, State
@@ -231,7 +231,7 @@ class Executor:
         requests = [run.request for run in self.lanes.in_pool()]  # None: it has just ended, in another thread
         return [each for each in requests if each is not None and (not each.has_left or each.killed_pid is not None)]
 
-    def release_orphans(self, kill: Callable[[int], None], *, is_flushed: bool) -> None:
+    def kill_orphans(self, children: Children, *, is_flushed: bool) -> None:
         """Of a prefork pool: end what runs without a message, so that its redelivery does not overlap it.
 
         A run that has begun is killed; its lane stays locked until it has ended, as it does in the other pools.
@@ -248,7 +248,7 @@ class Executor:
                 continue  # it has ended, and waits for what is written of it; its process runs something else
             if request.time_start is not None:
                 logger.warning("killing the run of %s[%s]: its shard's channel was lost", request.name, request.id)
-                kill(request.worker_pid)
+                children.kill(request.worker_pid)
             elif is_flushed:
                 self.lanes.settle(run)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from celery_sharding.config import ShardGroup
 from celery_sharding.journal.attempts import Attempt
-from celery_sharding.topology import Names
+from celery_sharding.worker.place import Place
+from celery_sharding.worker.tally import Tally
 
 
 class Clock(Protocol):
@@ -55,6 +55,13 @@ class Pool(Protocol):
         """Say whether the broker has shown life lately; nothing starts while it has not."""
 
 
+class Children(Protocol):
+    """The child processes of a pool."""
+
+    def kill(self, pid: int) -> None:
+        """Kill a child and the run in it."""
+
+
 class Loop(Protocol):
     """The turns of the worker's event loop, of a pool that has one.
 
@@ -88,38 +95,6 @@ class Gate(Protocol):
         """Say whether a message may start now."""
 
 
-class Tally(Protocol):
-    """What is counted of a shard."""
-
-    def count(self, what: str) -> None: ...
-
-    def note_wait(self, seconds: float) -> None:
-        """A message runs for the first time, so long after it was published."""
-
-    def note_run(self, seconds: float) -> None:
-        """A run has ended that took so long."""
-
-
-class Place(Protocol):
-    """Where a shard stands."""
-
-    @property
-    def group(self) -> ShardGroup: ...
-
-    @property
-    def names(self) -> Names: ...
-
-    @property
-    def segment(self) -> str: ...
-
-    @property
-    def queue(self) -> str: ...
-
-    @property
-    def label(self) -> str:
-        """Its name for people: `orders/3`."""
-
-
 class Source(Protocol):
     """The shard that a message came from, as far as the message and its runs need it."""
 
@@ -127,8 +102,7 @@ class Source(Protocol):
     def place(self) -> Place: ...
 
     @property
-    def tally(self) -> Tally:
-        """What is counted of it."""
+    def tally(self) -> Tally: ...
 
     @property
     def gate(self) -> Gate | None:
@@ -139,8 +113,8 @@ class Source(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def knows_attempts(self) -> bool:
-        """Say whether everything is read that earlier owners have written of attempts."""
+    def catch_up(self) -> bool:
+        """Read what earlier owners have written of attempts; say whether all of it is known."""
 
     def saw_before(self, message_id: str) -> bool:
         """Say whether a message of this id, which is no name, was redelivered before, and keep it in mind."""

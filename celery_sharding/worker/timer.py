@@ -1,4 +1,4 @@
-"""Calls at their moment: by a thread of its own, which sleeps until the next is due and hands it to `post`.
+"""Calls at their moment: a thread of its own sleeps until the next is due, and posts it.
 
     waiting ──due──▶ posted ──▶ called          ──cancel──▶ not called, also if it was posted already
 
@@ -18,17 +18,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery_sharding.worker.log import Poster
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class Alarm:
     """One call that waits for its moment."""
 
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call: Callable[[], None] | None = call
+    _call: Callable[[], None] | None
 
     def cancel(self) -> None:
         """Do not call any more."""
@@ -56,10 +57,8 @@ class Alarms:
         """When the next is due; None if nothing waits."""
         return self._waiting[0][0] if self._waiting else None
 
-    def add(self, due_at: float, call: Callable[[], None]) -> Alarm:
-        alarm = Alarm(call)
+    def add(self, due_at: float, alarm: Alarm) -> None:
         heapq.heappush(self._waiting, (due_at, next(self._numbers), alarm))
-        return alarm
 
     def take_due(self, now: float) -> list[Alarm]:
         """Take what is due at `now`: by its moment, and of one moment by when it was asked for."""
@@ -70,14 +69,10 @@ class Alarms:
 
 
 class Timer:
-    """Calls functions after some seconds.
+    """Calls functions after some seconds, where `calls` posts them."""
 
-    Args:
-        post: Runs a call where it belongs; called by the timer's thread.
-    """
-
-    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
-        self._post = post
+    def __init__(self, calls: Poster) -> None:
+        self._calls = calls
         self._alarms = Alarms()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -85,11 +80,11 @@ class Timer:
 
     def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
         """Call after some seconds; calls of the same moment are called in the order in which they were asked for."""
-        due_at = time.monotonic() + max(0.0, seconds)
+        due_at, alarm = time.monotonic() + max(0.0, seconds), Alarm(call)
         with self._changed:
             if self._stopped:
-                return Alarm(call)
-            alarm = self._alarms.add(due_at, call)
+                return alarm
+            self._alarms.add(due_at, alarm)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shards-timer", daemon=True)
                 self._thread.start()
@@ -113,4 +108,4 @@ class Timer:
                 if self._stopped:
                     return
             for alarm in due:
-                self._post(alarm.ring)
+                self._calls.post(alarm.ring)

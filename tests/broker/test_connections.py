@@ -137,7 +137,7 @@ def test_a_worker_without_a_broker_stops_warm_when_it_is_told_to(shop: Shop, pro
 
 def test_a_worker_that_waits_for_its_group_keeps_its_connection(shop: Shop) -> None:
     # Given a group whose lock somebody holds, and a worker with a short heartbeat that has to wait for it
-    with GroupLock(lambda: Connection(shop.broker_url), shop.names, owner="the test", timeout_seconds=5):
+    with GroupLock(lambda: Connection(shop.broker_url), shop.names, timeout_seconds=5):
         worker = shop.worker("-c", "1", "--without-mingle", wait_seconds=0, SHOP_HEARTBEAT="1")
         worker.wait_for("Connected to")
         # When it waits longer than the broker does for who says nothing

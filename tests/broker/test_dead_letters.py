@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import amqp
@@ -159,7 +160,7 @@ def test_a_replay_keeps_the_order_of_death_of_each_key_and_starts_from_nothing(c
     bury(connection, names, *letters)
     # When they are replayed
     told: list[tuple[int, int]] = []
-    done = replay(connect, group, None, by=BY, on_progress=lambda *progress: told.append(progress))
+    done = replay(connect, group, None, by=BY, progress=SimpleNamespace(note=lambda *progress: told.append(progress)))
     # Then each key has its order again, and the messages are as they were published, but sent just now
     assert [letter.task_id for letter in done] == [f"t{number}" for number in range(30)]
     assert told[-1] == (30, 30)
@@ -282,7 +283,7 @@ def test_a_replay_that_is_cut_short_leaves_the_rest(connect, connection, group, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replay(connect, group, None, by=BY, on_progress=stop)
+        replay(connect, group, None, by=BY, progress=SimpleNamespace(note=stop))
     # When the rest is replayed, then all have been, once and in order
     assert len(replay(connect, group, None, by=BY)) == 4
     found = take_replayed(connection, names, 5)
@@ -324,7 +325,7 @@ def test_a_replay_holds_up_no_pause_and_a_group_is_not_removed_under_it(connect,
             with pytest.raises(LockHeld, match=names.dead_admin):
                 group_removal.check_removable(connect, group.name)
 
-    assert len(replay(connect, group, None, by=BY, on_progress=act)) == 2
+    assert len(replay(connect, group, None, by=BY, progress=SimpleNamespace(note=act))) == 2
     assert seen == [True]
 
 

@@ -65,7 +65,7 @@ def test_keys_are_located_where_their_messages_go_before_during_and_after_the_fl
     # Given a group of 5, which is made one of 7
     ensure_group(lambda: Connection(url), group, owner="test")
     assert locate_and_publish("before") == ({1}, {(1,)})
-    with GroupLock(lambda: Connection(url), names, owner="test", timeout_seconds=5) as lock:
+    with GroupLock(lambda: Connection(url), names, timeout_seconds=5) as lock:
         with lock.operation() as connection:
             layout = begin_reshard(connection, group, load(connection, names), shards=7, by="test")
             layout = carry_on(connection, group, layout, by="test", last_step=2)

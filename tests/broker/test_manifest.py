@@ -22,8 +22,9 @@ from celery_sharding.errors import (
     TopologyMismatch,
 )
 from celery_sharding.layout.cleanup import delete_group
+from celery_sharding.layout.events import Drained, Paused, Resumed
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import drained_event, load, write
+from celery_sharding.layout.manifest import load, write
 from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.queues import count_ready, queue_exists
@@ -31,8 +32,7 @@ from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.rabbitmq.streams import append, read_to_end
 from celery_sharding.topology import Names
 
-PAUSE = {"event": "pause", "shard": None}
-RESUME = {"event": "resume", "shard": None}
+PAUSE, RESUME = Paused(None), Resumed(None)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_writer_on_an_old_layout_changes_nothing_and_is_told(connection, names
     resumed = write(connection, names, layout, RESUME, by="a")
     # When the second, which lost the lock, writes on it
     with pytest.raises(ManifestConflict):
-        write(connection, names, layout, {"event": "pause", "shard": 3}, by="b")
+        write(connection, names, layout, Paused(3), by="b")
     # Then its event is void for every reader, and the next writer goes on
     assert load(connection, names) == resumed
     assert write(connection, names, resumed, PAUSE, by="a").is_paused(3)
@@ -157,19 +157,19 @@ def test_a_writer_on_an_old_layout_changes_nothing_and_is_told(connection, names
 def test_facts_between_two_layout_events_are_no_conflict(connection, names):
     layout = write(connection, names, Layout(), PAUSE, by="a")
     with brief_channel(connection) as channel:
-        append(channel, names.manifest, drained_event("limbo001", names.limbo(1), by="w"))
+        append(channel, names.manifest, Drained("limbo001", names.limbo(1), by="w").as_dict())
 
     assert not write(connection, names, layout, RESUME, by="a").paused
 
 
 def test_only_one_process_holds_the_lock_and_the_next_gets_it(connect, group_name):
     names = Names(group_name)
-    first = GroupLock(connect, names, owner="a", timeout_seconds=5)
-    second = GroupLock(connect, names, owner="b", timeout_seconds=0.2)
+    first = GroupLock(connect, names, timeout_seconds=5)
+    second = GroupLock(connect, names, timeout_seconds=0.2)
 
     with first, pytest.raises(LockHeld, match=group_name), second:
         pass
-    with GroupLock(connect, names, owner="b", timeout_seconds=5) as lock, lock.channel() as channel:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.channel() as channel:
         assert channel.is_open
 
 
@@ -178,12 +178,12 @@ def test_one_who_waits_gets_the_lock_when_it_is_given_up(connect, group_name):
 
     def wait_for_it() -> None:
         held.wait(10)
-        with GroupLock(connect, names, owner="b", timeout_seconds=20):
+        with GroupLock(connect, names, timeout_seconds=20):
             got.set()
 
     thread = threading.Thread(target=wait_for_it)
     thread.start()
-    with GroupLock(connect, names, owner="a", timeout_seconds=5):
+    with GroupLock(connect, names, timeout_seconds=5):
         held.set()
         assert not got.wait(0.3)
     assert got.wait(20)
@@ -193,14 +193,14 @@ def test_one_who_waits_gets_the_lock_when_it_is_given_up(connect, group_name):
 def test_a_holder_whose_connection_died_can_do_nothing_more(connect, group_name):
     # Given a holder
     names = Names(group_name)
-    with GroupLock(connect, names, owner="a", timeout_seconds=5) as lock:
+    with GroupLock(connect, names, timeout_seconds=5) as lock:
         # When its connection is cut
         lock.connection.transport.sock.close()
         # Then each of its operations fails, the connection is not opened again, and another takes the lock
         for _ in range(2):
             with pytest.raises(TopologyError, match="lost"), lock.channel():
                 pass
-        other = GroupLock(connect, names, owner="b", timeout_seconds=20)
+        other = GroupLock(connect, names, timeout_seconds=20)
         with other, pytest.raises(TopologyError, match="lost"), lock.channel():
             pass
 
@@ -209,7 +209,7 @@ def test_a_broker_that_is_not_there_is_named_as_such(group_name):
     def connect() -> Connection:
         return Connection("amqp://127.0.0.1:1//")
 
-    lock = GroupLock(connect, Names(group_name), owner="a", timeout_seconds=1)
+    lock = GroupLock(connect, Names(group_name), timeout_seconds=1)
 
     with pytest.raises(BrokerUnavailable, match=group_name), lock:
         pass

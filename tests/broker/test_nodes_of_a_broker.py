@@ -45,7 +45,7 @@ def test_the_last_of_many_nodes_is_reached_when_all_others_are_down(
     # When a worker makes a group ready, and writes to its logs
     layout = ensure_group(lambda: Connection(url), ShardGroup(group_name, 2), owner="w1")
     written = threading.Event()
-    log = LogWriter(lambda: Connection(url), SimpleNamespace(post=lambda call: call()), inline=None)
+    log = LogWriter(SimpleNamespace(connect=lambda: Connection(url)), SimpleNamespace(post=lambda call: call()))
     log.append(Names(group_name).journal, {"event": "test"}, written.set)
     # Then it is done through the third
     assert written.wait(20)

@@ -158,7 +158,7 @@ def test_a_group_in_use_is_not_removed_and_it_is_said_by_what(shop, connect, con
         with brief_channel(connection) as channel:
             channel.basic_consume(names.shard(1, 3), callback=lambda message: None)
             with pytest.raises(GroupInUse) as refusal:
-                remove_group(connect, group.name, by="op")
+                remove_group(connect, group.name)
     finally:
         stopped.set()
         worker.join()
@@ -189,7 +189,7 @@ def test_what_was_on_its_way_when_the_group_was_closed_is_kept_and_the_group_ope
     late.start()
     # When it is removed, then that is refused
     with pytest.raises(GroupInUse, match=f"messages wait in {names.shard(1, 1)}"):
-        remove_group(connect, group.name, by="op")
+        remove_group(connect, group.name)
     late.join()
     # And the group is as before: what the publisher published meanwhile is in its shard, as is what comes now
     shop.app.send_task("shop.step", kwargs={"key": "k", "number": 2})

@@ -13,12 +13,13 @@ from kombu import Connection
 
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
-from celery_sharding.layout.cleanup import remove_drained
+from celery_sharding.layout.cleanup import Removal, remove_drained
 from celery_sharding.layout.ensure import ensure_group, find_fault
+from celery_sharding.layout.events import Drained
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import drained_event, load
+from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
-from celery_sharding.operations.gc import Finding, collect
+from celery_sharding.operations.gc import collect
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.queues import count_ready, queue_exists
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
@@ -47,7 +48,7 @@ def drain(connection: Connection, names: Names, queues: tuple[str, ...], segment
     with brief_channel(connection) as channel:
         for queue in queues:
             channel.queue_purge(queue)
-            append(channel, names.manifest, drained_event(segment, queue, by="w") | {"at": at})
+            append(channel, names.manifest, Drained(segment, queue, by="w").as_dict() | {"at": at})
 
 
 def left_behind(connection: Connection, names: Names) -> list[str]:
@@ -171,7 +172,7 @@ def test_two_workers_that_look_at_once_remove_it_once(connect, connection, group
 
 
 def test_a_lock_that_is_held_leaves_it_to_a_later_look(connect, connection, group, names):
-    with GroupLock(connect, names, owner="other", timeout_seconds=5):
+    with GroupLock(connect, names, timeout_seconds=5):
         remove_drained(connect, group.name, owner="w", known=load(connection, names))
     assert len(left_behind(connection, names)) == 6
 
@@ -182,18 +183,18 @@ def test_gc_removes_what_is_drained_and_says_why_the_rest_stays(connect, connect
     with brief_channel(connection) as channel:
         channel.basic_consume(names.shard(1, 1), callback=lambda message: None)
         kept = [
-            Finding("g001", "a worker consumes it still"),
-            Finding("limbo002", "g001 comes before it"),
+            Removal("g001", "a worker consumes it still"),
+            Removal("limbo002", "g001 comes before it"),
         ]
         # When gc is tried, then nothing changes; when it is done, then the first is removed, and its message runs
-        assert collect(connect, group.name, by="op", dry_run=True) == [Finding("limbo001"), *kept]
+        assert collect(connect, group.name, by="op", dry_run=True) == [Removal("limbo001"), *kept]
         assert len(left_behind(connection, names)) == 6
-        assert collect(connect, group.name, by="op", dry_run=False) == [Finding("limbo001", moved=1), *kept]
+        assert collect(connect, group.name, by="op", dry_run=False) == [Removal("limbo001", moved=1), *kept]
         assert len(left_behind(connection, names)) == 5
     assert len(read_live(connection, names, 1)) == 1
     # and when the worker has left, the rest is removed, though it was drained less than a minute ago
     drain(connection, names, (names.limbo(2),), "limbo002", at=time.time() - 10)
-    assert collect(connect, group.name, by="op", dry_run=False) == [Finding("g001"), Finding("limbo002")]
+    assert collect(connect, group.name, by="op", dry_run=False) == [Removal("g001"), Removal("limbo002")]
     assert left_behind(connection, names) == []
     assert find_fault(connection, names, load(connection, names)) is None
     assert collect(connect, group.name, by="op", dry_run=False) == []
@@ -202,7 +203,7 @@ def test_gc_removes_what_is_drained_and_says_why_the_rest_stays(connect, connect
 def test_gc_leaves_what_is_not_drained_or_was_just_now(connect, connection, group_name, names):
     ensure_group(connect, ShardGroup(group_name, 2), owner="w")
     assert collect(connect, group_name, by="op", dry_run=False) == [
-        Finding("limbo001", "not drained: 0 of 1 queues are done")
+        Removal("limbo001", "not drained: 0 of 1 queues are done")
     ]
     drain(connection, names, (names.limbo(1),), "limbo001", at=time.time() + 60)
     (found,) = collect(connect, group_name, by="op", dry_run=False)
@@ -218,7 +219,7 @@ def test_gc_removes_what_came_back_after_its_removal(connect, connection, group,
     put_late(connection, names.shard(1, 0), "k")
     # When gc is done, then it is removed, the message runs, and the history says so
     found = collect(connect, group.name, by="op", dry_run=False)
-    assert found == [Finding(names.ring(1)), Finding(names.shard(1, 0), moved=1)]
+    assert found == [Removal(names.ring(1)), Removal(names.shard(1, 0), moved=1)]
     assert not topology.ring_exists(connection, names, 1)
     assert left_behind(connection, names) == []
     assert len(read_live(connection, names, 1)) == 1

@@ -15,16 +15,18 @@ from kombu import Connection
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import LockHeld, ShardingError, TopologyError, TopologyMismatch
-from celery_sharding.layout.end_markers import CONTROL_HEADER, end_marker
+from celery_sharding.layout.end_markers import end_marker
 from celery_sharding.layout.ensure import ensure_fixed, ensure_group, find_fault
+from celery_sharding.layout.events import RECOVER, RESHARD, Drained, StepBegun, SwitchBegun
 from celery_sharding.layout.lock import GroupLock
-from celery_sharding.layout.manifest import drained_event, load, write
+from celery_sharding.layout.manifest import load, write
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.switch import FLIPS, RECOVER, RESHARD, STEPS, begin_recovery, begin_reshard, carry_on
+from celery_sharding.layout.switch import FLIPS, STEPS, begin_recovery, begin_reshard, carry_on
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
 from celery_sharding.topology import Names
+from celery_sharding.wire import END, control_of
 
 RECOVERY_STEPS = range(1, len(STEPS["recover"]) + 1)
 RESHARD_STEPS = range(1, len(STEPS["reshard"]) + 1)
@@ -106,7 +108,7 @@ def read_queue(connection: Connection, queue: str, until: amqp.Message | None = 
 
     def take(message: amqp.Message) -> None:
         nonlocal ended
-        if (message.headers or {}).get(CONTROL_HEADER) == "end":
+        if control_of(message.headers or {}) == END:
             ended = True
         elif not ended:
             bodies.append(bytes(message.body).decode())
@@ -306,12 +308,12 @@ def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
     first.start()
     first.wait_for(5)
     delete_exchange(connection, names.ring(1))
-    with GroupLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_recovery(mine, group, load(mine, names), by="w1")
         if done or last_step > 1:
             layout = carry_on(mine, group, layout, by="w1", last_step=last_step if done else last_step - 1)
         if not done:
-            write(mine, names, layout, {"event": "step", "generation": 2, "step": last_step}, by="w1")
+            write(mine, names, layout, StepBegun(2, last_step), by="w1")
     first.wait_for(5)
     if lost_again:
         delete_exchange(connection, names.ring(2))
@@ -328,7 +330,7 @@ def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
 
 def test_a_recovery_that_died_before_the_end_markers_gets_them_from_the_next(connect, connection, group, names):
     ensure_fixed(connect, group, owner="p")
-    with GroupLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_recovery(mine, group, load(mine, names), by="w1")
         carry_on(mine, group, layout, by="w1")
 
@@ -477,16 +479,15 @@ def test_classic_groups_start_and_recover_too(connect, connection, group_name, n
 
 def test_a_switch_of_a_newer_version_is_left_alone(connect, connection, group, names):
     layout = ensure_group(connect, group, owner="w")
-    with GroupLock(connect, names, owner="w9", timeout_seconds=5) as lock, lock.operation() as mine:
-        event = {"event": "switch", "kind": "teleport", "generation": 2, "shards": 4}
-        write(mine, names, layout, event, by="w9")
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
+        write(mine, names, layout, SwitchBegun("teleport", generation=2, shards=4), by="w9")
 
     with pytest.raises(TopologyError, match="teleport"):
         ensure_group(connect, group, owner="w")
 
 
 def test_a_lock_that_is_never_given_up_is_an_error_in_time(connect, group, names):
-    with GroupLock(connect, names, owner="w9", timeout_seconds=5), pytest.raises(LockHeld, match=names.admin):
+    with GroupLock(connect, names, timeout_seconds=5), pytest.raises(LockHeld, match=names.admin):
         ensure_group(connect, group, owner="w", wait_seconds=0.3)
 
 
@@ -504,7 +505,7 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
         consumed.append(current.name)
         with brief_channel(connection) as channel:
             for queue in current.queues(names):
-                append(channel, names.manifest, drained_event(current.name, queue, by="w"))
+                append(channel, names.manifest, Drained(current.name, queue, by="w").as_dict())
         layout = load(connection, names, since=layout)
 
     assert consumed == ["limbo001", "g001", "limbo002"]
@@ -515,7 +516,7 @@ def test_what_owners_report_as_drained_moves_every_worker_on(connect, connection
 
 
 def reshard(connect, group, names, *, shards):
-    with GroupLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         carry_on(mine, group, begin_reshard(mine, group, load(mine, names), shards=shards, by="op"), by="op")
 
 
@@ -532,12 +533,12 @@ def test_a_reshard_that_stops_at_any_step_is_carried_on_by_the_next(
     first = publisher()
     first.start()
     first.wait_for(5)
-    with GroupLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_reshard(mine, group, load(mine, names), shards=7, by="op")
         if done or last_step > 1:
             layout = carry_on(mine, group, layout, by="op", last_step=last_step if done else last_step - 1)
         if not done:
-            write(mine, names, layout, {"event": "step", "generation": 2, "step": last_step}, by="op")
+            write(mine, names, layout, StepBegun(2, last_step), by="op")
     first.wait_for(5)
     for ring in {"": [], "old": [1], "new": [2], "both": [1, 2]}[lost]:
         delete_exchange(connection, names.ring(ring))
@@ -582,17 +583,17 @@ def test_a_ring_lost_in_the_middle_of_a_reshard_puts_what_went_to_limbo_before_t
     ensure_group(connect, group, owner="w1")
     first = publisher()
     first.publish(20)
-    with GroupLock(connect, names, owner="op", timeout_seconds=5) as lock, lock.operation() as mine:
+    with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
         layout = begin_reshard(mine, group, load(mine, names), shards=7, by="op")
         layout = carry_on(mine, group, layout, by="op", last_step=1)
         delete_exchange(connection, names.ring(1))
         first.publish(20)
-        layout = write(mine, names, layout, {"event": "step", "generation": 2, "step": 2}, by="op")
+        layout = write(mine, names, layout, StepBegun(2, 2), by="op")
         with brief_channel(mine) as channel:
             STEPS[RESHARD][1](channel, group, layout, layout.switch)
     first.publish(20)
     if dies_again:
-        with GroupLock(connect, names, owner="w1", timeout_seconds=5) as lock, lock.operation() as mine:
+        with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
             carry_on(mine, group, load(mine, names), by="w1", last_step=FLIPS[RECOVER])
         first.publish(20)
     # When a worker comes

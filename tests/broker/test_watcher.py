@@ -159,14 +159,15 @@ def test_neither_a_receiver_nor_a_connection_that_raises_ends_it(broker_url, gro
             raise ValueError("no such setting")
         return Connection(broker_url)
 
-    def receive(group: str, event: object) -> None:
-        received.append(event)
-        raise KeyError("a receiver")
+    class Broken:
+        def note(self, group: str, event: object) -> None:
+            received.append(event)
+            raise KeyError("a receiver")
 
     declare(broker_url, group_name)
     with brief_channel(connection) as channel:
         append(channel, Names(group_name).journal, {"event": "x"})
-    watcher = Watcher(connect, [group_name], every_seconds=0.1, on_event=receive)
+    watcher = Watcher(connect, [group_name], every_seconds=0.1, sink=Broken())
     watcher.start()
     # Then the first is told, and it goes on
     wait_for(watcher, lambda view: view.error == "no such setting")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from kombu import Connection
@@ -14,10 +15,10 @@ from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.topology import Names
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log_writer import LogWriter
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
 from unit.stand_ins import Calls, Clock, Mailbox, Pool
 
@@ -41,7 +42,7 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     # Given a shard on a connection whose waits have a limit
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
-    log = LogWriter(lambda: Connection(broker_url), Mailbox(), inline=None)
+    log = LogWriter(SimpleNamespace(connect=lambda: Connection(broker_url)), Mailbox())
     executor = Executor(Pool(), Clock(), log, StateWriter(None, Mailbox()), node="test")
     with FaultProxy(broker_url) as proxy:
         connection = open_connection(Connection(proxy.url), answer_seconds=1.0)

@@ -31,7 +31,7 @@ from celery_sharding.topology import Names
 
 url, group = sys.argv[1], ShardGroup(sys.argv[2], 4)
 try:
-    with GroupLock(lambda: Connection(url), Names(group.name), owner="holder", timeout_seconds=5) as lock:
+    with GroupLock(lambda: Connection(url), Names(group.name), timeout_seconds=5) as lock:
         with lock.operation() as connection:
             layout = begin_recovery(connection, group, load(connection, Names(group.name)), by="holder")
             layout = carry_on(connection, group, layout, by="holder", last_step=3)

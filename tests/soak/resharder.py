@@ -69,7 +69,7 @@ def reshard(broker: str, wanted: ShardGroup, dies_after: int | None) -> None:
     """Reshard to `wanted`, unless an earlier call has begun that already, and be killed if told so."""
     names = Names(wanted.name)
     with (
-        GroupLock(lambda: Connection(broker), names, owner=_BY, timeout_seconds=_LOCK_SECONDS) as lock,
+        GroupLock(lambda: Connection(broker), names, timeout_seconds=_LOCK_SECONDS) as lock,
         lock.operation() as connection,
     ):
         layout = load(connection, names)

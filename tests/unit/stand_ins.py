@@ -1,22 +1,27 @@
-"""Stand-ins for what surrounds the worker's core: a clock, a log, a pool, a shard, and the host of lanes."""
+"""Stand-ins for what surrounds the worker's core: a clock, a log, a pool, a connection, a shard, the host of lanes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from amqp.exceptions import NotFound
 from kombu.message import Message
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal.attempts import Attempt
+from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.wire import MESSAGE_ID_HEADER
 from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.log import Follower
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.run.delivery import Delivery, Entry
 from celery_sharding.worker.run.lanes import Lanes
-from celery_sharding.worker.shard.place import Place
-from celery_sharding.worker.shard.tally import Tally
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.tally import Tally
 
 
 class Clock:
@@ -37,18 +42,44 @@ class Clock:
 
 
 class Calls(Clock):
-    """Runs calls at once, and timers when they are told."""
+    """Calls and timers that happen when they are told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._soon: list[Callable[[], None]] = []
 
     def post(self, call: Callable[[], None]) -> None:
-        call()
+        self._soon.append(call)
 
     call_main = call_soon = post
+
+    def deliver(self) -> None:
+        """Let all happen that was to be called soon, and what follows from it."""
+        while self._soon:
+            self._soon.pop(0)()
+
+
+class Tail:
+    """A stream that is read as far as the test tells."""
+
+    def __init__(self, follower: Follower) -> None:
+        self.is_open = True
+        self._follower = follower
+
+    def tell(self, event: dict[str, Any], offset: int = 0) -> None:
+        self._follower.on_message(encode(event), offset)
+
+    def close(self) -> None:
+        self.is_open = False
 
 
 class Log:
     """Confirms at once, or when it is told to."""
 
+    keeps_events = True
+
     def __init__(self) -> None:
+        self.tails: dict[str, Tail] = {}
         self.written: list[tuple[str, Any]] = []
         self.is_up = True
         self._waiting: list[Callable[[], None]] = []
@@ -74,6 +105,10 @@ class Log:
         waiting, self._waiting = self._waiting, []
         for then in waiting:
             then()
+
+    def tail(self, connection: Any, stream: str, offset: Any, follower: Follower) -> Tail:
+        tail = self.tails[stream] = Tail(follower)
+        return tail
 
     def to(self, queue: str) -> list[Any]:
         return [what for name, what in self.written if name == queue]
@@ -232,7 +267,7 @@ class Shard:
         self._held.add(delivery)
         return delivery
 
-    def knows_attempts(self) -> bool:
+    def catch_up(self) -> bool:
         return self.attempts.is_complete
 
     def saw_before(self, message_id: str) -> bool:
@@ -289,3 +324,101 @@ class Worker:
     def begun(self) -> list[str]:
         """The task ids of the runs that the pool was handed."""
         return [request.id for request in self.pool.begun]
+
+
+class Channel:
+    """A channel that consumes one queue: takes note of what it is told, and delivers what the test wants."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.acknowledged: list[int] = []
+        self.is_open = True
+        self._connection = connection
+        self._delivered = 0
+
+    def basic_qos(self, *_: Any) -> None:
+        if not self._connection.answers:
+            raise TimeoutError
+
+    def basic_consume(
+        self, queue: str, *, callback: Callable[[Any], None], on_cancel: Callable[[str], None], **_: Any
+    ) -> None:
+        if queue in self._connection.missing:
+            raise NotFound(f"no queue {queue!r}")
+        self._connection.channels[queue] = self
+        self.cancel = partial(on_cancel, "w@test")
+        self._callback = callback
+
+    def basic_ack(self, tag: int, multiple: bool) -> None:
+        self.acknowledged.append(tag)
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def deliver(self, headers: dict[str, Any], key: str = "") -> None:
+        """Deliver a message."""
+        self._delivered += 1
+        info = {"exchange": "shards.orders", "routing_key": key}
+        message = Message(body=b"", channel=self, delivery_tag=self._delivered, headers=headers, delivery_info=info)
+        message._raw = {"body": b""}
+        self._callback(message)
+
+    def deliver_task(self, task_id: str, key: str) -> None:
+        self.deliver({"task": "shop.step", "id": task_id, MESSAGE_ID_HEADER: f"m-{task_id}"}, key)
+
+    def decode_body(self, body: Any, encoding: Any) -> Any:
+        return body
+
+
+class Connection:
+    """A worker's connection: opens channels, by the queue they consume."""
+
+    def __init__(self, version: str = "4.0.5") -> None:
+        self.connection = SimpleNamespace(server_properties={"version": version})
+        self.channels: dict[str, Channel] = {}
+        self.missing: set[str] = set()
+        self.answers = True
+
+    def channel(self) -> Channel:
+        return Channel(self)
+
+    @property
+    def consumed(self) -> list[str]:
+        """The queues that are consumed, without what all their names begin with."""
+        names = (queue for queue, channel in self.channels.items() if channel.is_open)
+        return sorted(name.removeprefix("shards.orders.") for name in names)
+
+
+class Receiver:
+    """Admits what shards are delivered."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def receive(self, delivery: Delivery) -> None:
+        self._executor.admit(Request(delivery))
+
+
+class Services:
+    """What a worker consumes shards with: a log, calls, and an executor of a pool that runs nothing."""
+
+    def __init__(self, *, hold_seconds: float = 900.0) -> None:
+        self.log, self.calls, self.pool = Log(), Calls(), Pool()
+        self.executor = Executor(self.pool, self.calls, self.log, States(), node="w@test")
+        self.values = WorkerServices(
+            node="w@test",
+            log=self.log,
+            calls=self.calls,
+            executor=self.executor,
+            receiver=Receiver(self.executor),
+            hold_seconds=hold_seconds,
+        )
+
+    @property
+    def begun(self) -> list[str]:
+        """The task ids of what runs."""
+        return [request.delivery.task_id for request in self.pool.begun]
+
+    def finish(self) -> None:
+        """Let the run end that was begun first, and what follows from it happen."""
+        self.executor.finish(self.pool.begun.pop(0))
+        self.calls.deliver()

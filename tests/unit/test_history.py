@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_sharding.layout.manifest import drained_event, operated_event, reached_event
+from celery_sharding.layout.events import Drained, Operated, Reached
 from celery_sharding.monitoring.history import describe_history, to_json
 from celery_sharding.topology import Names
 
@@ -36,7 +36,7 @@ class Manifest:
             self.write("step", generation=1, step=step)
         self.write("switched", generation=1)
         self.write("ended", segment="limbo001")
-        self.note(drained_event("limbo001", ORDERS.limbo(1), by="w1@test"))
+        self.note(Drained("limbo001", ORDERS.limbo(1), by="w1@test").as_dict())
 
     def told(self) -> list[tuple[str, str, str]]:
         return [(entry.by, entry.what, entry.result) for entry in describe_history("orders", self.events)]
@@ -68,10 +68,10 @@ def test_a_switch_says_how_far_it_is_and_who_carried_it_on():
     # When the old ring is drained, queue by queue, then that is said when nothing is left of it
     manifest.write("ended", segment="g001")
     before = len(manifest.told())
-    manifest.note(drained_event("g001", ORDERS.shard(1, 0), by="w1@test"))
-    manifest.note(reached_event("g001", ORDERS.shard(1, 1), digests=["d"], by="w2@test"))
+    manifest.note(Drained("g001", ORDERS.shard(1, 0), by="w1@test").as_dict())
+    manifest.note(Reached("g001", ORDERS.shard(1, 1), keys=("d",), by="w2@test").as_dict())
     assert len(manifest.told()) == before
-    manifest.note(drained_event("g001", ORDERS.shard(1, 1), by="w2@test"))
+    manifest.note(Drained("g001", ORDERS.shard(1, 1), by="w2@test").as_dict())
     manifest.write("removed", segment="g001")
     assert [what for _, what, _ in manifest.told()[before:]] == [
         "g001 drained: nothing of it is left to run",
@@ -96,7 +96,7 @@ def test_what_operators_did_is_told_and_what_came_too_late_is_void():
     was = manifest.events[-2][0]
     manifest.write("pause", by="ann@test", shard=1)
     manifest.write("pause", by="bob@test", shard=1, base=was)
-    manifest.note(operated_event("replay", by="ann@test", result="3 dead letters\x1b[2J replayed\nof 3"))
+    manifest.note(Operated("replay", by="ann@test", result="3 dead letters\x1b[2J replayed\nof 3").as_dict())
     manifest.write("resume", by="ann@test", shard=None)
     manifest.write("renamed", by="new@test", to="x")
     # Then each is told, in a line that a terminal can show
@@ -113,8 +113,8 @@ def test_an_operation_that_was_cut_short_is_told_as_begun():
     # Given two operators who begin the same, of whom one is killed
     manifest = Manifest()
     for operation in ("x", "y"):
-        manifest.note(operated_event("replay", by="ann@test", result="begun", operation=operation))
-    manifest.note(operated_event("replay", by="ann@test", result="3 of 3 done", operation="y"))
+        manifest.note(Operated("replay", by="ann@test", result="begun", operation=operation).as_dict())
+    manifest.note(Operated("replay", by="ann@test", result="3 of 3 done", operation="y").as_dict())
     # Then each is an entry
     assert manifest.told() == [("ann@test", "replay", "begun"), ("ann@test", "replay", "3 of 3 done")]
 

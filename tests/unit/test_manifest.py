@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from celery_sharding.layout.events import Drained, Finished, Reached
 from celery_sharding.layout.fold import fold
-from celery_sharding.layout.manifest import drained_event, finished_event, reached_event
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.topology import Names
 
@@ -65,7 +65,7 @@ def drain(layout: Layout, segment: str) -> Layout:
     found = layout.segment(segment)
     assert found is not None
     for queue in found.queues(NAMES):
-        layout = fold(layout, 10_000, drained_event(segment, queue, by="w1"))
+        layout = fold(layout, 10_000, Drained(segment, queue, by="w1").as_dict())
     return layout
 
 
@@ -156,10 +156,10 @@ def test_a_generation_is_left_only_when_all_of_its_shards_are_drained():
     layout = written(started(), ended("limbo001"), switch(2, 2), switched(2), ended("g001"), ended("limbo002"))
     layout = drain(layout, "limbo001")
     # When one shard is drained
-    half = fold(layout, 500, drained_event("g001", NAMES.shard(1, 0), by="w1"))
+    half = fold(layout, 500, Drained("g001", NAMES.shard(1, 0), by="w1").as_dict())
     # Then it is still the one to consume; with the other, the next limbo is
     assert [segment.name for segment in half.open_segments] == ["g001"]
-    both = fold(half, 501, drained_event("g001", NAMES.shard(1, 1), by="w2"))
+    both = fold(half, 501, Drained("g001", NAMES.shard(1, 1), by="w2").as_dict())
     assert [segment.name for segment in both.open_segments] == ["limbo002"]
 
 
@@ -169,25 +169,25 @@ def test_a_segment_with_unfinished_keys_only_is_passed_and_stays_open_until_it_i
     layout = drain(layout, "limbo001")
     queues = [NAMES.shard(1, 0), NAMES.shard(1, 1)]
     # When one shard is drained, and of the other two keys are left
-    layout = fold(layout, 500, drained_event("g001", queues[0], by="w1"))
-    reached = reached_event("g001", queues[1], digests={"a", "b"}, by="w2")
+    layout = fold(layout, 500, Drained("g001", queues[0], by="w1").as_dict())
+    reached = Reached("g001", queues[1], keys=("a", "b"), by="w2").as_dict()
     layout = fold(layout, 501, reached)
     # Then the next segment is consumed, too
     assert names_of_open(layout) == ["g001", "limbo002"]
     assert layout.segment("g001").unfinished == {(queues[1], "a"), (queues[1], "b")}
     # When one key is finished, and the first fact comes again, then only the other is left
-    layout = fold(layout, 502, finished_event("g001", queues[1], digest="a", by="w2"))
+    layout = fold(layout, 502, Finished("g001", queues[1], key="a", by="w2").as_dict())
     layout = fold(layout, 503, reached)
     assert layout.segment("g001").unfinished == {(queues[1], "b")}
     # And when the shard is drained, nothing is
-    layout = fold(layout, 504, drained_event("g001", queues[1], by="w3"))
+    layout = fold(layout, 504, Drained("g001", queues[1], by="w3").as_dict())
     layout = fold(layout, 505, reached)
     assert names_of_open(layout) == ["limbo002"]
     assert layout.segment("g001").unfinished == frozenset()
 
 
 def test_a_segment_that_is_not_ended_yet_is_not_passed():
-    layout = fold(started(), 500, reached_event("limbo001", NAMES.limbo(1), digests={"a"}, by="w1"))
+    layout = fold(started(), 500, Reached("limbo001", NAMES.limbo(1), keys=("a",), by="w1").as_dict())
 
     assert names_of_open(layout) == ["limbo001"]
     assert names_of_open(written(layout, ended("limbo001"))) == ["limbo001", "g001"]
@@ -195,7 +195,7 @@ def test_a_segment_that_is_not_ended_yet_is_not_passed():
 
 def test_drained_facts_commute_and_may_be_repeated():
     layout = written(started(3), switch(2, 2), switched(2), ended("g001"))
-    facts = [drained_event("g001", NAMES.shard(1, index), by="w1") for index in range(3)]
+    facts = [Drained("g001", NAMES.shard(1, index), by="w1").as_dict() for index in range(3)]
 
     def folded(order: list[int]) -> Layout:
         result = layout
@@ -209,14 +209,16 @@ def test_drained_facts_commute_and_may_be_repeated():
 def test_a_drained_fact_does_not_move_the_base():
     layout = started()
 
-    assert fold(layout, layout.offset + 50, drained_event("limbo001", NAMES.limbo(1), by="w1")).offset == layout.offset
+    assert (
+        fold(layout, layout.offset + 50, Drained("limbo001", NAMES.limbo(1), by="w1").as_dict()).offset == layout.offset
+    )
 
 
 @pytest.mark.parametrize("queue", ["shards.orders.g001.007", "shards.orders.g002.000", "shards.orders.limbo001", "x"])
 def test_a_drained_fact_about_a_queue_of_another_segment_counts_for_nothing(queue):
     layout = started()
 
-    assert fold(layout, 900, drained_event("g001", queue, by="w1")) == layout
+    assert fold(layout, 900, Drained("g001", queue, by="w1").as_dict()) == layout
 
 
 def test_a_removed_segment_leaves_the_chain():
@@ -281,7 +283,7 @@ def test_a_segment_names_its_queues():
     [
         {"event": "requires"},
         {"event": "operated", "verb": "replay"},
-        drained_event("limbo001", NAMES.limbo(1), by="newer"),
+        Drained("limbo001", NAMES.limbo(1), by="newer").as_dict(),
         {"event": "unheard"},
         {"event": "pause", "shard": None, "base": started().offset},
     ],

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_sharding.layout.events import Drained, Finished, Operated, Reached
 from celery_sharding.layout.fold import fold
-from celery_sharding.layout.manifest import drained_event, finished_event, operated_event, reached_event
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.layout.retention import EVERY_MAX, EVERY_MIN, Reading, snapshot_event
 from celery_sharding.rabbitmq.streams import decode
@@ -28,9 +28,11 @@ _queue = st.builds(
 _segment = st.builds(lambda ring, n: f"g{n:03d}" if ring else f"limbo{n:03d}", st.booleans(), _small)
 _shard = st.none() | st.integers(0, 2)
 _facts = st.one_of(
-    st.builds(lambda s, q: drained_event(s, q, by="w"), _segment, _queue),
-    st.builds(lambda s, q, d: reached_event(s, q, digests=d, by="w"), _segment, _queue, st.sets(_digest)),
-    st.builds(lambda s, q, d: finished_event(s, q, digest=d, by="w"), _segment, _queue, _digest),
+    st.builds(lambda s, q: Drained(s, q, by="w").as_dict(), _segment, _queue),
+    st.builds(
+        lambda s, q, d: Reached(s, q, keys=tuple(sorted(d)), by="w").as_dict(), _segment, _queue, st.sets(_digest)
+    ),
+    st.builds(lambda s, q, d: Finished(s, q, key=d, by="w").as_dict(), _segment, _queue, _digest),
 )
 _layout_events = st.one_of(
     st.builds(lambda n: {"event": "created", "limbo": n}, _small),
@@ -53,7 +55,7 @@ _others = st.one_of(
     st.just({"event": "nonce", "nonce": "n"}),
     st.just({"event": "requires", "protocol": 1}),
     st.just({"event": "snapshot", "through": "damaged"}),
-    st.builds(lambda: operated_event("purge", by="op", result="done")),
+    st.builds(lambda: Operated("purge", by="op", result="done").as_dict()),
 )
 _steps = st.lists(
     st.one_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +19,11 @@ from celery_sharding.config import ShardGroup
 from celery_sharding.wire import MESSAGE_ID_HEADER
 from celery_sharding.worker.celery_hooks.request import ShardRequest
 from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import DELIVERY, Delivery, Phase
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
 from unit.stand_ins import Calls, Clock, Log, Mailbox, Pool
 
@@ -241,7 +242,7 @@ def test_a_run_that_has_ended_is_not_killed_for_what_is_still_written_of_it(work
     # When the connection is lost
     worker.shard.drop()
     killed: list[int] = []
-    worker.runs.release_orphans(killed.append, is_flushed=True)
+    worker.runs.kill_orphans(SimpleNamespace(kill=killed.append), is_flushed=True)
     # Then its process is spared, and its lane goes on when the letter is stored
     assert killed == []
     worker.log.confirm()

@@ -10,7 +10,7 @@ import pytest
 
 from celery_sharding.layout.model import Layout, OpenSwitch, Segment
 from celery_sharding.monitoring.ownership import OwnershipLog, fold_ownership
-from celery_sharding.monitoring.snapshot import judge_group
+from celery_sharding.monitoring.snapshot import derive_status
 from celery_sharding.monitoring.snapshot_json import to_json
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 from celery_sharding.topology import Names
@@ -49,7 +49,7 @@ def judge(
 ) -> GroupStatus:
     counts = {**EMPTY, **(ready or {})}
     ownership = fold_ownership(events, now=NOW)
-    return judge_group(NAMES, layout, ready=counts, consumers=consumers or {}, ownership=ownership, now=NOW)
+    return derive_status(NAMES, layout, ready=counts, consumers=consumers or {}, ownership=ownership, now=NOW)
 
 
 def first(*events: dict[str, Any], ready: int | None = 0, consumers: int = 0) -> ShardStatus:

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from celery_sharding.layout.switch import RESHARD, STEPS
+from celery_sharding.layout.events import RESHARD
+from celery_sharding.layout.switch import STEPS
 from soak.plan import GROUPS, HEARTBEAT_SECONDS, NODE_KINDS, NODES, SHARDS_MAX, Kind, plan_faults
 
 SEEDS = range(200)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import threading
 
-from celery_sharding.worker.timer import Alarms, Timer
+from celery_sharding.worker.timer import Alarm, Alarms, Timer
+
+
+class Now:
+    """Makes a call at once, in the timer's thread."""
+
+    def post(self, call):
+        call()
 
 
 def test_what_is_due_is_called_in_the_order_of_its_moments_then_of_the_calls():
     # Given calls for two moments
     alarms, called = Alarms(), []
     for due_at, name in ((0.2, "late"), (0.1, "first"), (0.1, "second")):
-        alarms.add(due_at, lambda name=name: called.append(name))
+        alarms.add(due_at, Alarm(lambda name=name: called.append(name)))
     assert alarms.next_at == 0.1
     # When the first moment is there
     assert alarms.take_due(0.09) == []
@@ -29,8 +36,8 @@ def test_what_is_due_is_called_in_the_order_of_its_moments_then_of_the_calls():
 def test_what_is_cancelled_is_not_called_also_if_it_was_posted_already():
     # Given a call that is due and posted
     called: list[int] = []
-    alarms = Alarms()
-    alarm = alarms.add(0.0, lambda: called.append(1))
+    alarms, alarm = Alarms(), Alarm(lambda: called.append(1))
+    alarms.add(0.0, alarm)
     assert alarms.take_due(1.0) == [alarm]
     # When it is cancelled before it is made
     alarm.cancel()
@@ -42,7 +49,7 @@ def test_what_is_cancelled_is_not_called_also_if_it_was_posted_already():
 def test_a_sooner_call_does_not_wait_for_a_later_one():
     # Given a timer that sleeps until a call that is far away
     sooner = threading.Event()
-    timer = Timer(lambda call: call())
+    timer = Timer(Now())
     timer.call_after(3_600, lambda: None)
     # When one is to come sooner
     timer.call_after(0.0, sooner.set)
@@ -53,7 +60,7 @@ def test_a_sooner_call_does_not_wait_for_a_later_one():
 
 def test_a_call_that_raises_does_not_stop_the_others():
     # Given a timer that makes its calls itself
-    timer, called = Timer(lambda call: call()), threading.Event()
+    timer, called = Timer(Now()), threading.Event()
     # When one raises
     timer.call_after(0.0, lambda: 1 / 0)
     timer.call_after(0.0, called.set)
@@ -65,7 +72,7 @@ def test_a_call_that_raises_does_not_stop_the_others():
 def test_nothing_is_called_after_the_end():
     # Given a timer with a call
     called: list[int] = []
-    timer = Timer(lambda call: call())
+    timer = Timer(Now())
     timer.call_after(3_600, lambda: called.append(1))
     # When it is stopped
     timer.stop()

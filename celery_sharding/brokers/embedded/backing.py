@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from celery_sharding.brokers.base import Application
 from celery_sharding.brokers.embedded.gate import gate
 from celery_sharding.brokers.embedded.memory import MemoryStore
 from celery_sharding.brokers.embedded.ring import register
@@ -18,6 +17,7 @@ from celery_sharding.brokers.embedded.stores import Store
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable, UnsupportedBroker
 from celery_sharding.layout.model import Layout, Segment
+from celery_sharding.publish.message import Application, Outgoing
 from celery_sharding.topology import Names
 from celery_sharding.worker.log import Follower, Log, Poster, Refusal, Tailing, Write
 
@@ -42,20 +42,7 @@ class EmbeddedBacking:
             self._store = SqlStore(connection)
         self._outlet = Outlet(application, self._store)
 
-    def publish(
-        self,
-        group: str,
-        key: str,
-        payload: bytes,
-        *,
-        content_type: str,
-        content_encoding: str,
-        headers: dict[str, Any],
-        properties: dict[str, Any],
-        task_id: str | None,
-        timeout_seconds: float | None = None,
-        patience_seconds: float = 0.0,
-    ) -> None:
+    def publish(self, message: Outgoing) -> None:
         """Publish one message and return when it is stored.
 
         Raises:
@@ -63,22 +50,23 @@ class EmbeddedBacking:
         """
         settings = self._application.settings
         refused: tuple[type[Exception], ...] = (*self._store.errors, BrokerUnavailable, Unroutable)
-        label = f"task {headers.get('task')}[{task_id}] of group {group!r}"
+        timeout_seconds = message.timeout_seconds or settings.publish_timeout_seconds
         try:
             self._outlet.send(
-                payload,
-                exchange=Names(group).publish,
-                routing_key=key,
-                arranged=settings.group(group, needed_by="a published task"),
-                timeout_seconds=max(timeout_seconds or settings.publish_timeout_seconds, patience_seconds),
-                content_type=content_type,
-                content_encoding=content_encoding,
-                headers=headers,
-                properties={**properties, "delivery_mode": 2},
+                message.payload,
+                exchange=Names(message.group).publish,
+                routing_key=message.key,
+                arranged=settings.group(message.group, needed_by="a published task"),
+                timeout_seconds=max(timeout_seconds, message.patience_seconds(self._application)),
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
+                headers=message.headers,
+                properties={**message.properties, "delivery_mode": 2},
             )
         except refused as exc:
             cls = Unroutable if isinstance(exc, Unroutable) else BrokerUnavailable
-            raise cls(f"{label} was not stored: {exc}", task_id=task_id, group=group) from exc
+            text = f"{message.label} was not stored: {exc}"
+            raise cls(text, task_id=message.task_id, group=message.group) from exc
 
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
         """Make the group ready for a worker; its layout is one ring that never changes.

@@ -65,7 +65,7 @@ class Announcer:
 
     def announce_next(self) -> None:
         """Announce what is about to begin, if half of what was announced ahead has begun."""
-        shards = [shard for shard in list(self._expected) if shard.knows_attempts()]
+        shards = [shard for shard in list(self._expected) if shard.catch_up()]
         if not shards:
             return
         with self._lock:

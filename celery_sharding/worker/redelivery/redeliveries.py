@@ -51,7 +51,7 @@ class Redeliveries:
     def consider(self, delivery: Delivery, begin: Callable[[Delivery], None]) -> None:
         """Call `begin` when all that speaks for a message is known and recorded; bury it, or let it wait."""
         self.are_any = True
-        if delivery.shard.knows_attempts():
+        if delivery.shard.catch_up():
             self._consider(delivery, begin)
         else:
             consider = partial(self._consider, begin=begin)

@@ -36,7 +36,8 @@ from celery_sharding.keys import key_of_message
 from celery_sharding.texts import describe, plain_text
 from celery_sharding.timestamps import read_moment
 from celery_sharding.wire import SENT_AT_HEADER, message_id_of
-from celery_sharding.worker.ports import Place, Source
+from celery_sharding.worker.place import Place
+from celery_sharding.worker.ports import Source
 
 logger = logging.getLogger(__name__)
 

@@ -27,12 +27,11 @@ from functools import partial
 from typing import Any, Protocol
 
 from celery_sharding.keys import key_digest
-from celery_sharding.layout.manifest import drained_event, finished_event, reached_event
+from celery_sharding.layout.events import Drained, Fact, Finished, Reached
 from celery_sharding.layout.model import Segment
-from celery_sharding.rabbitmq.streams import Event
 from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 
 logger = logging.getLogger(__name__)
 
@@ -155,20 +154,21 @@ class SegmentEnd:
 
     def _write_finished(self, left: Left, markers: list[Any], digest: str) -> None:
         if self._may_write(left, markers):
-            self._append(finished_event(*self._where, digest=digest, by=self._node))
+            self._append(Finished(*self._where, digest, by=self._node))
 
     def _write_reached(self, left: Left, markers: list[Any]) -> None:
         if not self._may_write(left, markers):
             return
         # What has come meanwhile is unfinished, too.
-        digests = {key_digest(key) for key in left.keys_left}
+        digests = tuple(sorted({key_digest(key) for key in left.keys_left}))
         if digests:
-            self._append(reached_event(*self._where, digests=digests, by=self._node))
+            self._append(Reached(*self._where, digests, by=self._node))
 
     def _write_drained(self, left: Left, markers: list[Any]) -> None:
         if self._may_write(left, markers):
-            event = drained_event(*self._where, by=self._node, reason="idle")
-            self._log.append(self._place.names.manifest, event, partial(self._acknowledge, left, markers))
+            event = Drained(*self._where, by=self._node, reason="idle")
+            acknowledge = partial(self._acknowledge, left, markers)
+            self._log.append(self._place.names.manifest, event.as_dict(), acknowledge)
 
     def _may_write(self, left: Left, markers: list[Any]) -> bool:
         """Say whether a fact may be written, after the broker has taken the acknowledgements that it builds on.
@@ -184,8 +184,8 @@ class SegmentEnd:
             for tag in tags:
                 left.acknowledge_tag(tag)
 
-    def _append(self, event: Event) -> None:
-        self._log.append(self._place.names.manifest, event)
+    def _append(self, fact: Fact) -> None:
+        self._log.append(self._place.names.manifest, fact.as_dict())
 
     @property
     def _where(self) -> tuple[str, str]:

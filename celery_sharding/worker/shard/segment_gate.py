@@ -1,7 +1,7 @@
 """What may start while several segments of a group are open.
 
-The keys of a segment's messages must wait for what is left of them in earlier segments: for unfinished keys, as the
-manifest knows them, and for a run in this process whose connection was lost, which nobody else can wait for.
+A message waits for what is left of its key in earlier segments: for the key to be finished, as the manifest tells, and
+for a run in this process whose connection was lost, which nobody else can wait for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happened to one shard of late: its handovers, failures and dead letters, from the end of the journal."""
+"""What happened to one shard lately: its handovers, failures and dead letters, from the end of the journal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS = {"handover": "handovers", "failure": "failures", "dead": "dead_letters"
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
+class ShardEvents:
     """The last few events of each kind, oldest first, and since when the journal was read (epoch seconds; None: there
     is nothing in it). None holds a key; failures have the type of the error, not its text.
     """
@@ -29,7 +29,7 @@ class Recent:
     by_kind: Mapping[str, tuple[Mapping[str, Any], ...]]
 
 
-def read_recent_of(connection: Opener, names: Names, queue: str) -> Recent:
+def read_shard_events(connection: Opener, names: Names, queue: str) -> ShardEvents:
     """Read what happened to `queue`, as far back as can be read in a moment.
 
     Raises:
@@ -53,4 +53,4 @@ def read_recent_of(connection: Opener, names: Names, queue: str) -> Recent:
     except LogError as exc:
         if not exc.facts.get("missing"):
             raise
-    return Recent(since, {kind: tuple(reversed(events)) for kind, events in found.items()})
+    return ShardEvents(since, {kind: tuple(reversed(events)) for kind, events in found.items()})
