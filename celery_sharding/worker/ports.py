@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from celery_sharding.journal.attempts import Attempt
+from celery_sharding.worker.log import Poster
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.tally import Tally
 
@@ -20,10 +21,8 @@ class Clock(Protocol):
     def call_after(self, seconds: float, call: Callable[[], None]) -> object: ...
 
 
-class Calls(Clock, Protocol):
+class Calls(Clock, Poster, Protocol):
     """Where and when the calls of a worker run; `calls` says what each of these promises."""
-
-    def post(self, call: Callable[[], None]) -> None: ...
 
     def call_main(self, call: Callable[[], None]) -> None: ...
 

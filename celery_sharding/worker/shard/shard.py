@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from celery_sharding.journal.events import Handover
 from celery_sharding.layout.model import Segment
 from celery_sharding.layout.protocol import is_known, protocol_of
-from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.wire import PROBE, control_headers, control_of
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import Delivery
@@ -112,7 +112,7 @@ class Shard:
 
     def probe(self) -> None:
         """Let the owner, who may be this worker, notice that it is."""
-        headers = {CONTROL_HEADER: "probe", "by": self._services.node}
+        headers = control_headers(PROBE, by=self._services.node)
         self._services.log.put(self.queue, b"", optional=True, application_headers=headers)
 
     def freeze(self) -> None:
@@ -208,8 +208,8 @@ class Shard:
             self.tally.restart()
             self._note_handover("taken")
         headers = message.headers or {}
-        control = headers.get(CONTROL_HEADER)
-        if isinstance(control, str) and "task" not in headers:
+        control = control_of(headers)
+        if control is not None:
             protocol = protocol_of(headers)
             if is_known(protocol):
                 self.end.on_control(control, message, self)
