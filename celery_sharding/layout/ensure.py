@@ -41,7 +41,7 @@ from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.layout.switch import GRACE_SECONDS, begin_recovery, carry_on
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
-from celery_sharding.rabbitmq.pipelining import declare_at_once, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.rabbitmq.pipelining import Look, declare_at_once, exist_at_once
 from celery_sharding.rabbitmq.queues import count_ready, existing_queues
 from celery_sharding.rabbitmq.refusals import is_out_of_reach
 from celery_sharding.topology import Names
@@ -132,7 +132,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
                 deadline=turns.deadline,
             )
             with lock, lock.operation() as connection:
-                looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
+                looks = Look(names.publish, "fanout"), Look(names.manifest)
                 fixed, manifest = exist_at_once(connection, looks)
                 if fixed is not None and not is_out_of_reach(fixed):
                     is_new = manifest is not None and not is_out_of_reach(manifest)

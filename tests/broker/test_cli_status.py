@@ -122,7 +122,7 @@ def test_lines_of_json_and_chosen_columns(desk):
 
 
 WRONG = [
-    (("status", "--check", "--max-lag", "5x"), "'5x' is no duration"),
+    (("status", "--check", "--max-lag", "5x"), "'5x' is not a duration"),
     (("status", "--max-lag", "5m"), "add --check"),
     (("status", "--columns", "laag_seconds"), "did you mean 'lag_seconds'"),
     (("status", "--watch", "--check"), "leave out --watch"),

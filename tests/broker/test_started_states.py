@@ -13,11 +13,11 @@ from kombu import Connection
 from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads")}
 KEYS, MESSAGES = 8, 60
 # Celery tries for 20 s by default, in the slot of the run.
 PATIENCE = {"retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}}
@@ -40,12 +40,12 @@ def shop(group_name: str, broker_url: str, results: RedisNode, tmp_path: Path) -
     shop.kill_workers()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
     shop: Shop, results: RedisNode, pool: str
 ) -> None:
     # Given tasks that are to be marked as started, of which some have run
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     numbers = {f"{shop.group}-{number}": number for number in range(MESSAGES)}
     for task_id, number in numbers.items():
         shop.send("step", f"k{number % KEYS}", number, seconds=0.1, task_id=task_id)
@@ -74,13 +74,13 @@ def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
         assert begun == sorted(set(begun)), (key, begun)
 
 
-@pytest.mark.parametrize("pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_retry_stands_although_its_state_cannot_be_stored(
     shop: Shop, results: RedisNode, pool: tuple[str, ...]
 ) -> None:
     # Given a worker whose result backend is away
     shop.env["SHOP_SETTINGS"] = json.dumps({"result_backend_transport_options": PATIENCE})
-    worker = shop.worker(*pool)
+    worker = shop.worker(*pool_options(pool, 2))
     results.stop()
     # When a task is to be retried, and others of its key wait behind it
     shop.send("again", "a", 1, times=1)
