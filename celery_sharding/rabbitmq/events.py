@@ -19,6 +19,10 @@ class StreamEvent:
 
     name: ClassVar[str]
 
+    def __init_subclass__(cls, name: str = "") -> None:
+        if name:  # `dataclass` makes each class with slots a second time
+            cls.name = name
+
     def as_dict(self) -> dict[str, Any]:
         """Return what `streams.encode` takes."""
         return {"event": self.name} | {name: getattr(self, name) for name in _shape(type(self)).names}
