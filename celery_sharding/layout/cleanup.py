@@ -150,11 +150,16 @@ def delete_group(connection: Opener, name: str) -> None:
 def _remove_segment(connection: Any, names: Names, segment: Segment) -> int:
     """Delete the ring and queues of a drained segment; return how many late messages were moved. Under the lock."""
     if segment.kind == "ring":
-        with brief_channel(connection) as channel:
-            channel.exchange_delete(names.ring(segment.number))
+        delete_ring(connection, names, segment.number)
     return sum(
         remove_queue(connection, names, queue) for queue in segment.queues(names) if queue_exists(connection, queue)
     )
+
+
+def delete_ring(connection: Opener, names: Names, generation: int) -> None:
+    """Delete a ring, so that its queues get no more messages. Under the lock."""
+    with brief_channel(connection) as channel:
+        channel.exchange_delete(names.ring(generation))
 
 
 def remove_queue(connection: Any, names: Names, queue: str) -> int:
