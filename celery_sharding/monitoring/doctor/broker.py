@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from celery_sharding import topology
 from celery_sharding.monitoring.doctor.finding import Finding, Patient
-from celery_sharding.monitoring.doctor.layout import exchange_exists
 from celery_sharding.monitoring.doctor.policies import check_policies, read_policies
 from celery_sharding.monitoring.health import name_some
 from celery_sharding.monitoring.management import Management
+from celery_sharding.rabbitmq.pipelining import Look, all_exist
 from celery_sharding.topology import RING_WEIGHT, Names
 
 _TAP = (
@@ -84,7 +84,7 @@ def _check_bindings(patient: Patient, api: Management, vhost: str) -> Iterator[F
         wanted[names.publish] = []
     foreign = missing = False
     for exchange, expected in wanted.items():
-        if exchange != ring and not exchange_exists(patient.connection, exchange):
+        if exchange != ring and not all_exist(patient.connection, Look(exchange, "fanout")):
             continue  # a finding by plain AMQP
         found = [
             (str(each.get("destination")), str(each.get("routing_key")))

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
-
-from amqp import exceptions as amqp_errors
 
 from celery_sharding import topology
 from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatch
@@ -16,6 +13,7 @@ from celery_sharding.monitoring.doctor.finding import Finding, Patient, unchecke
 from celery_sharding.monitoring.health import SWITCH_SECONDS, name_some
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
+from celery_sharding.rabbitmq.pipelining import Look, all_exist
 from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import RING_TYPE
@@ -113,7 +111,7 @@ def check_arguments(patient: Patient) -> Iterator[Finding]:
     refused: list[str] = []
     fix = ""
     try:
-        if all(exchange_exists(connection, name) for name, _ in topology.fanouts(names)):
+        if all_exist(connection, *(Look(name, "fanout") for name, _ in topology.fanouts(names))):
             topology.check_fixed(connection, patient.group)
         for queue in queues:
             try:
@@ -132,13 +130,3 @@ def check_arguments(patient: Patient) -> Iterator[Finding]:
         yield Finding("error", "arguments", f"declared with other arguments: {name_some(refused)}", fix)
     else:
         yield Finding("ok", "arguments", f"exchanges and {len(queues)} queues are as this version declares them")
-
-
-def exchange_exists(connection: Any, name: str) -> bool:
-    """Tell whether a fanout exchange exists."""
-    with brief_channel(connection) as channel:
-        try:
-            channel.exchange_declare(name, "fanout", passive=True)
-        except amqp_errors.NotFound:
-            return False
-        return True

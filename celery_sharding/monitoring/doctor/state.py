@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
-from celery_sharding.journal.events import Vitals
 from celery_sharding.monitoring.doctor.finding import Finding, Patient, Severity
 from celery_sharding.monitoring.health import name_some
-from celery_sharding.monitoring.ownership import FRESH_SECONDS
+from celery_sharding.monitoring.ownership import FRESH_SECONDS, listen_for_vitals
 from celery_sharding.monitoring.shard_state import STATES
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
-from celery_sharding.rabbitmq.streams import decode
-from celery_sharding.rabbitmq.tail import Tail
 
 # Between the clocks of two synchronized hosts.
 _SKEW_SECONDS = 1.0
@@ -80,28 +77,16 @@ def check_backlog(patient: Patient) -> Iterator[Finding]:
 
 def check_clocks(patient: Patient) -> Iterator[Finding]:
     """Compare this host's clock with those of the workers, whose vitals come once a second."""
-    found: dict[str, float] = {}
-    rounds: set[str] = set()
-    names = patient.names
-
-    def note(body: bytes, offset: int) -> None:
-        event = decode(body, stream=names.journal, offset=offset)
-        vitals = None if event is None else Vitals.parse(event)
-        if vitals is None:
-            return
-        if vitals.by in found:
-            rounds.add(vitals.by)
-        found[vitals.by] = vitals.at - time.time()
-
     if not any(row.owner or row.standbys or row.state == "stuck" for row in patient.status.rows):
         return
+    found: dict[str, float] = {}
     connection = open_connection(patient.connect())
     try:
-        Tail(connection, names.journal, "next", note)
-        deadline = time.monotonic() + _VITALS_SECONDS
-        while (left := deadline - time.monotonic()) > 0 and not rounds:
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=left)
+        with closing(listen_for_vitals(connection, patient.names, seconds=_VITALS_SECONDS)) as heard:
+            for vitals in heard:
+                if vitals.by in found:
+                    break  # all have been heard once
+                found[vitals.by] = vitals.at - time.time()
     finally:
         close_connection(connection)
     wrong = {by: seconds for by, seconds in found.items() if abs(seconds) > _SKEW_SECONDS}
