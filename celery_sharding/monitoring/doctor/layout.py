@@ -55,12 +55,9 @@ def check_plugin(patient: Patient) -> Iterator[Finding]:
             channel.exchange_delete(ring)
         yield Finding("ok", "plugin", "the consistent-hash exchange is enabled")
     except PluginMissing:
-        yield Finding(
-            "error",
-            "plugin",
-            "the broker has no consistent-hash exchange, so no ring can be declared",
-            "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node",
-        )
+        text = "the broker has no consistent-hash exchange, so no ring can be declared"
+        fix = "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node"
+        yield Finding("error", "plugin", text, fix)
     except TopologyError as exc:
         yield unchecked("plugin", exc)
     finally:
@@ -73,19 +70,13 @@ def check_configuration(patient: Patient) -> Iterator[Finding]:
     if live is None:
         return
     if live.shards != group.shards:
-        yield Finding(
-            "warning",
-            "configuration",
-            f"{live.shards} shards are live, {group.shards} are configured; the live number counts",
-            f"set shards={live.shards}",
-        )
+        text = f"{live.shards} shards are live, {group.shards} are configured; the live number counts"
+        fix = f"set shards={live.shards}"
+        yield Finding("warning", "configuration", text, fix)
     if live.queue_type != group.queue_type:
-        yield Finding(
-            "error",
-            "configuration",
-            f"the queues are {live.queue_type} queues, {group.queue_type} is configured; no worker will start",
-            f"set queue_type={live.queue_type!r}, or choose another name for a group of {group.queue_type} queues",
-        )
+        text = f"the queues are {live.queue_type} queues, {group.queue_type} is configured; no worker will start"
+        fix = f"set queue_type={live.queue_type!r}, or choose another name for a group of {group.queue_type} queues"
+        yield Finding("error", "configuration", text, fix)
     if (live.shards, live.queue_type) == (group.shards, group.queue_type):
         yield Finding("ok", "configuration", f"{live.shards} {live.queue_type} shards, as configured")
 
