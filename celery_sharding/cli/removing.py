@@ -12,7 +12,7 @@ from celery_sharding.cli.output import emit
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import GroupInUse
 from celery_sharding.layout.cleanup import Removal
-from celery_sharding.operations.gc import collect
+from celery_sharding.operations.gc import remove_left_behind
 from celery_sharding.operations.purge import count_purgeable
 from celery_sharding.operations.purge import purge as purge_shards
 from celery_sharding.operations.remove_group import check_removable, remove_group
@@ -37,7 +37,7 @@ def gc(ctx: click.Context, group: str | None, dry_run: bool) -> None:
     sharding = find_sharding(ctx)
     check_has_logs(sharding, needed_by="gc")
     for name in name_groups(sharding, group):
-        found = collect(sharding.connect, name, by=operator_name(), dry_run=dry_run)
+        found = remove_left_behind(sharding.connect, name, by=operator_name(), dry_run=dry_run)
         lines = [_describe(each, dry_run=dry_run) for each in found] or ["nothing is left behind"]
         emit(ctx, [f"{name}: {line}" for line in lines])
 

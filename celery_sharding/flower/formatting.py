@@ -13,6 +13,7 @@ from typing import Any
 from celery import current_app
 
 from celery_sharding.flower.mount import mounted_sharding
+from celery_sharding.topology import PREFIX
 
 MASKED = "(masked)"
 _QUEUE = re.compile(r"shards\.(?P<group>[^.]+)\.(?:g[0-9]+\.(?P<index>[0-9]+)|(?P<limbo>limbo[0-9]+))")
@@ -39,6 +40,6 @@ def mask_task(task: Any) -> Any:
 def _may_be_sharded(task: Any) -> bool:
     """Say whether a task is sharded, or might be because nothing is known of it."""
     sharding = mounted_sharding() or getattr(current_app, "sharding", None)
-    if sharding is None or not task.name or str(task.exchange).startswith("shards."):
+    if sharding is None or not task.name or str(task.exchange).startswith(PREFIX):
         return True
     return bool(sharding.is_sharded(task.name))

@@ -171,7 +171,7 @@ def test_describe_tells_what_happened_and_what_to_do(desk):
     # Then it says so
     assert text.exit_code == 0
     for words in (
-        "no standby: its owner is the only one",
+        "no standby: its owner is its only consumer",
         "start one more worker",
         "2 failed",
         "3m20s",
