@@ -1,1 +1,4 @@
-"""Where Celery is bent in every process of an app."""
+"""Every place where Celery, kombu or billiard is bent: `table` lists them, `installer` puts them in.
+
+What a hook calls of ours stands below this package, or is handed to it behind a narrow protocol (`site`).
+"""

@@ -3,11 +3,11 @@
 Under `task_always_eager`, by `task.apply()`, and in chains, groups and chords of either, Celery runs a task where it is
 called: no message is built, and no router is asked. What is wrong with a call would be found in production only. So
 `apply`, through which all of them go, asks the router first: a missing key, an unknown group, eta, priority, a queue of
-the caller's own raise what they raise elsewhere, at the caller. Nothing is published; Celery runs the task as ever.
+the caller's own raise what they raise elsewhere, at the caller. Nothing is published; then Celery runs the task.
 
 `apply` is replaced in the class of each task. Celery lets `task_annotations` do that when it binds a task to its app,
-and asks `app.annotations` for them: read of Celery 5.7.0. The configuration is read when Celery reads it, and no task
-is made for it. Tasks that are bound already are seen to at once.
+and asks `app.annotations` for them. The configuration is read when Celery reads it, and no task is made for it. Tasks
+that are bound already are changed at once.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from celery import Celery
 from celery.app.annotations import prepare, resolve_all
 
-from celery_sharding.publish.hook import refuse_broker, refuse_delay, refuse_router
-from celery_sharding.publish.router import refuse_retry
+from celery_sharding.celery_hooks.tasks import made_tasks
+from celery_sharding.publish.eager import check_eager_call
 
 
 def check_eager_calls(app: Celery) -> None:
     """Let the tasks of an app that has a `Sharding` check calls in eager mode, those to come included."""
-    for task in app._tasks.values():
+    for task in made_tasks(app).values():
         cls = type(task)
         cls.apply = _checked(cls.apply)
     app.annotations = _Annotations(app)
@@ -71,7 +71,7 @@ def _checked(apply: Callable[..., Any]) -> Callable[..., Any]:
         if sharding is not None:
             call = {**dict(zip(("args", "kwargs"), given, strict=False)), **options}
             args, kwargs = call.pop("args", None), call.pop("kwargs", None)
-            _check_call(sharding, self, args or (), kwargs or {}, call)
+            check_eager_call(sharding, self, args or (), kwargs or {}, call)
         return apply(self, *given, **options)
 
     del checked.__wrapped__  # Celery's `Task.add_around` takes off what has it
@@ -91,24 +91,3 @@ def _is_celerys(apply: Any) -> bool:
     code = function.__code__
     takes_anything = bool(code.co_flags & inspect.CO_VARARGS and code.co_flags & inspect.CO_VARKEYWORDS)
     return takes_anything or {"args", "kwargs"} <= set(code.co_varnames[: code.co_argcount])
-
-
-def _check_call(sharding: Any, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
-    """Raise what a publish of this call would raise. A retry keeps the key of the run that asked for it."""
-    given = {name: value for name, value in options.items() if value is not None}
-    is_sharded = sharding.rules.rule_for(task.name, task) is not None
-    is_retry = is_sharded and bool(given.get("retries"))
-    if is_retry:
-        if "shard_key" in given:
-            raise refuse_retry(task.name, "shard_key")
-        given["shard_key"] = "retry"  # its arguments may be without one
-    if is_sharded or any(name.startswith("shard") for name in given):
-        task.app.amqp.router.route(dict(given), task.name, args, kwargs, task)
-    if not is_sharded:
-        return
-    if (given.get("eta") or given.get("countdown")) and not is_retry:
-        raise refuse_delay(task.name)
-    if "router" in given or "route_name" in given:
-        raise refuse_router(task.name)
-    if "connection" in given and not sharding.is_own_broker(given["connection"]):
-        raise refuse_broker(task.name)

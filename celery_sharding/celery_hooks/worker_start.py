@@ -1,9 +1,8 @@
-"""An error of ours that keeps `celery worker` from starting is one line, not a traceback with the line at its end.
+"""An error of ours that keeps `celery worker` from starting is one line, without a traceback above it.
 
-Celery's command line shows a traceback for whatever `app.Worker(...)` raises: it makes the worker before it has a log.
-So the app's `Worker` is called through here. Programs that start a worker themselves, such as
-`celery.contrib.testing`, make a `WorkController`, and get the error. Read in Celery 5.7 (`celery.app.base`,
-`celery.bin.worker`).
+Celery's command line shows a traceback for whatever `app.Worker(...)` raises, since it makes the worker before it sets
+up logging. So the app's `Worker` is called through here. Programs that start a worker themselves, such as
+`celery.contrib.testing`, make a `WorkController` and get the error.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from celery import Celery
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
 
 from celery_sharding.errors import ShardingError
 
 
-def tell_start_errors(app: Any) -> None:
-    """Let `celery worker` end with one line where a setting or an option of ours is wrong."""
+def tell_start_errors(app: Celery) -> None:
+    """Let `celery worker` end with one line if a setting or an option of ours is wrong."""
 
     def start_worker(*args: Any, **options: Any) -> Any:
         # The class is loaded when it is first asked for, and an app that starts no worker need not load it.

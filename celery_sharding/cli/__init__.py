@@ -15,12 +15,13 @@ from typing import Any
 
 import click
 
+from celery_sharding.celery_hooks.installer import install_hooks
+from celery_sharding.celery_hooks.table import Stage
 from celery_sharding.cli.exits import Verbs
-from celery_sharding.worker.celery_hooks.forgotten import warn_of_forgotten
-from celery_sharding.worker.celery_hooks.remote import install_commands
+from celery_sharding.cli.forgotten import warn_of_forgotten
 
 # Celery's command line loads this package before it checks the name of what it is to inspect.
-install_commands()
+install_hooks(Stage.COMMANDS)
 warn_of_forgotten()
 
 

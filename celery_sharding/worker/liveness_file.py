@@ -25,7 +25,6 @@ import logging
 import os
 import threading
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,7 @@ from celery import bootsteps
 from celery.utils.nodenames import node_format
 
 from celery_sharding.errors import ConfigurationError
-from celery_sharding.worker.bootstep import SOLO, ShardsStep
-from celery_sharding.worker.celery_hooks.pulse import keep_pulse
+from celery_sharding.worker.bootstep import ShardsStep
 
 logger = logging.getLogger(__name__)
 
@@ -143,16 +141,22 @@ class HeartbeatStep(bootsteps.StartStopStep):
     def create(self, c: Any) -> None:
         """Write it, before the broker is asked for anything."""
         self._timer: Any = None
+        self._groups = c.shards
         self._file = HeartbeatFile(c.app.sharding.settings.heartbeat_file, node=c.hostname)
-        self._begin_when_connecting(c)
-        if not c.hub:
-            self._turn_with_loop(c)
-        if type(c.pool).__module__ == SOLO:
-            keep_pulse(c.pool, self._file)
+        c.shards_site.watchers.append(self)
+        c.shards_site.around_tasks.append(self._file)
+
+    def connecting(self) -> None:
+        """Start the thread at the first connect: the pool has forked by then, and waits for the broker come next."""
+        self._file.begin()
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Note each second that the event loop turns."""
-        self._timer = c.timer.call_repeatedly(BEAT_SECONDS, partial(self._turn, c))
+        self._timer = c.timer.call_repeatedly(BEAT_SECONDS, self.turned)
+
+    def turned(self) -> None:
+        """Note that the main thread has gone round its loop."""
+        self._file.turn(is_consuming=self._groups.is_consuming, is_bystander=self._groups.is_bystander)
 
     def stop(self, c: Any) -> None:
         """The loop has ended: the connection is lost, or the worker stops."""
@@ -164,27 +168,3 @@ class HeartbeatStep(bootsteps.StartStopStep):
 
     def shutdown(self, c: Any) -> None:
         self._file.end()
-
-    def _turn(self, c: Any) -> None:
-        self._file.turn(is_consuming=c.shards.is_consuming, is_bystander=c.shards.is_bystander)
-
-    def _begin_when_connecting(self, c: Any) -> None:
-        """Start the thread at the first connect: the pool has forked by then, and waits for the broker come next."""
-        stock = c.ensure_connected
-
-        def ensure_connected(connection: Any) -> Any:
-            self._file.begin()
-            return stock(connection)
-
-        c.ensure_connected = ensure_connected
-
-    def _turn_with_loop(self, c: Any) -> None:
-        """Without an event loop (gevent, embedded brokers) Celery's loop does this each time round; see `green`."""
-        stock = c.perform_pending_operations
-
-        def perform_pending_operations() -> None:
-            stock()
-            if c.blueprint.state == bootsteps.RUN:
-                self._turn(c)
-
-        c.perform_pending_operations = perform_pending_operations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -12,17 +13,27 @@ from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.rabbitmq.connect import open_connection
 from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.topology import Names
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log_writer import LogWriter
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.shard import Shard
+from unit.stand_ins import Calls, Clock, Mailbox, Pool
 
 pytestmark = pytest.mark.timeout(60)
 
 
-def run_now(call) -> None:
-    call()
+@dataclass(slots=True)
+class Host:
+    """The group of the shard, of which it needs little here."""
+
+    attempts: Attempts
+    lost: list[Shard]
+
+    def note_lost(self, shard: Shard) -> None:
+        self.lost.append(shard)
 
 
 def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
@@ -31,43 +42,23 @@ def test_a_shard_that_is_not_answered_before_a_fact_is_written_is_consumed_anew(
     # Given a shard on a connection whose waits have a limit
     group, names = ShardGroup(group_name, 1), Names(group_name)
     ensure_group(lambda: Connection(broker_url), group, owner="test")
-    log = LogWriter(SimpleNamespace(connect=lambda: Connection(broker_url)), SimpleNamespace(post=run_now))
-    runs = Runs(
-        submit=lambda request: None,
-        call_after=lambda seconds, call: None,
-        call_soon=None,
-        bucket_for=lambda name: None,
-        is_alive=lambda: True,
-        slots=lambda: 1,
-        log=log,
-        node="test",
-        states=StateWriter(lambda: None, post=run_now),
-    )
-    given_up: list[Shard] = []
+    log = LogWriter(SimpleNamespace(connect=lambda: Connection(broker_url)), Mailbox())
+    executor = Executor(Pool(), Clock(), log, StateWriter(None, Mailbox()), node="test")
     with FaultProxy(broker_url) as proxy:
         connection = open_connection(Connection(proxy.url), answer_seconds=1.0)
-        shard = Shard(
-            group,
-            "g001",
-            0,
-            f"{names.ring(1)}.000",
-            runs=runs,
-            log=log,
-            attempts=Attempts(names.attempts, log),
-            receive=lambda delivery: None,
-            on_cancel=given_up.append,
-            on_protocol=lambda protocol: None,
-            call_soon=run_now,
-            node="test",
+        host = Host(Attempts(names.attempts, log), [])
+        services = WorkerServices(
+            node="test", log=log, calls=Calls(), executor=executor, receiver=host, hold_seconds=900.0
         )
+        shard = Shard(Place(group, "g001", 0, f"{names.ring(1)}.000"), host=host, services=services)
         shard.open(connection, 10)
         # When the broker answers, then what was acknowledged is safe, and the shard stays
         assert shard.confirm_acknowledged()
-        assert given_up == []
+        assert host.lost == []
         # When its answer does not come in time, then the fact must not be written, and the shard is given up
         proxy.stall(Direction.TO_CLIENT)
         assert not shard.confirm_acknowledged()
-        assert given_up == [shard]
+        assert host.lost == [shard]
         proxy.heal()
         connection.collect()
     log.stop()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_sharding.worker.run.ack_batch import WAIT_SECONDS, Acks, fewest_acks
+from unit.stand_ins import Clock
 
 
 class Shard:
@@ -20,24 +19,9 @@ class Shard:
         self.told += 1
 
 
-class Clock:
-    """Timers that fire when told."""
-
-    def __init__(self) -> None:
-        self.timers: list[tuple[float, Callable[[], None]]] = []
-
-    def call_after(self, seconds: float, call: Callable[[], None]) -> None:
-        self.timers.append((seconds, call))
-
-    def fire(self) -> None:
-        timers, self.timers = self.timers, []
-        for _, call in timers:
-            call()
-
-
 def test_what_is_done_waits_until_the_next_of_its_lane_starts():
     # Given two lanes of two shards with something done
-    acks, first, second = Acks(Clock().call_after), Shard(), Shard()
+    acks, first, second = Acks(Clock()), Shard(), Shard()
     acks.gather("a", first)
     acks.gather("b", second)
     assert (first.told, second.told) == (0, 0)
@@ -49,7 +33,7 @@ def test_what_is_done_waits_until_the_next_of_its_lane_starts():
 
 def test_nothing_waits_longer_than_the_limit():
     clock, shard = Clock(), Shard()
-    acks = Acks(clock.call_after)
+    acks = Acks(clock)
     # Given several things done, with one timer for all
     for lane in "abc":
         acks.gather(lane, shard)
@@ -65,7 +49,7 @@ def test_nothing_waits_longer_than_the_limit():
 def test_a_timer_that_went_with_its_connection_is_not_waited_for():
     # Given a timer that never fires, because the worker has lost its connection
     clock, shard = Clock(), Shard()
-    acks = Acks(clock.call_after)
+    acks = Acks(clock)
     acks.gather("a", shard)
     clock.timers.clear()
     # When the worker has connected again and does something

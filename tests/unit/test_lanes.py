@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from celery_sharding.worker.run.lanes import Entry, Lanes, State
+from celery_sharding.worker.run.delivery import Entry, State
+from unit.stand_ins import GatedEntry, admit, make_lanes
 
 
 class Pool:
@@ -18,10 +19,10 @@ class Pool:
     def __init__(self, slots: int = 100) -> None:
         self.slots = slots
         self.started: list[object] = []
-        self.lanes = Lanes(self._start, lambda: self.slots)
+        self.lanes = make_lanes(self._start, lambda: self.slots)
 
     def _start(self, entry: Entry) -> None:
-        self.started.append(entry.item)
+        self.started.append(entry.request)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def pool() -> Pool:
 
 def test_one_task_of_a_lane_runs_at_a_time(pool: Pool) -> None:
     # Given three tasks of one key
-    first, _, _ = [pool.lanes.admit("a", "q", number) for number in (1, 2, 3)]
+    first, _, _ = [admit(pool.lanes, "a", "q", number) for number in (1, 2, 3)]
     # When the first is settled
     assert pool.started == [1]
     pool.lanes.settle(first)
@@ -41,8 +42,8 @@ def test_one_task_of_a_lane_runs_at_a_time(pool: Pool) -> None:
 
 def test_a_held_task_holds_only_its_own_lane(pool: Pool) -> None:
     # Given two keys with two tasks each
-    a = [pool.lanes.admit("a", "q", f"a{number}") for number in (1, 2)]
-    b = [pool.lanes.admit("b", "q", f"b{number}") for number in (1, 2)]
+    a = [admit(pool.lanes, "a", "q", f"a{number}") for number in (1, 2)]
+    b = [admit(pool.lanes, "b", "q", f"b{number}") for number in (1, 2)]
     # When the first of "a" is held and the first of "b" settled
     pool.lanes.hold(a[0])
     pool.lanes.settle(b[0])
@@ -54,7 +55,7 @@ def test_a_held_task_holds_only_its_own_lane(pool: Pool) -> None:
 
 def test_a_lost_run_starts_again_before_its_successor(pool: Pool) -> None:
     # Given two tasks of a key, the first running
-    first, _ = pool.lanes.admit("a", "q", 1), pool.lanes.admit("a", "q", 2)
+    first, _ = admit(pool.lanes, "a", "q", 1), admit(pool.lanes, "a", "q", 2)
     # When its run is lost
     pool.lanes.again(first)
     # Then it runs again
@@ -63,12 +64,12 @@ def test_a_lost_run_starts_again_before_its_successor(pool: Pool) -> None:
 
 def test_a_frozen_source_starts_nothing_until_it_thaws(pool: Pool) -> None:
     # Given a running task and its successor
-    first = pool.lanes.admit("a", "q", 1)
-    pool.lanes.admit("a", "q", 2)
+    first = admit(pool.lanes, "a", "q", 1)
+    admit(pool.lanes, "a", "q", 2)
     # When their source is frozen and the first settles
     pool.lanes.freeze("q")
     pool.lanes.settle(first)
-    pool.lanes.admit("b", "q", 3)
+    admit(pool.lanes, "b", "q", 3)
     assert pool.started == [1]
     # Then thawing starts what may run
     pool.lanes.thaw("q")
@@ -77,7 +78,7 @@ def test_a_frozen_source_starts_nothing_until_it_thaws(pool: Pool) -> None:
 
 def test_a_retry_that_is_due_after_the_freeze_starts_nothing(pool: Pool) -> None:
     # Given a held task
-    entry = pool.lanes.admit("a", "q", 1)
+    entry = admit(pool.lanes, "a", "q", 1)
     pool.lanes.hold(entry)
     # When it becomes due in a frozen source
     pool.lanes.freeze("q")
@@ -88,9 +89,9 @@ def test_a_retry_that_is_due_after_the_freeze_starts_nothing(pool: Pool) -> None
 
 def test_an_orphan_keeps_its_lane_locked_until_it_has_ended(pool: Pool) -> None:
     # Given a running task whose source is closed, and its redelivery from a new source
-    orphan = pool.lanes.admit("a", "old", 1)
+    orphan = admit(pool.lanes, "a", "old", 1)
     pool.lanes.close("old")
-    pool.lanes.admit("a", "new", 1)
+    admit(pool.lanes, "a", "new", 1)
     assert pool.started == [1]
     # When the old run has ended
     pool.lanes.settle(orphan)
@@ -101,9 +102,9 @@ def test_an_orphan_keeps_its_lane_locked_until_it_has_ended(pool: Pool) -> None:
 @pytest.mark.parametrize("ending", ["hold", "again"])
 def test_an_orphan_that_wants_to_run_again_only_unlocks_its_lane(pool: Pool, ending: str) -> None:
     # Given an orphan and its redelivery
-    orphan = pool.lanes.admit("a", "old", 1)
+    orphan = admit(pool.lanes, "a", "old", 1)
     pool.lanes.close("old")
-    pool.lanes.admit("a", "new", 2)
+    admit(pool.lanes, "a", "new", 2)
     # When the orphan's run asks for a retry or is lost
     getattr(pool.lanes, ending)(orphan)
     # Then only the redelivery runs
@@ -114,7 +115,7 @@ def test_an_orphan_that_wants_to_run_again_only_unlocks_its_lane(pool: Pool, end
 def test_no_more_than_the_slots_run_and_the_longest_ready_goes_first() -> None:
     # Given a pool with two slots and four keys
     pool = Pool(slots=2)
-    entries = [pool.lanes.admit(key, "q", key) for key in "abcd"]
+    entries = [admit(pool.lanes, key, "q", key) for key in "abcd"]
     assert pool.started == ["a", "b"]
     # When one ends
     pool.lanes.settle(entries[0])
@@ -134,10 +135,10 @@ def test_a_task_that_ends_inside_start_does_not_recurse() -> None:
         lanes.settle(entry)
         depth -= 1
 
-    lanes = Lanes(start, lambda: 1)
+    lanes = make_lanes(start, lambda: 1)
     lanes.freeze("q")
     for number in range(2_000):
-        lanes.admit("a", "q", number)
+        admit(lanes, "a", "q", number)
     # When a long lane may run
     lanes.thaw("q")
     # Then it runs to its end, one level deep
@@ -150,15 +151,15 @@ def test_a_long_lane_and_a_source_that_comes_late_do_not_wait_behind_what_came_b
     running: list[Entry] = []
 
     def start(entry: Entry) -> None:
-        order.append(entry.item)
+        order.append(entry.request)
         running.append(entry)
 
-    lanes = Lanes(start, lambda: 1)
+    lanes = make_lanes(start, lambda: 1)
     lanes.freeze("one")
     for item in ("hot1", "a", "hot2", "b", "hot3", "c", "d"):
-        lanes.admit(item[:3], "one", item)
+        admit(lanes, item[:3], "one", item)
     for item in ("x", "y"):
-        lanes.admit(item, "two", item)
+        admit(lanes, item, "two", item)
     lanes.thaw("one")
     # When one entry after the other ends
     while running:
@@ -172,10 +173,14 @@ def test_what_may_not_start_yet_keeps_its_place_and_starts_when_it_may() -> None
     # Given a key that is held back, with two tasks, and another key
     started: list[object] = []
     held_back = {"a"}
-    lanes = Lanes(lambda entry: started.append(entry.item), lambda: 4, may_start=lambda e: e.lane not in held_back)
-    first = lanes.admit("a", "q", "a1")
-    lanes.admit("a", "q", "a2")
-    lanes.admit("b", "p", "b1")
+    lanes = make_lanes(lambda entry: started.append(entry.request), lambda: 4)
+
+    def gate(entry: Entry) -> bool:
+        return entry.lane not in held_back
+
+    first = admit(lanes, "a", "q", "a1", gate=gate)
+    admit(lanes, "a", "q", "a2", gate=gate)
+    admit(lanes, "b", "p", "b1", gate=gate)
     assert started == ["b1"]
     assert lanes.only_waits("q")
     # When it may start
@@ -191,15 +196,15 @@ def test_an_error_in_start_does_not_stop_the_lanes() -> None:
     started: list[object] = []
 
     def start(entry: Entry) -> None:
-        if entry.item == "bad":
+        if entry.request == "bad":
             raise RuntimeError("no")
-        started.append(entry.item)
+        started.append(entry.request)
 
-    lanes = Lanes(start, lambda: 4)
+    lanes = make_lanes(start, lambda: 4)
     # When a task follows
     with pytest.raises(RuntimeError):
-        lanes.admit("a", "q", "bad")
-    lanes.admit("b", "q", "good")
+        admit(lanes, "a", "q", "bad")
+    admit(lanes, "b", "q", "good")
     # Then it starts
     assert started == ["good"]
 
@@ -212,7 +217,7 @@ def test_threads_that_settle_and_admit_at_once_keep_the_order_of_each_lane() -> 
     done = threading.Semaphore(0)
 
     def run(entry: Entry) -> None:
-        key, number = entry.item
+        key, number = entry.request
         running[key] += 1
         if running[key] > 1:
             overlaps.append(key)
@@ -224,10 +229,10 @@ def test_threads_that_settle_and_admit_at_once_keep_the_order_of_each_lane() -> 
     def start(entry: Entry) -> None:
         threading.Thread(target=run, args=(entry,)).start()
 
-    lanes = Lanes(start, lambda: 8)
+    lanes = make_lanes(start, lambda: 8)
     # When many are admitted
     for number in range(300):
-        lanes.admit(number % 7, "q", (number % 7, number))
+        admit(lanes, number % 7, "q", (number % 7, number))
     for _ in range(300):
         assert done.acquire(timeout=10)
     # Then each lane kept its order, one at a time
@@ -248,24 +253,24 @@ class LanesMachine(RuleBasedStateMachine):
         self.first_starts: dict[str, list[int]] = defaultdict(list)
         self.number = 0
         self.held_back: set[object] = set()
-        self.lanes = Lanes(self.start, lambda: self.slots, may_start=lambda entry: entry.lane not in self.held_back)
+        self.lanes = make_lanes(self.start, lambda: self.slots)
 
     def start(self, entry: Entry) -> None:
         assert entry.lane not in self.held_back
-        assert entry.source not in self.frozen
+        assert entry.shard not in self.frozen
         assert entry not in self.running
         assert all(other.lane != entry.lane for other in self.running), "two of a lane at once"
         assert entry not in self.held
         self.running.append(entry)
-        if entry.item not in self.first_starts[entry.lane]:
-            self.first_starts[entry.lane].append(entry.item)
+        if entry.request not in self.first_starts[entry.lane]:
+            self.first_starts[entry.lane].append(entry.request)
 
     @rule(lane=strategies.sampled_from("abc"), source=strategies.sampled_from("xy"))
     def admit(self, lane: str, source: str) -> None:
         self.number += 1
-        entry = Entry(lane, source, self.number)
+        entry = GatedEntry(lane, source, self.number, gate=lambda entry: entry.lane not in self.held_back)
         self.alive.append(entry)
-        self.lanes.admit_entry(entry)
+        self.lanes.admit(entry)
 
     @precondition(lambda self: self.running)
     @rule(data=strategies.data())
@@ -323,9 +328,9 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(source=strategies.sampled_from("xy"))
     def close(self, source: str) -> None:
         self.frozen.discard(source)
-        self.held = [entry for entry in self.held if entry.source != source]
-        expected = [entry for entry in self.alive if entry.source == source and entry not in self.running]
-        self.alive = [entry for entry in self.alive if entry.source != source]
+        self.held = [entry for entry in self.held if entry.shard != source]
+        expected = [entry for entry in self.alive if entry.shard == source and entry not in self.running]
+        self.alive = [entry for entry in self.alive if entry.shard != source]
         assert self.lanes.close(source) == expected
 
     @rule(lane=strategies.sampled_from("abc"))
@@ -340,7 +345,7 @@ class LanesMachine(RuleBasedStateMachine):
     @invariant()
     def what_only_waits_is_known(self) -> None:
         for source in "xy":
-            mine = [entry for entry in self.alive if entry.source == source]
+            mine = [entry for entry in self.alive if entry.shard == source]
             if self.lanes.only_waits(source):
                 assert not any(entry in self.running for entry in mine)
             elif mine and all(entry in self.held for entry in mine) and not self.orphans_of(source):
@@ -348,7 +353,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     def orphans_of(self, source: str) -> list[Entry]:
         """What runs without a message, from before `source` was closed: who waits for its end waits not for long."""
-        return [entry for entry in self.running if entry.source == source and entry not in self.alive]
+        return [entry for entry in self.running if entry.shard == source and entry not in self.alive]
 
     @rule(slots=strategies.integers(min_value=1, max_value=5))
     def resize(self, slots: int) -> None:
@@ -362,8 +367,8 @@ class LanesMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_forgotten(self) -> None:
         for source in "xy":
-            alive = [entry for entry in self.alive if entry.source == source]
-            orphans = [entry for entry in self.running if entry.source == source and entry not in self.alive]
+            alive = [entry for entry in self.alive if entry.shard == source]
+            orphans = [entry for entry in self.running if entry.shard == source and entry not in self.alive]
             assert self.lanes.count(source) == len(alive) + len(orphans)
 
     def teardown(self) -> None:
@@ -403,16 +408,16 @@ def test_an_entry_that_cannot_be_started_is_handed_back_and_stops_no_other(fails
             check(entry)
         started.append(entry)
 
-    lanes = Lanes(
+    lanes = make_lanes(
         start,
         lambda: 1,
-        may_start=check if fails == "may_start" else None,
-        failed=lambda entry, exc: failed.append((entry, str(exc))),
+        fail_start=lambda entry, exc: failed.append((entry, str(exc))),
     )
     # When it comes before others, the next of its lane among them
-    bad = lanes.admit("bad", "shard", 1)
-    good = lanes.admit("good", "shard", 2)
-    behind = lanes.admit("bad", "shard", 3)
+    gate = check if fails == "may_start" else None
+    bad = admit(lanes, "bad", "shard", 1, gate=gate)
+    good = admit(lanes, "good", "shard", 2, gate=gate)
+    behind = admit(lanes, "bad", "shard", 3, gate=gate)
     # Then it is held in its place, and handed back; the other lane goes on
     assert failed == [(bad, "odd")]
     assert (bad.state, good.state, behind.state) == (State.HELD, State.RUNNING, State.WAITING)

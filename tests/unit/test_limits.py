@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.limits import Limits
+from unit.stand_ins import admit, make_lanes
 
 
 class Bucket:
@@ -40,8 +40,11 @@ class Field:
         self.now, self.alarms, self.number = 0.0, [], 0
         self.begun: list[tuple[float, str]] = []
         self.bucket: Bucket | None = Bucket(self, 5.0)
-        self.lanes = Lanes(self.start, lambda: slots)
-        self.limits = Limits(self.lanes, call_after=self.call_after, bucket_for=lambda task: self.bucket)
+        self.lanes = make_lanes(self.start, lambda: slots)
+        self.limits = Limits(self.lanes, self, self)
+
+    def bucket_for(self, task: str) -> Bucket | None:
+        return self.bucket
 
     def start(self, entry) -> None:
         if self.limits.let_through(entry):
@@ -53,7 +56,7 @@ class Field:
 
     def admit(self, *names: str, source: str = "shard") -> None:
         for name in names:
-            self.lanes.admit(name, source, SimpleNamespace(task=SimpleNamespace(name="limited")))
+            admit(self.lanes, name, source, SimpleNamespace(task=SimpleNamespace(name="limited")))
 
     def run(self, until: float = 1_000.0) -> None:
         while self.alarms and self.alarms[0][0] <= until:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_sharding.worker.balance.plan import Balancer, Member, plan_moves
+from celery_sharding.worker.balance.moves import Moves
+from celery_sharding.worker.balance.plan import Member, View, plan_moves
 
 
 def members(**owned: set[str]) -> dict[str, Member]:
@@ -73,19 +74,22 @@ class Worker:
         self.broker = broker
         self.busy: set[str] = set()
         self.frozen: list[str] = []
-        self.balancer = Balancer(
-            name,
-            offer=self.offer,
-            freeze=self.frozen.append,
-            thaw=self.frozen.remove,
-            is_idle=lambda queue: queue not in self.busy,
-            release=self.release,
-        )
+        self.view = View()
+        self.moves = Moves(name, self.view, self)
 
     def offer(self, queue: str, target: str) -> None:
         for name, worker in self.broker.workers.items():
             if name not in (self.name, target):
                 self.broker.step_back(queue, worker)
+
+    def freeze(self, queue: str) -> None:
+        self.frozen.append(queue)
+
+    def thaw(self, queue: str) -> None:
+        self.frozen.remove(queue)
+
+    def is_idle(self, queue: str) -> bool:
+        return queue not in self.busy
 
     def release(self, queue: str) -> None:
         self.frozen.remove(queue)
@@ -124,9 +128,9 @@ class Broker:
             self.now += 1
             for teller in self.workers.values():
                 for listener in self.workers.values():
-                    listener.balancer.hear(teller.name, teller.member(), self.now)
+                    listener.view.hear(teller.name, teller.member(), self.now)
             for worker in list(self.workers.values()):
-                worker.balancer.tick(worker.member(), self.now)
+                worker.moves.tick(worker.member(), self.now)
 
     def spread(self) -> int:
         loads = [len(worker.member().owned) for worker in self.workers.values()]

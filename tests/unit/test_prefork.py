@@ -10,8 +10,8 @@ import pytest
 from celery.concurrency.asynpool import AsynPool
 from kombu.asynchronous import Hub
 
+from celery_sharding.celery_hooks.prefork import PreforkPool, direct_writer, listen_anew
 from celery_sharding.testing.processes import is_alive
-from celery_sharding.worker.celery_hooks.prefork import PreforkPool, direct_writer, listen_anew
 
 
 class CeleryPool:
@@ -84,9 +84,7 @@ def test_a_run_that_is_struck_off_before_a_child_has_it_counts_as_cut_off():
     # Given a run in the pool's buffer, and one that is not in the pool yet
     job = SimpleNamespace(_write_to=None, _scheduled_for=None)
     inner = SimpleNamespace(outbound_buffer=[job])
-    pool = PreforkPool(
-        SimpleNamespace(pool=SimpleNamespace(_pool=inner)), freeze=lambda: None, has_unaccepted=lambda: False
-    )
+    pool = PreforkPool(SimpleNamespace(pool=SimpleNamespace(_pool=inner)))
     handed_over = SimpleNamespace(_apply_result=lambda: job, time_start=None, is_cut_off=False)
     judged = SimpleNamespace(_apply_result=None, time_start=None, is_cut_off=False)
     # When nothing is to be ended, then nobody is told so

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from types import MethodType, SimpleNamespace
+from typing import Any
 
 import pytest
 from celery import Celery
 from celery.worker.consumer import Consumer
 from kombu import Connection
 
+from celery_sharding.celery_hooks.connecting import WorkerConnection, connect_within_limits
 from celery_sharding.testing.processes import find_free_port
-from celery_sharding.worker.celery_hooks.reconnect import reconnect_sooner, take_turns
+
+
+def install(consumer: Any) -> WorkerConnection:
+    connection = WorkerConnection(consumer)
+    site = SimpleNamespace(consumer=consumer, connection=connection, watchers=[], heartbeat_seconds=15.0)
+    connect_within_limits(site)  # type: ignore[arg-type]
+    return connection
 
 
 def test_the_first_tries_of_a_worker_come_soon_after_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +31,7 @@ def test_the_first_tries_of_a_worker_come_soon_after_each_other(monkeypatch: pyt
     waits: list[float] = []
     monkeypatch.setattr("kombu.utils.functional.sleep", waits.append)
     # When it connects
-    reconnect_sooner(consumer)
+    install(consumer)
     with pytest.raises(Exception, match="Connection refused"):
         consumer.ensure_connected(Connection(url))
     # Then it has waited half a second more each time
@@ -35,12 +43,17 @@ def test_a_worker_that_lost_a_node_begins_with_the_next() -> None:
     # Given a worker of a broker with three nodes, which connects to the first
     nodes = [f"amqp://guest:guest@127.0.0.{number}//" for number in (1, 2, 3)]
     asked: list[str] = []
-    consumer = SimpleNamespace(ensure_connected=lambda connection: asked.append(connection.hostname))
-    leave_node = take_turns(consumer)
+
+    def ensure_connected(connection: Connection) -> Connection:
+        asked.append(connection.hostname)
+        return connection
+
+    consumer = SimpleNamespace(ensure_connected=ensure_connected, event_dispatcher=None)
+    worker = install(consumer)
     consumer.ensure_connected(Connection(";".join(nodes)))
     # When it loses one after the other
     for _ in range(3):
-        leave_node()
+        worker.leave_node()
         consumer.ensure_connected(Connection(";".join(nodes)))
     # Then it begins with the next each time
     assert asked == ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1"]

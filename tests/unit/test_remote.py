@@ -1,4 +1,4 @@
-"""What the library reads of Celery's remote control. If one of these fails, Celery has changed: see `worker.remote`."""
+"""What the library reads of Celery's remote control: if one of these fails, Celery has changed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from celery import Celery
 from celery.worker.control import Panel
 
 from celery_sharding import ShardGroup, Sharding
+from celery_sharding.celery_hooks.commands import install_commands
 from celery_sharding.errors import ConfigurationError, UnknownShard
 from celery_sharding.shard_names import with_shards, without_shards
-from celery_sharding.worker.celery_hooks.remote import install_commands
 
 COMMANDS = ["cancel_consumer", "add_consumer"]
 

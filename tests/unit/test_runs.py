@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.signals import task_failure
 from kombu.message import Message
 
+from celery_sharding.celery_hooks.request import ShardRequest
 from celery_sharding.config import ShardGroup
 from celery_sharding.wire import MESSAGE_ID_HEADER
-from celery_sharding.worker.celery_hooks.request import DELIVERY, ShardRequest
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
-from celery_sharding.worker.run.delivery import Delivery
+from celery_sharding.worker.run.delivery import DELIVERY, Delivery, Phase
 from celery_sharding.worker.run.state_writer import StateWriter
+from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.shard import Shard
+from unit.stand_ins import Calls, Clock, Log, Mailbox, Pool
 
 GROUP = ShardGroup("orders", shards=1)
 DEAD = "shards.orders.dead"
@@ -29,41 +33,6 @@ DEAD = "shards.orders.dead"
 
 def step(*args: Any) -> None:
     """Do nothing."""
-
-
-class Log:
-    """Confirms at once, or when it is told to."""
-
-    def __init__(self) -> None:
-        self.written: list[tuple[str, Any]] = []
-        self.is_up = True
-        self._waiting: list[Callable[[], None]] = []
-
-    def append(self, stream: str, event: Any, then: Callable[[], None] | None = None, **_: Any) -> None:
-        self.written.append((stream, event))
-        if then is not None:
-            self._confirm(then)
-
-    def append_all(self, records: list[Any]) -> None:
-        for stream, event, then in records:
-            self.append(stream, event, then)
-
-    def put(self, queue: str, body: bytes, then: Callable[[], None] | None = None, **properties: Any) -> None:
-        self.append(queue, properties, then)
-
-    def confirm(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for then in waiting:
-            then()
-
-    def to(self, queue: str) -> list[Any]:
-        return [what for name, what in self.written if name == queue]
-
-    def _confirm(self, then: Callable[[], None]) -> None:
-        if self.is_up:
-            then()
-        else:
-            self._waiting.append(then)
 
 
 class Channel:
@@ -91,43 +60,25 @@ class Channel:
 class Worker:
     """A worker whose lanes may be moved by any thread, as in a pool of threads."""
 
-    def __init__(self, apart: Any = None) -> None:
+    def __init__(self, *, is_green: bool = False) -> None:
         self.app = Celery("runs", broker="memory://", backend="cache+memory://", set_as_current=False)
         self.task = self.app.task(name="shop.step", acks_late=True)(step)
         self.app.finalize()
-        self.log = Log()
+        self.log, self.clock = Log(), Clock()
         self.channel = Channel()
-        self.begun: list[ShardRequest] = []
-        self.timers: list[Callable[[], None]] = []
-        self.states = StateWriter(lambda: self.app.backend, post=lambda call: call())
+        self.states = StateWriter(self.app, Mailbox())
         self.deliveries: list[Delivery] = []
-        self.runs = Runs(
-            submit=lambda request: self.begun.append(request),
-            call_after=lambda seconds, call: self.timers.append(call),
-            call_soon=None,
-            bucket_for=lambda name: None,
-            is_alive=lambda: True,
-            slots=lambda: 4,
-            log=self.log,  # type: ignore[arg-type]
-            node="w@test",
-            states=self.states,
-            apart=apart,
+        self.runs = Executor(Pool(is_green=is_green), self.clock, self.log, self.states, node="w@test")
+        services = WorkerServices(
+            node="w@test", log=self.log, calls=Calls(), executor=self.runs, receiver=self, hold_seconds=900.0
         )
-        self.shard = Shard(
-            GROUP,
-            "g001",
-            0,
-            "shards.orders.g001.000",
-            runs=self.runs,
-            log=self.log,  # type: ignore[arg-type]
-            attempts=Attempts(None, self.log),  # type: ignore[arg-type]
-            receive=self.deliveries.append,
-            on_cancel=lambda shard: None,
-            on_protocol=lambda protocol: None,
-            call_soon=lambda call: call(),
-            node="w@test",
-        )
+        self.attempts = Attempts(None, self.log)
+        place = Place(GROUP, "g001", 0, "shards.orders.g001.000")
+        self.shard = Shard(place, host=self, services=services)  # type: ignore[arg-type]
         self.shard.open(self.channel, 10)
+
+    def receive(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
 
     def deliver(self, task_id: str, *, redelivered: bool = False, payload: Any = None, **headers: Any) -> Delivery:
         tag = len(self.deliveries) + 1
@@ -147,13 +98,13 @@ class Worker:
         )
         message._raw = {"body": b""}
         message._decoded_cache = [[], {}, {}] if payload is None else payload
-        self.shard._on_message(message)
+        self.shard.on_message(message)
         return self.deliveries[-1]
 
     def admit(self, task_id: str, **options: Any) -> ShardRequest:
         delivery = self.deliver(task_id, **options)
         message = delivery.message
-        message.delivery_info[DELIVERY] = delivery
+        message.delivery_info[DELIVERY] = delivery, self.runs
         request = ShardRequest(
             message,
             app=self.app,
@@ -197,8 +148,7 @@ def test_a_failure_stored_by_the_state_thread_ends_the_run_in_that_thread(worker
     # Then it is acknowledged, and no dead letter says that this could not be done
     assert wait_until(lambda: worker.channel.acknowledged == [1])
     assert worker.app.backend.get_status("t1") == "FAILURE"
-    for call in worker.timers:
-        call()
+    worker.clock.fire()
     assert worker.log.to(DEAD) == []
     assert not worker.runs.lanes.has(("orders", "g001", "key"))
 
@@ -239,7 +189,7 @@ def test_an_error_of_who_is_told_ends_no_other(worker: Worker) -> None:
 def test_a_run_that_was_cut_off_is_left_to_its_next_owner(worker: Worker) -> None:
     # Given a run at its last attempt, whose process was killed since the main thread was blocked
     request = worker.admit("t1")
-    worker.deliveries[0].attempts = GROUP.max_attempts
+    worker.deliveries[0].ensure_record().attempts = GROUP.max_attempts
     request.on_accepted(4321, time.time())
     request.is_cut_off = True
     # When the main thread hears of its end before it hears of the lost connection
@@ -262,8 +212,7 @@ def test_a_message_given_up_while_it_waits_for_its_state_is_no_dead_letter(worke
     request.on_failure(failed())
     # When its shard is given up, and the time is over
     worker.shard.close()
-    for call in worker.timers:
-        call()
+    worker.clock.fire()
     # Then the message is left to its next owner
     assert worker.log.to(DEAD) == []
     assert worker.channel.acknowledged == []
@@ -274,9 +223,10 @@ def test_an_attempt_is_taken_back_under_the_id_of_its_message(worker: Worker) ->
     # Given a redelivered message whose run was recorded
     worker.admit("t1", redelivered=True)
     delivery = worker.deliveries[0]
-    assert delivery.is_counted
+    assert delivery.record is not None
+    assert delivery.record.phase is Phase.BEGUN
     # When it waits in its lane instead
-    worker.runs.announcements.take_back(delivery)
+    worker.runs.redeliveries.announcer.take_back(delivery)
     # Then what is taken back is what was recorded
     events = worker.log.to("shards.orders.attempts")
     assert [(event["event"], event["message_id"]) for event in events] == [("attempt", "m-t1"), ("withdrawn", "m-t1")]
@@ -288,11 +238,11 @@ def test_a_run_that_has_ended_is_not_killed_for_what_is_still_written_of_it(work
     request.on_accepted(4321, time.time())
     worker.log.is_up = False
     request.acknowledged = True
-    request.leave_by(worker.runs.bury, "rejected")
+    request.leave_by(worker.runs.failures.bury, "rejected")
     # When the connection is lost
     worker.shard.drop()
     killed: list[int] = []
-    worker.runs.release_orphans(killed.append, is_flushed=True)
+    worker.runs.kill_orphans(SimpleNamespace(kill=killed.append), is_flushed=True)
     # Then its process is spared, and its lane goes on when the letter is stored
     assert killed == []
     worker.log.confirm()
@@ -302,13 +252,7 @@ def test_a_run_that_has_ended_is_not_killed_for_what_is_still_written_of_it(work
 @pytest.mark.parametrize("is_late", [False, True])
 def test_what_cannot_be_started_apart_is_a_dead_letter(is_late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a pool that starts runs in greenlets of their own, and a message that cannot be judged
-    def apart(start: Callable[..., None], *args: Any) -> None:
-        try:
-            start(*args)
-        except Exception as exc:
-            pytest.fail(f"nobody hears of {exc!r}")
-
-    worker = Worker(apart)
+    worker = Worker(is_green=True)
     attempts, waiting = worker.shard.attempts, []
     monkeypatch.setattr(attempts, "get", lambda message_id: 1 / 0)
     if is_late:

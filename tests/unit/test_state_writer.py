@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
 
 from celery_sharding.worker.run import state_writer
 from celery_sharding.worker.run.state_writer import StateWriter
-
-
-def run_now(call) -> None:
-    call()
+from unit.stand_ins import Mailbox
 
 
 class Told:
@@ -41,7 +39,7 @@ class Told:
 def test_calls_are_made_in_order_and_an_error_of_one_ends_no_other(is_green: bool) -> None:
     # Given a writer, and calls of which one fails and one exits
     told = Told(3)
-    writer = StateWriter(lambda: None, post=run_now, is_green=is_green)
+    writer = StateWriter(None, Mailbox(), is_green=is_green)
 
     def exits() -> None:
         raise SystemExit
@@ -70,8 +68,8 @@ def test_an_error_of_the_backend_is_tried_again(monkeypatch: pytest.MonkeyPatch)
     backend = app.backend
     # When a state is told
     told = Told(1)
-    writer = StateWriter(lambda: backend, post=run_now)
-    writer.tell("FAILURE", lambda: writer.backend().mark_as_failure("id", ValueError("why")), told.then("one"))
+    writer = StateWriter(SimpleNamespace(backend=backend), Mailbox())
+    writer.tell("FAILURE", lambda: writer.app.backend.mark_as_failure("id", ValueError("why")), told.then("one"))
     # Then it is stored
     assert told.wait() == [("one", True)]
     assert app.AsyncResult("id").state == "FAILURE"
@@ -81,7 +79,7 @@ def test_an_error_of_the_backend_is_tried_again(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_not_told_when_the_worker_ends_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     # Given a backend that does not answer, and two calls
     answers = threading.Event()
-    writer = StateWriter(lambda: None, post=run_now)
+    writer = StateWriter(None, Mailbox())
     writer.tell("FAILURE of one", answers.wait)
     writer.tell("FAILURE of two", lambda: None)
     # When the worker ends

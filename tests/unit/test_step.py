@@ -9,9 +9,10 @@ from celery import Celery
 from celery.worker.consumer import Control, Gossip, Tasks
 
 from celery_sharding import ShardGroup, Sharding
+from celery_sharding.celery_hooks.requests import take_requests
 from celery_sharding.wire import RUN_ATTRIBUTES
 from celery_sharding.worker.bootstep import ShardsStep
-from celery_sharding.worker.celery_hooks.strays import Strays
+from celery_sharding.worker.consume.strays import Strays
 
 
 def test_shards_are_given_up_before_celery_waits_for_the_broker_to_cancel_its_own_consumers() -> None:
@@ -28,12 +29,13 @@ def test_shards_are_given_up_before_celery_waits_for_the_broker_to_cancel_its_ow
 
 def test_an_ordinary_message_has_no_lane_to_wait_in_whatever_its_headers_say() -> None:
     # Given a message from an ordinary queue with the attributes of a sharded run, which another app handed on
-    step = SimpleNamespace(_strays=Strays({}))
     headers = dict.fromkeys(RUN_ATTRIBUTES, "orders/3") | {"trace": "1"}
     request = SimpleNamespace(message=SimpleNamespace(delivery_info={}), name="mail", request_dict=headers)
     handed_on: list[Any] = []
+    consumer = SimpleNamespace(on_task_request=handed_on.append)
+    take_requests(SimpleNamespace(consumer=consumer, strays=Strays({})))  # type: ignore[arg-type]
     # When Celery hands its request on
-    ShardsStep._wrap(step, handed_on.append)(request)  # type: ignore[arg-type]
+    consumer.on_task_request(request)
     # Then they are gone
     assert handed_on == [request]
     assert headers == {"trace": "1"}

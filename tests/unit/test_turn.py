@@ -13,7 +13,19 @@ class Loop:
     def __init__(self) -> None:
         self.calls: list[Callable[[], None]] = []
         self.done: list[str] = []
-        self.turn = Turn(self.calls.append, lambda: self.done.append("pump"))
+        self.arrived: list[Callable[[], None]] = []
+        self.reads_first = False
+        self.turn = Turn(self, lambda: self.done.append("pump"))
+
+    def call_next(self, call: Callable[[], None]) -> None:
+        self.calls.append(call)
+
+    def read(self) -> bool:
+        self.done.append("read")
+        was_any = bool(self.arrived)
+        while self.arrived:
+            self.arrived.pop(0)()
+        return was_any
 
     def come_round(self) -> None:
         calls, self.calls[:] = self.calls.copy(), []
@@ -72,16 +84,8 @@ def test_without_turns_everything_is_done_at_once():
 def test_a_solo_pool_reads_before_each_run_and_lets_what_it_read_take_effect_first():
     # Given a pool that runs the task in the pump, and two things to read, one of which is a command
     loop = Loop()
-    arrived = [lambda: loop.calls.append(lambda: loop.done.append("command obeyed")), lambda: None]
-
-    def read() -> bool:
-        loop.done.append("read")
-        was_any = bool(arrived)
-        while arrived:
-            arrived.pop(0)()
-        return was_any
-
-    loop.turn = Turn(loop.calls.append, lambda: loop.done.append("run"), read)
+    loop.arrived = [lambda: loop.calls.append(lambda: loop.done.append("command obeyed")), lambda: None]
+    loop.reads_first = True
     # When a run has ended, and the loop comes round
     loop.turn.end()
     assert loop.done == []
@@ -89,4 +93,4 @@ def test_a_solo_pool_reads_before_each_run_and_lets_what_it_read_take_effect_fir
         loop.calls.reverse()  # Celery's loop keeps no order within a turn
         loop.come_round()
     # Then the next run starts after the command was obeyed, and there is nothing more to read
-    assert loop.done == ["read", "command obeyed", "read", "run"]
+    assert loop.done == ["read", "command obeyed", "read", "pump"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +11,9 @@ from celery.app.task import Context
 
 from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.wire import ASKS_STORE, SHARD_ATTRIBUTE
-from celery_sharding.worker.run.lanes import Entry, Lanes, State
+from celery_sharding.worker.run.delivery import Entry, State
 from celery_sharding.worker.run.waits import Waits
+from unit.stand_ins import Clock, admit, make_lanes
 
 
 class Worker:
@@ -21,24 +21,23 @@ class Worker:
 
     def __init__(self, slots: int) -> None:
         self.started: list[str] = []
-        self.timers: list[tuple[float, Callable[[], None]]] = []
-        self.lanes = Lanes(self._start, lambda: slots)
-        self.waits = Waits(self.lanes, call_after=lambda seconds, call: self.timers.append((seconds, call)))
+        self.clock = Clock()
+        self.lanes = make_lanes(self._start, lambda: slots)
+        self.waits = Waits(self.lanes, self.clock)
 
     def admit(self, *names: str, on_store_error: str = "wait") -> list[Entry]:
-        return [self.lanes.admit_entry(Entry(name, "shard", _request(on_store_error))) for name in names]
+        return [admit(self.lanes, name, "shard", _request(on_store_error)) for name in names]
+
+    def let_try(self) -> None:
+        """Let the time of the next try come."""
+        assert self.waits.outage is not None
+        self.waits.outage.next_try = 0.0
 
     def wait(self, entry: Entry, what: str, **options: Any) -> None:
         wait = WaitInLane(what, "away", **options)
         self.waits.learn(wait)
         assert self.lanes.hold(entry, is_resting=True)
         self.waits.wait(entry, wait)
-
-    def go_off(self) -> list[float]:
-        timers, self.timers = self.timers, []
-        for _, call in timers:
-            call()
-        return [seconds for seconds, _ in timers]
 
     def _start(self, entry: Entry) -> None:
         if self.waits.lets_begin(entry):
@@ -79,12 +78,12 @@ def test_all_go_on_when_the_one_that_asks_gets_an_answer() -> None:
     entries = worker.admit("a", "b", "c", "d")
     for entry in entries:
         worker.wait(entry, STORE)
-    worker.waits._next_try = 0.0
+    worker.let_try()
     # When it is time to try, then one asks
-    worker.go_off()
+    worker.clock.fire()
     asking = [entry for entry in entries if entry.state is State.RUNNING]
     assert len(asking) == 1
-    assert asking[0].item.request_dict[ASKS_STORE]
+    assert asking[0].request.request_dict[ASKS_STORE]
     # And when it gets an answer, all start, in the order in which they came
     worker.waits.answers()
     assert all(entry.state is State.RUNNING for entry in entries)
@@ -94,14 +93,14 @@ def test_all_go_on_when_the_one_that_asks_gets_an_answer() -> None:
 def test_when_the_one_that_asks_is_dropped_another_asks(worker: Worker) -> None:
     entries = worker.admit("a", "b")
     worker.wait(entries[0], STORE)
-    worker.waits._next_try = 0.0
-    worker.go_off()
+    worker.let_try()
+    worker.clock.fire()
     asking = next(entry for entry in entries if entry.state is State.RUNNING)
     # When the message that asks is revoked
     worker.lanes.settle(asking)
     worker.waits.forget(asking)
     # Then the other one asks
-    worker.go_off()
+    worker.clock.fire()
     assert [entry.state for entry in entries if entry is not asking] == [State.RUNNING]
 
 
@@ -109,8 +108,8 @@ def test_the_one_that_asks_begins_though_it_was_held_on_its_way(worker: Worker) 
     # Given an outage, and a run that is to ask
     entries = worker.admit("a", "b")
     worker.wait(entries[0], STORE)
-    worker.waits._next_try = 0.0
-    worker.go_off()
+    worker.let_try()
+    worker.clock.fire()
     asking = next(entry for entry in entries if entry.state is State.RUNNING)
     # When its rate limit holds it for a moment
     worker.lanes.hold(asking)
@@ -131,10 +130,10 @@ def test_duplicates_look_again_ever_later_and_no_later_than_the_lease_ends(worke
     seconds = []
     for _ in range(7):
         worker.wait(entry, CLAIM)
-        seconds += worker.go_off()
+        seconds += worker.clock.fire()
     assert seconds == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
     worker.wait(entry, CLAIM, at_most_seconds=0.3)
-    assert worker.go_off() == [0.3]
+    assert worker.clock.fire() == [0.3]
 
 
 def test_a_thousand_duplicates_look_a_hundred_times_a_second() -> None:
@@ -143,7 +142,7 @@ def test_a_thousand_duplicates_look_a_hundred_times_a_second() -> None:
     for _ in range(12):
         for entry in entries:
             worker.wait(entry, CLAIM)
-        seconds = worker.go_off()
+        seconds = worker.clock.fire()
     assert sum(1 / each for each in seconds) == pytest.approx(100)
 
 

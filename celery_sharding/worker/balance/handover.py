@@ -1,54 +1,42 @@
-"""Shards that this worker gives up while it runs: an operator told it to, or another worker is to have them.
+"""Shards that this worker gives up while it runs: an operator wants it, or another worker is to own them.
 
     leaving ──nothing of it runs──▶ recording ──confirmed──▶ closed
        └──take_back──▶ consumed as before
 
-    leaving     frozen: no further task of the shard starts, what runs may end. However long it takes: nobody but the
-                operator who asked for it waits, and a task that is cut off would run twice. One that is to be
-                balanced comes here when nothing of it runs
-    recording   what the next owner must know (retries, runs that were announced and did not begin) is on its way to
-                the broker; nothing may start any more
-    closed      the channel is closed, which returns the rest in order to the next in line; it is opened anew, as a
-                standby, if it is still wanted
+    leaving     frozen: no further task of the shard starts, and what runs may end, however long it takes. Only the
+                operator waits for it, and a task that is cut off would run twice. The balancer hands over shards of
+                which nothing runs
+    recording   what the next owner must know (retries, and announced runs that did not begin) is on its way to the
+                broker; nothing may start any more
+    closed      the channel is closed, which returns the rest in order to the next in line. The shard is opened anew, as
+                a standby, if it is still wanted
 
-A retry that waits does not hold the shard: its record is with the broker, and the next owner goes on waiting.
+A waiting retry does not hold the shard: its record is on the broker, and the next owner goes on waiting.
 
-Only the thread that reads the worker's connection may call `Departures`.
+Only the thread that reads the worker's connection may call `Handover`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import logging
+from functools import partial
 
-if TYPE_CHECKING:
-    from celery_sharding.worker.shard.shard import Shard
+from celery_sharding.worker.redelivery.attempts import Attempts
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.shard import Shard
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 
 
-class Departures:
-    """What a group gives up at the moment.
+class Handover:
+    """The shards of one group that are being given up."""
 
-    Args:
-        is_running: Says whether a run of a shard has not ended yet.
-        record: Calls a function when all that was written of the group so far is confirmed.
-        close: Closes a shard, which is not wanted any more or is to be opened anew.
-        call_later: Calls a function after some seconds, in the thread that reads the connection.
-    """
-
-    def __init__(
-        self,
-        *,
-        is_running: Callable[[Shard], bool],
-        record: Callable[[Callable[[], None]], None],
-        close: Callable[[Shard], None],
-        call_later: Callable[[float, Callable[[], None]], object],
-    ) -> None:
-        self._is_running = is_running
-        self._record = record
-        self._close = close
-        self._call_later = call_later
+    def __init__(self, attempts: Attempts, services: WorkerServices) -> None:
+        self._attempts = attempts
+        self._calls = services.calls
+        self._lanes = services.executor.lanes
         self._leaving: set[Shard] = set()
         self._recording: set[Shard] = set()
 
@@ -60,11 +48,11 @@ class Departures:
         if shard in self:
             return
         if not shard.owned:
-            self._close(shard)
+            _close(shard)
             return
         shard.freeze()
         self._leaving.add(shard)
-        self._look_at(shard)
+        self._record_when_idle(shard)
 
     def take_back(self, shard: Shard) -> None:
         """Consume `shard` as before; one whose end is being recorded is closed all the same."""
@@ -77,18 +65,24 @@ class Departures:
         self._leaving.clear()
         self._recording.clear()
 
-    def _look_at(self, shard: Shard) -> None:
+    def _record_when_idle(self, shard: Shard) -> None:
         if shard not in self._leaving:
             return
-        if self._is_running(shard):
-            self._call_later(_POLL_SECONDS, lambda: self._look_at(shard))
+        if self._lanes.running(shard):
+            again = partial(self._calls.call_soon, partial(self._record_when_idle, shard))
+            self._calls.call_after(_POLL_SECONDS, again)
             return
         self._leaving.discard(shard)
         self._recording.add(shard)
         shard.withdraw()
-        self._record(lambda: self._end(shard))
+        self._attempts.when_written(partial(self._end, shard), call_soon=self._calls.call_soon)
 
     def _end(self, shard: Shard) -> None:
         if shard in self._recording:
             self._recording.discard(shard)
-            self._close(shard)
+            _close(shard)
+
+
+def _close(shard: Shard) -> None:
+    shard.depart()
+    logger.info("group %s: given up %s", shard.place.group.name, shard.queue)

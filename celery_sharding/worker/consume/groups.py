@@ -1,14 +1,14 @@
-"""The groups of one worker: which it consumes, and whether they are on the broker as they should be.
+"""The groups of one worker: which it consumes, and whether the broker has all that they need.
 
-    selected ──prepare, or a look──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
+    selected ──prepare, or a repair──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
 
-What is selected may change while the worker runs (`cancel_shards`, `add_shards`): a group keeps its place here when all
-of its shards were cancelled, and one that is new is made ready by a look, and opened after it. A worker's own are those
-that it was started with, and those that it was told by its name to add.
+The selection may change while the worker runs (`cancel_shards`, `add_shards`). A group stays here when all of its
+shards are cancelled; a new one is made ready by a repair, and then opened. A worker's own shards are those that it was
+started with, and those that it was told by its name to add.
 
-Every ten seconds, and when a shard is lost, a thread of its own looks at each group, one look at a time: it replaces
-what is missing, and the manifest tells everybody what was done. That thread opens nothing; only the one that reads the
-worker's connection opens, gives up and closes, and changes what is selected. The others read.
+Every ten seconds, and when a shard is lost, a thread repairs each group: it replaces what is missing on the broker, and
+the manifest tells everybody what was done. That thread opens nothing. Only the thread that reads the connection opens,
+gives up and closes, and changes the selection. Other threads only ask.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
 
+from celery_sharding.config import ShardGroup
 from celery_sharding.dedup.notices import Notice
 from celery_sharding.errors import (
     BrokerUnavailable,
@@ -36,23 +36,33 @@ from celery_sharding.errors import (
 from celery_sharding.layout.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.layout.model import Layout
 from celery_sharding.shard_names import Indexes, check_shard, with_shards, without_shards
-from celery_sharding.worker.calls import Calls
 from celery_sharding.worker.consume.group import GroupConsumer
 from celery_sharding.worker.consume.wanted import count_wanted
-from celery_sharding.worker.executor import Runs
-from celery_sharding.worker.log import Log
-from celery_sharding.worker.run.delivery import Delivery
-
-if TYPE_CHECKING:
-    from celery_sharding.brokers.base import Backing
-    from celery_sharding.worker.shard.shard import Shard
+from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.shard import Shard
 
 logger = logging.getLogger(__name__)
 
-# The same for all workers of a group, whatever their pools: a quorum queue keeps what owners gave back apart, and puts
-# what comes back next at the end of that. So an owner that holds less than the one before it leaves some there, and
-# when it goes, what it held stands behind them (measured on 3.10).
-PREFETCH = 200
+
+class Broker(Protocol):
+    """What the groups need of the broker they live on."""
+
+    def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
+        """Make the group ready for workers and return its layout; remove what it left behind if `known` is given."""
+
+    def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
+        """Return what the shards of a group open their channels on, in the worker of `consumer`."""
+
+
+class WorkerHost(Protocol):
+    """What the groups need of their worker."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing may be opened any more."""
+
+    def kill_orphans(self) -> None:
+        """End the runs whose messages are the broker's again."""
 
 
 class Groups:
@@ -60,37 +70,26 @@ class Groups:
 
     Args:
         selection: Group → indexes of its shards that were chosen for this worker.
-        receive: Takes each message.
-        release_orphans: Ends the runs whose messages are the broker's again.
-        is_stopping: Says whether the worker stops, and nothing may be opened any more.
     """
 
     def __init__(
         self,
         consumer: Any,
-        backing: Backing,
+        broker: Broker,
         selection: dict[str, Indexes],
         *,
-        runs: Runs,
-        log: Log,
-        receive: Callable[[Delivery], None],
-        calls: Calls,
-        release_orphans: Callable[[], None],
-        is_stopping: Callable[[], bool],
+        host: WorkerHost,
+        services: WorkerServices,
     ) -> None:
         self._consumer = consumer
-        self._backing = backing
+        self._broker = broker
         self._selection = selection
         self._own = dict(selection)
-        self._runs = runs
-        self._log = log
-        self._receive = receive
-        self._calls = calls
-        self._release_orphans = release_orphans
-        self._is_stopping = is_stopping
+        self._host = host
+        self._services = services
         self._groups: list[GroupConsumer] = []
         self._layouts: list[Layout | None] = []
-        self._looking = threading.Lock()
+        self._repairing = threading.Lock()
 
     @property
     def is_consuming(self) -> bool:
@@ -104,14 +103,16 @@ class Groups:
 
     def indexes(self) -> dict[str, list[int]]:
         """Return by group the indexes of the queues that are consumed."""
-        return {group.group.name: sorted(shard.index for shard in group.shards.values()) for group in self._groups}
+        return {
+            group.group.name: sorted(shard.place.index for shard in group.shards.to_list()) for group in self._groups
+        }
 
     def roles(self) -> dict[str, dict[str, str]]:
-        """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
+        """Return by group this worker's role for each queue, as `GroupConsumer.roles` names it."""
         return {group.group.name: group.roles() for group in list(self._groups)}
 
     def cancel_shards(self, group: str, index: int | None) -> bool:
-        """Give up a shard of a group, or all of it: in order, and until it is added again. False: there was none.
+        """Give up a shard of a group, or all of them, in order, until it is added again. False: there was none.
 
         Raises:
             UnknownShard: The group has no such shard.
@@ -122,11 +123,10 @@ class Groups:
         return self._selection[group] != before
 
     def add_shards(self, group: str, index: int | None, *, by_name: bool) -> Indexes:
-        """Consume a shard of a group, or all of it, from now on; return which of what was asked for it consumes then.
+        """Consume a shard of a group, or all of them, from now on; return which of those asked for it consumes then.
 
         Args:
-            by_name: This worker was named. If all were asked, each takes back no more than its own: a group or shard
-                that others were started for stays theirs.
+            by_name: This worker was named. A command to all workers lets each take back its own shards only.
 
         Raises:
             UnknownShard: The group has no such shard.
@@ -145,20 +145,20 @@ class Groups:
         return taken
 
     def prepare(self) -> None:
-        """At each connect: make what is selected ready on the broker. It may take long, and reads no connection.
+        """At each connect: make the selected groups ready on the broker. It may take long, and reads no connection.
 
         Raises:
-            ConnectionResetError: It failed by what passes by itself: Celery connects again.
+            ConnectionResetError: It failed for a passing reason; Celery connects again.
         """
         if not self._groups:
             self._groups = [self._make_group(name) for name in self._selection]
         self._layouts = [self._ensure(group) for group in self._groups]
 
     def check_channels(self) -> None:
-        """At each connect, once the groups are ready: see that the connection may have a channel for each queue.
+        """At each connect, once the groups are ready: check that the connection may open a channel for each queue.
 
         Raises:
-            TooFewChannels: It may not; it would be closed and opened again for ever.
+            TooFewChannels: It may not. Without this check it would be closed and opened again for ever.
         """
         connection = self._consumer.connection
         allowed = allowed_channels(connection)
@@ -179,7 +179,7 @@ class Groups:
         for group, layout in zip(self._groups, self._layouts, strict=True):
             if layout is None:
                 continue
-            group.open(self._backing.consumer_connection(self._consumer, group.group), layout)
+            group.open(self._broker.consumer_connection(self._consumer, group.group), layout)
 
     def freeze(self) -> None:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
@@ -189,19 +189,19 @@ class Groups:
     def give_up_idle(self) -> None:
         """Close the frozen shards of which nothing runs."""
         for group in self._groups:
-            for shard in list(group.shards.values()):
+            for shard in group.shards.to_list():
                 self.give_up(shard)
 
     def give_up(self, shard: Shard) -> None:
         """Close a frozen shard if nothing of it runs."""
-        for group in self._groups:
-            if not self._runs.lanes.running(shard):
-                group.give_up(shard)
+        if not self._services.executor.lanes.running(shard):
+            for group in self._groups:
+                group.shards.close(shard)
 
     def withdraw(self) -> None:
         """Before shards are closed: tell the next owners which runs did not begin."""
         for group in self._groups:
-            group.withdraw()
+            group.shards.withdraw()
 
     def close(self) -> None:
         """Give all shards up."""
@@ -220,50 +220,55 @@ class Groups:
             group.tick(now)
 
     def count(self, notice: Notice) -> None:
-        """Count what a run under a claim told, if its shard is here."""
+        """Count what a run under a claim has told, if this worker owns its shard."""
         for group in list(self._groups):
-            for shard in list(group.shards.values()):
-                if f"{group.group.name}/{shard.index}" == notice.shard and shard.owned:
-                    shard.count(notice.what)
+            for shard in group.shards.to_list():
+                if shard.place.label == notice.shard and shard.owned:
+                    shard.tally.count(notice.what)
 
-    def look(self) -> None:
-        """Look for lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
-        if self._looking.locked():
-            return
-        threading.Thread(target=self._look_at_groups, name="shards-look", daemon=True).start()
+    def kill_orphans(self) -> None:
+        """End the runs whose messages are the broker's again."""
+        self._host.kill_orphans()
 
-    def _look_at_groups(self) -> None:
-        with self._looking:
+    def repair_soon(self) -> None:
+        """Replace lost rings and missing queues, in a thread; the manifest tells everybody what was done."""
+        if not self._repairing.locked():
+            threading.Thread(target=self._repair, name="shards-repair", daemon=True).start()
+
+    def _repair(self) -> None:
+        with self._repairing:
             for group in list(self._groups):
-                if self._is_stopping():
+                if self._host.is_stopping:
                     return
-                if group.is_bystander:
-                    continue
-                known = group.layout if group.is_open and not group.is_behind else None
-                try:
-                    layout = self._backing.ensure(group.group, owner=self._consumer.hostname, known=known)
-                except ProtocolTooOld as exc:
-                    self._calls.call_main(partial(group.stand_by, exc.needed))
-                    continue
-                except (ShardingError, AMQPError, OSError) as exc:
-                    logger.warning("group %s: could not be looked at: %s", group.group.name, exc)
-                    continue
-                if known is None:
-                    self._calls.call_main(partial(self._open_added, group, layout))
+                if not group.is_bystander:
+                    self._repair_group(group)
+
+    def _repair_group(self, group: GroupConsumer) -> None:
+        known = group.layout if group.is_open and not group.is_behind else None
+        call_main = self._services.calls.call_main
+        try:
+            layout = self._broker.ensure(group.group, owner=self._services.node, known=known)
+        except ProtocolTooOld as exc:
+            call_main(partial(group.stand_by, exc.needed))
+        except (ShardingError, AMQPError, OSError) as exc:
+            logger.warning("group %s could not be checked on the broker: %s", group.group.name, exc)
+        else:
+            if known is None:
+                call_main(partial(self._open_added, group, layout))
 
     def _open_added(self, group: GroupConsumer, layout: Layout) -> None:
         """Open a group that was added while the worker runs; after a loss of the connection `open` does."""
         c = self._consumer
         group.relearn(layout)
-        if not group.is_open and not group.is_bystander and not self._is_stopping() and c.connection is not None:
-            group.open(self._backing.consumer_connection(c, group.group), layout)
+        if not group.is_open and not group.is_bystander and not self._host.is_stopping and c.connection is not None:
+            group.open(self._broker.consumer_connection(c, group.group), layout)
 
     def _ensure(self, group: GroupConsumer) -> Layout | None:
-        """Make a group ready, None if it is to be left alone; what passes by itself is left to Celery."""
+        """Make a group ready; None: it is left alone. A passing reason is left to Celery, which connects again."""
         if group.is_bystander:
             return None
         try:
-            return self._backing.ensure(group.group, owner=self._consumer.hostname)
+            return self._broker.ensure(group.group, owner=self._services.node)
         except ProtocolTooOld as exc:
             group.stand_by(exc.needed)
             return None
@@ -274,7 +279,7 @@ class Groups:
         return next((group for group in self._groups if group.group.name == name), None)
 
     def _count_shards(self, name: str, index: int | None) -> int:
-        """Return how many shards a group has, once `index` is found to be one of them."""
+        """Return how many shards a group has, having checked that `index` is one of them."""
         group = self._find(name)
         live_shards = group.layout.shards if group is not None else 0
         shards = live_shards or self._consumer.app.sharding.settings.groups[name].shards
@@ -288,24 +293,10 @@ class Groups:
         if group is not None:
             group.select(indexes)
         elif indexes is None or indexes:
-            # The look makes it ready on the broker, which takes a while, and opens it.
+            # The repair makes it ready on the broker, which takes a while, and opens it.
             self._groups.append(self._make_group(name))
-            self.look()
+            self.repair_soon()
 
     def _make_group(self, name: str) -> GroupConsumer:
-        settings = self._consumer.app.sharding.settings
-        group = settings.groups[name]
-        return GroupConsumer(
-            group,
-            self._selection[name],
-            runs=self._runs,
-            log=self._log,
-            receive=self._receive,
-            calls=self._calls,
-            look=self.look,
-            release_orphans=self._release_orphans,
-            hold_seconds=settings.consumer_timeout_seconds / 2,
-            node=self._consumer.hostname,
-            prefetch=group.prefetch or PREFETCH,
-            has_logs=self._backing.has_logs,
-        )
+        group = self._consumer.app.sharding.settings.groups[name]
+        return GroupConsumer(group, self._selection[name], host=self, services=self._services)

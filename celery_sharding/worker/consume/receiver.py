@@ -15,10 +15,10 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content
 
+from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.rabbitmq.foreign import UNREADABLE_HEADER
-from celery_sharding.worker.celery_hooks.request import DELIVERY
 from celery_sharding.worker.consume.message_check import find_flaw
-from celery_sharding.worker.executor import Runs
+from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.run.delivery import Delivery
 
 
@@ -40,18 +40,14 @@ class Intake:
         sharded: Task name → group name, of the tasks this worker runs from shards.
     """
 
-    def __init__(self, consumer: Any, runs: Runs, sharded: dict[str, str]) -> None:
+    def __init__(self, consumer: Any, executor: Executor, sharded: dict[str, str]) -> None:
         self._consumer = consumer
-        self._runs = runs
+        self._executor = executor
         self._sharded = sharded
         self._made: list[Any] = []
         self._accept = prepare_accept_content(consumer.app.conf.accept_content)
         # Strategies, which are made later, keep hold of it.
         self._buckets = consumer.task_buckets = Buckets(consumer.task_buckets)
-
-    def bucket_for(self, task_name: str) -> Any:
-        """Return the rate-limit bucket of a task, or None; any thread may ask."""
-        return None if self._consumer.disable_rate_limits else self._buckets.get(task_name)
 
     def take_request(self, request: Any) -> None:
         """Take the request that a strategy made; `receive` admits it when the strategy has returned."""
@@ -63,29 +59,31 @@ class Intake:
         self._make_request(delivery)
         made, self._made = self._made, made
         for request in made:
-            self._runs.admit(request)
+            self._executor.admit(request)
 
     def _make_request(self, delivery: Delivery) -> None:
         message = delivery.message
-        message.delivery_info[DELIVERY] = delivery
+        message.delivery_info[DELIVERY] = delivery, self._executor
         message.accept = self._accept
         try:
             problem = self._try_to_make_request(delivery)
         except DecodeError as exc:
-            self._runs.bury_delivery(delivery, reason="cannot be decoded", error=repr(exc))
+            self._executor.failures.bury_delivery(delivery, reason="cannot be decoded", error=repr(exc))
         except ContentDisallowed as exc:
-            self._runs.bury_delivery(delivery, reason="content type is not in accept_content", error=repr(exc))
+            self._executor.failures.bury_delivery(
+                delivery, reason="content type is not in accept_content", error=repr(exc)
+            )
         except NotRegistered as exc:
-            self._runs.bury_delivery(delivery, reason=exc.args[0], failure=exc)
+            self._executor.failures.bury_delivery(delivery, reason=exc.args[0], failure=exc)
         except tuple(self._consumer.connection_errors):
             raise  # of the worker's own connection: no fault of the message, which is delivered again
         except Exception as exc:
             # Anybody may publish here; there is no telling what Celery's code raises on a message that is no task's.
             self._made.clear()
-            self._runs.bury_delivery(delivery, reason="is no task message", error=repr(exc))
+            self._executor.failures.bury_delivery(delivery, reason="is no task message", error=repr(exc))
         else:
             if problem is not None:
-                self._runs.bury_delivery(delivery, reason=problem)
+                self._executor.failures.bury_delivery(delivery, reason=problem)
 
     def _try_to_make_request(self, delivery: Delivery) -> str | None:
         """Make the request of a message, or return why there is none."""
@@ -111,28 +109,19 @@ class Intake:
         flaw = find_flaw(described, payload)
         if flaw is not None:
             raise InvalidTaskError(flaw)
-        problem = self._find_problem(name, delivery, payload)
-        if problem is None:
-            self._call_strategy(name, message, body)
-        return problem
-
-    def _find_problem(self, name: str, delivery: Delivery, payload: Any) -> str | None:
-        if name not in self._consumer.strategies:
+        consumer, group = self._consumer, delivery.place.group.name
+        if name not in consumer.strategies:
             raise NotRegistered(f"task {name!r} is not registered in this worker")
-        group = delivery.shard.group.name
         if self._sharded.get(name) != group:
             return f"task {name!r} does not belong to the group {group!r} in this worker's configuration"
-        if delivery.headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
+        if headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
             return "eta cannot keep the order of a key"
-        return None
-
-    def _call_strategy(self, name: str, message: Any, payload: Any) -> None:
-        consumer = self._consumer
         self._buckets.are_hidden = True
         try:
-            consumer.strategies[name](message, payload, _unused, _unused, consumer.on_task_message)
+            consumer.strategies[name](message, body, _unused, _unused, consumer.on_task_message)
         finally:
             self._buckets.are_hidden = False
+        return None
 
 
 def _unused(*_: Any) -> None:

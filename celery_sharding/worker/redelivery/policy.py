@@ -1,109 +1,134 @@
-"""What a redelivered message must pass before it begins: it may have killed its last worker.
+"""Whether a redelivered message may begin: it may have killed its last worker. Pure: values in, a decision out.
 
-    starts ──attempts of its shard known──▶ judged ──may begin──▶ its attempt is recorded ──▶ begins
-                                              ├── a retry of it is not due ──▶ held until it is
-                                              ├── beside a suspect, not now ─▶ held until that has ended
-                                              └── begun max_attempts times ──▶ dead letter
+    a retry of it is not due ──────────────▶ Wait, for so long
+    begun max_attempts times ──────────────▶ DeadLetter
+    beside a suspect, not now ─────────────▶ Wait, until that has ended
+    else ──────────────────────────────────▶ Begin, once its attempt is recorded
 
-It keeps its slot in the pool until its attempt is recorded: only what is about to begin counts as begun.
+A message that is redelivered may have killed its last worker, or only have run beside the one that did: nobody can tell
+from outside. So that no innocent dies for a poison, a message that has one run left makes it without other suspects
+beside it. If it kills the worker, it dies alone; if it was innocent, it comes to its end.
+
+    suspect       redelivered; runs beside others
+    last chance   begun one time less than allowed, and at least twice; runs when no suspect does, and none starts
+                  beside it. Messages that are delivered for the first time always may
+
+Groups that allow two runs or less have no such run: there the second is the last one of every redelivered message, and
+all of them would have to run one by one after each restart.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from celery_sharding.worker.redelivery.announcer import begun_before, known_attempts
-from celery_sharding.worker.redelivery.suspects import Suspects
-from celery_sharding.worker.run.delivery import Delivery
-from celery_sharding.worker.run.lanes import Entry, State
-from celery_sharding.worker.run.retry import decode_call
-
-if TYPE_CHECKING:
-    from celery_sharding.worker.executor import Runs
+from celery_sharding.journal.attempts import Attempt
+from celery_sharding.worker.run.delivery import Delivery, Phase
 
 
-class Judge:
-    """Judges the redelivered messages of one worker.
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of a redelivered message.
 
-    Args:
-        begin: Hands a run to the pool.
-        hold_for: Keeps an entry in its place for some seconds, and starts it again then.
+    Attributes:
+        begun: How often it was begun; an announced run not counted.
+        max_attempts: How often it may be.
+        retry_in_seconds: How long a retry of it still waits, which an earlier owner was asked for.
     """
 
-    def __init__(self, runs: Runs, *, begin: Callable[[Entry], None], hold_for: Callable[[Entry, float], None]) -> None:
-        self._runs = runs
-        self._begin = begin
-        self._hold_for = hold_for
-        self._suspects = Suspects()
+    begun: int
+    max_attempts: int
+    retry_in_seconds: float = 0.0
 
-    def judge(self, entry: Entry) -> None:
-        """Begin a redelivered message when all that speaks for it is known and recorded; bury it, or let it wait."""
-        delivery: Delivery = entry.item.delivery
-        if delivery.shard.knows_attempts():
-            self._judge(delivery, entry)
-        else:
-            delivery.shard.attempts.when_complete(partial(self._judge_later, delivery, entry))
+    @property
+    def is_last_run(self) -> bool:
+        return self.begun + 1 >= self.max_attempts
 
-    def release(self) -> None:
-        """Let the suspects go on that waited for others, which have ended."""
-        for entry in self._suspects.take_ready():
-            self._runs.lanes.due(entry)
+    @property
+    def is_last_chance(self) -> bool:
+        return self.begun == self.max_attempts - 1 and self.begun >= 2
 
-    def _judge_later(self, delivery: Delivery, entry: Entry) -> None:
-        """Judge a message where the lanes do not hear of an error: its key and its slot would be lost."""
-        try:
-            self._judge(delivery, entry)
-        except Exception as exc:
-            self._runs.fail_start(entry, exc)
 
-    def _judge(self, delivery: Delivery, entry: Entry) -> None:
-        if entry.state is not State.RUNNING:
-            self._runs.leave_orphan(delivery)
-            return
-        known = known_attempts(delivery)
-        if known is not None and (left_seconds := known.left_seconds(time.time())):
-            # A retry that waited when its shard changed hands; it is judged when it is due.
-            self._hold_for(entry, left_seconds)
-            return
-        begun, most = begun_before(known, delivery), delivery.shard.group.max_attempts
-        if begun < most and not self._may_begin(entry, is_last_chance=begun == most - 1 and begun >= 2):
-            return
-        delivery.is_judged = True
-        delivery.is_recorded = delivery.is_recorded or known is not None
-        request = entry.item
-        if known is not None and known.retries > request.request_dict.get("retries", 0):
-            entry.item = request = request.rebuild(
-                retries=known.retries,
-                body=None if known.body is None else decode_call(request, known),
-                time_limits=known.time_limits,
-            )
-        if begun >= most:
-            delivery.attempts = begun
-            reason = f"begun {begun} times and never finished"
-            self._runs.bury(request, reason)
-            request.store_failure(reason)
-        else:
-            self._runs.announcements.record(delivery, begun, partial(self._begin_judged, entry))
+@dataclass(frozen=True, slots=True)
+class Company:
+    """Which other suspects there are.
 
-    def _may_begin(self, entry: Entry, *, is_last_chance: bool) -> bool:
-        """Say whether a suspect may begin; if not, it waits for others to end, and is judged again then."""
-        if self._suspects.begin(entry, is_last_chance=is_last_chance):
-            return True
-        if self._runs.lanes.hold(entry):
-            self._suspects.wait(entry, is_last_chance=is_last_chance)
-            self._runs.turn.end_soon()
-        return False
+    Attributes:
+        is_any: Some run, or were let in.
+        is_last_chance: One of them is on its last chance, or waits for that.
+    """
 
-    def _begin_judged(self, entry: Entry) -> None:
-        if entry.state is not State.RUNNING:
-            self._runs.leave_orphan(entry.item.delivery)
-        elif self._runs.lanes.is_frozen(entry.source):
-            self._runs.lanes.again(entry)
-        else:
-            try:
-                self._begin(entry)
-            except Exception as exc:
-                self._runs.fail_start(entry, exc)
+    is_any: bool = False
+    is_last_chance: bool = False
+
+
+ALONE = Company()
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """It begins, after `begun` runs, once that is recorded."""
+
+    begun: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """It waits in its place for `seconds`; None: for other suspects to end."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """It was begun too often."""
+
+    begun: int
+
+    @property
+    def reason(self) -> str:
+        return f"begun {self.begun} times and never finished"
+
+
+Decision = Begin | Wait | DeadLetter
+
+
+def decide(history: History, company: Company = ALONE) -> Decision:
+    """Decide what becomes of a redelivered message whose turn it is."""
+    if history.retry_in_seconds > 0:
+        return Wait(history.retry_in_seconds)
+    if history.begun >= history.max_attempts:
+        return DeadLetter(history.begun)
+    if company.is_last_chance or (history.is_last_chance and company.is_any):
+        return Wait()
+    return Begin(history.begun)
+
+
+def may_be_announced_ahead(history: History) -> bool:
+    """Say whether a run may be announced before it has a slot; never a message's last one."""
+    return isinstance(decide(history), Begin) and not history.is_last_run
+
+
+def known_attempts(delivery: Delivery) -> Attempt | None:
+    """Return what earlier owners have recorded of a redelivered message, None if nothing is known."""
+    is_repeat = delivery.record is not None and delivery.record.is_repeat
+    return None if is_repeat else delivery.shard.attempts.get(delivery.message_id)
+
+
+def history_of(delivery: Delivery, known: Attempt | None, *, now: float) -> History:
+    """Return what is known of a redelivered message.
+
+    One that nobody recorded may have begun once or only waited in its last owner's lanes; only recorded attempts can
+    make it a dead letter.
+
+    Args:
+        known: What earlier owners have recorded.
+        now: The wall clock.
+    """
+    record, most = delivery.record, delivery.place.group.max_attempts
+    if record is not None and record.is_announced:
+        begun = (record.attempts or 1) - 1
+    elif record is not None and record.phase is Phase.TAKEN_BACK:
+        begun = record.attempts  # what was recorded may not have been read yet
+    else:
+        begun = known.attempts if known is not None else min(1, most - 1)
+    return History(begun, most, 0.0 if known is None else known.left_seconds(now))

@@ -17,8 +17,10 @@ Only the thread of the event loop may call `Acks`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Protocol
+
+from celery_sharding.worker.ports import Clock
 
 WAIT_SECONDS = 0.02
 
@@ -30,14 +32,10 @@ class Teller(Protocol):
 
 
 class Acks:
-    """What a worker has done and not told the broker yet.
+    """What a worker has done and not told the broker yet."""
 
-    Args:
-        call_after: Calls a function after some seconds.
-    """
-
-    def __init__(self, call_after: Callable[[float, Callable[[], None]], object]) -> None:
-        self._call_after = call_after
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.forget()
 
     def forget(self) -> None:
@@ -53,7 +51,7 @@ class Acks:
         self._lanes[lane] = shard
         if not self._waits:
             self._waits = True
-            self._call_after(WAIT_SECONDS, self._tell_late)
+            self._clock.call_after(WAIT_SECONDS, self._tell_late)
 
     def tell(self, lane: Hashable) -> None:
         """Tell what of `lane` is done, and with it all of its shard."""

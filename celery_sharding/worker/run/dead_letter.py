@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amqp.serialization import dumps
 
@@ -29,11 +29,9 @@ from celery_sharding.wire import (
     QUEUE_HEADER,
     REASON_HEADER,
 )
-from celery_sharding.worker.log import Refusal
+from celery_sharding.worker.log import Log, Refusal
 from celery_sharding.worker.run.delivery import Delivery
-
-if TYPE_CHECKING:
-    from celery_sharding.worker.log import Log
+from celery_sharding.worker.run.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
@@ -45,47 +43,63 @@ _ERROR_CHARACTERS, _OURS_BYTES, _HEADERS_BYTES = 500, 2_500, 8_000
 _NEEDED = ("task", "id", "compression", "lang", "retries", "timelimit", "root_id", "parent_id", "group")
 
 
-def store_dead_letter(
-    log: Log,
-    delivery: Delivery,
-    *,
-    node: str,
-    reason: str,
-    error: str | None,
-    stored: Callable[[], None],
-    held: Callable[[], None],
-) -> None:
-    """Store `delivery` in its group's dead-letter queue, and call `stored` when the broker has it.
+class DeadLetter:
+    """One message on its way to the dead-letter queue of its group.
 
     Args:
-        held: Called instead if it can never be stored.
+        node: The worker's name.
+        stored: Called when the broker has it.
     """
-    names, message, task = delivery.shard.names, delivery.message, delivery.headers.get("task")
-    reason, error = cut(reason), cut(error or "")
-    task = None if task is None else cut(task, ID_CHARACTERS_MAX)
-    task_id = None if delivery.task_id is None else cut(delivery.task_id, ID_CHARACTERS_MAX)
-    detail = f" ({error})" if error else ""
-    logger.error("%s: task %s[%s] becomes a dead letter: %s%s", delivery.label, task, task_id, reason, detail)
-    delivery.shard.count("dead")
-    ours = {
-        GROUP_HEADER: delivery.shard.group.name,
-        KEY_HEADER: delivery.key,
-        QUEUE_HEADER: delivery.shard.queue,
-        REASON_HEADER: reason,
-        ERROR_HEADER: error,
-        ATTEMPTS_HEADER: delivery.attempts or 0,
-        DEAD_AT_HEADER: time.time(),
-    }
 
-    def journal(why: str) -> None:
-        event = DeadLettered(delivery.shard.queue, node, task_id, task, why, attempts=delivery.attempts or 0)
-        log.append(names.journal, event.as_dict(), optional=True)
+    def __init__(
+        self, log: Log, lanes: Lanes[Delivery], delivery: Delivery, *, node: str, stored: Callable[[], None]
+    ) -> None:
+        self._log = log
+        self._lanes = lanes
+        self._delivery = delivery
+        self._node = node
+        self._stored = stored
+        self._ours: dict[str, Any] = {}
 
-    def put(headers: dict[str, Any], refused: Callable[[Refusal], None]) -> None:
-        log.put(
-            names.dead,
+    def store(self, reason: str, error: str | None) -> None:
+        """Store it whole, with why, where and when it died."""
+        delivery = self._delivery
+        reason, error = cut(reason), cut(error or "")
+        detail = f" ({error})" if error else ""
+        logger.error("%s: task %s becomes a dead letter: %s%s", delivery.place.label, self._name, reason, detail)
+        delivery.shard.tally.count("dead")
+        self._ours = {
+            GROUP_HEADER: delivery.place.group.name,
+            KEY_HEADER: delivery.key,
+            QUEUE_HEADER: delivery.place.queue,
+            REASON_HEADER: reason,
+            ERROR_HEADER: error,
+            ATTEMPTS_HEADER: delivery.attempts,
+            DEAD_AT_HEADER: time.time(),
+        }
+        self._put({**delivery.headers, **self._ours}, refused=self._reduce)
+        self._journal(reason)
+
+    @property
+    def _task(self) -> str | None:
+        task = self._delivery.headers.get("task")
+        return None if task is None else cut(task, ID_CHARACTERS_MAX)
+
+    @property
+    def _task_id(self) -> str | None:
+        task_id = self._delivery.task_id
+        return None if task_id is None else cut(task_id, ID_CHARACTERS_MAX)
+
+    @property
+    def _name(self) -> str:
+        return f"{self._task}[{self._task_id}]"
+
+    def _put(self, headers: dict[str, Any], refused: Callable[[Refusal], None]) -> None:
+        delivery, message = self._delivery, self._delivery.message
+        self._log.put(
+            delivery.place.names.dead,
             delivery.body,
-            stored,
+            self._stored,
             refused=refused,
             content_type=_short(message.content_type) or "application/octet-stream",
             content_encoding=_short(message.content_encoding) or "binary",
@@ -93,29 +107,31 @@ def store_dead_letter(
             application_headers=headers,
         )
 
-    def reduce(refusal: Refusal) -> None:
-        logger.warning("%s: the dead letter of %s[%s] is reduced: %s", delivery.label, task, task_id, refusal.why)
+    def _reduce(self, refusal: Refusal) -> None:
+        logger.warning("%s: the dead letter of %s is reduced: %s", self._delivery.place.label, self._name, refusal.why)
         room_bytes = (refusal.headers_bytes_max or _HEADERS_BYTES) - _OURS_BYTES
-        put(_reduced(delivery.headers, ours, room_bytes=room_bytes), hold)
+        self._put(_reduced(self._delivery.headers, self._ours, room_bytes=room_bytes), refused=self._hold)
 
-    def hold(refusal: Refusal) -> None:
+    def _hold(self, refusal: Refusal) -> None:
         why = cut(refusal.why, _ERROR_CHARACTERS)
+        place, shard = self._delivery.place, self._delivery.shard
         logger.error(
-            "%s: the dead letter of %s[%s] cannot be stored in %s: %s. Its message is kept at the broker, and later "
-            "ones of its key wait for it. Raise the broker's limit and restart this worker, or take the message out "
-            "of %s",
-            delivery.label,
-            task,
-            task_id,
-            names.dead,
+            "%s: the dead letter of %s cannot be stored in %s: %s. Its message is kept at the broker, and later ones "
+            "of its key wait for it. Raise the broker's limit and restart this worker, or take the message out of %s",
+            place.label,
+            self._name,
+            place.names.dead,
             why,
-            delivery.shard.queue,
+            place.queue,
         )
-        journal(f"held, since its dead letter cannot be stored: {why}")
-        held()
+        self._journal(f"held, since its dead letter cannot be stored: {why}")
+        shard.tally.count("unburied")
+        self._lanes.hold(self._delivery)
 
-    put({**delivery.headers, **ours}, reduce)
-    journal(reason)
+    def _journal(self, reason: str) -> None:
+        delivery, place = self._delivery, self._delivery.place
+        event = DeadLettered(place.queue, self._node, self._task_id, self._task, reason, attempts=delivery.attempts)
+        self._log.append(place.names.journal, event.as_dict(), optional=True)
 
 
 def _reduced(headers: dict[str, Any], ours: dict[str, Any], *, room_bytes: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def tell_dead(states: StateWriter, delivery: Delivery, failure: BaseException) -
 
 
 def _store(states: StateWriter, task_id: str, message: Any, failure: BaseException) -> None:
-    backend = states.backend()
+    backend = states.app.backend
     if _has_succeeded(backend, task_id):
         return
     properties = message.properties or {}

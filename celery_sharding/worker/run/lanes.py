@@ -1,29 +1,20 @@
 """Order within one worker.
 
 A lane holds the messages of one key (or of one shard) in delivery order; at most one of them runs. Lanes do no I/O and
-know no broker and no Celery: the shards feed them, and they hand what may run to `start`.
+know no broker and no Celery: the shards feed them, and they hand what may run to `Starter`.
 
-An entry moves through these states, and only through them:
-
-    WAITING ──▶ READY ──▶ RUNNING ──▶ SETTLED          (settle)
-                  ▲          │
-                  ├──────────┤ again: the run was lost
-                  └── HELD ◀─┘ hold: a retry waits, a rate limit, a record to be written; due makes it READY.
-                               Resting: nothing of it has begun, so its source counts as idle
-    any but RUNNING ──▶ DROPPED                        (close: its shard was given up)
-    RUNNING ──▶ ORPHAN ──▶ SETTLED                     (close, then settle: the old run has ended)
-
-Who moves them: the shard's consumer calls `admit`, `freeze`, `thaw`, `close`; the run itself `settle`, `again`, `hold`,
-`due`. Only the head of a lane is ever READY, RUNNING, HELD or ORPHAN, so a later message of the lane cannot pass. An
-orphan keeps its lane locked: a redelivered message of the key starts when the old run has ended in this process.
+How an entry gets from state to state is drawn in `delivery`. The shard's consumer calls `admit`, `freeze`, `thaw`,
+`close`; the run itself `settle`, `again`, `hold`, `due`. Only the head of a lane is ever READY, RUNNING, HELD or
+ORPHAN, so a later message of the lane cannot pass. An orphan keeps its lane locked: a redelivered message of the key
+starts when the old run has ended in this process.
 
 Frozen sources start nothing: their heads stay READY, and `thaw` or `close` decides. A head that `may_start` holds back
-stays READY, too, until `reconsider` asks again. At most `slots()` entries run at
-once; sources take turns, and within a source the first admitted is the first. So a long lane, which bounds them all,
-does not wait behind short ones, and none starves.
+stays READY, too, until `reconsider` asks again. At most `slots()` entries run at once; sources take turns, and within a
+source the first admitted is the first. So a long lane, which bounds them all, does not wait behind short ones, and none
+starves.
 
-An entry that cannot be started, since `start` or `may_start` raised, is HELD, and handed to `failed`: it does not stop
-the others. Who gave it decides what becomes of it.
+An entry that cannot be started, since `start` or `may_start` raised, is HELD, and handed to `fail_start`: it does not
+stop the others.
 
 All methods may be called from any thread; `start` is called outside the lock, by whichever thread made the entry ready,
 and never recursively: a pool that runs the task inside `start` may call `settle` there.
@@ -31,115 +22,96 @@ and never recursively: a pool that runs the task inside `start` may call `settle
 
 from __future__ import annotations
 
-import enum
 import heapq
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator
+from typing import Generic, Protocol, TypeVar
 
-
-class State(enum.Enum):
-    """Where an entry is; see the module."""
-
-    WAITING = "waiting"
-    READY = "ready"
-    RUNNING = "running"
-    HELD = "held"
-    ORPHAN = "orphan"
-    SETTLED = "settled"
-    DROPPED = "dropped"
-
-
-class Entry:
-    """One message in its lane. `item` is the caller's; it may be replaced between runs."""
-
-    __slots__ = ("is_resting", "item", "lane", "rank", "source", "state")
-
-    def __init__(self, lane: Hashable, source: Hashable, item: Any) -> None:
-        self.lane = lane
-        self.source = source
-        self.item = item
-        self.state = State.WAITING
-        self.is_resting = False
-        self.rank = 0
-
-    def __lt__(self, other: Entry) -> bool:
-        return self.rank < other.rank
-
-    def __repr__(self) -> str:
-        return f"<Entry {self.lane!r} of {self.source!r}: {self.state.value}>"
-
+from celery_sharding.worker.run.delivery import GONE, IN_POOL, Entry, State
 
 _AT_HEAD = (State.READY, State.RUNNING, State.HELD, State.ORPHAN)
-_IN_POOL = (State.RUNNING, State.ORPHAN)
+E = TypeVar("E", bound=Entry)
+_E = TypeVar("_E", bound=Entry, contravariant=True)
 
 
-class Lanes:
-    """All lanes of one worker.
+class Slots(Protocol):
+    """Where entries run."""
 
-    Args:
-        start: Called with an entry that may run now.
-        slots: Says how many entries may run at once.
-        pump_soon: Sees to it that `pump` is called soon; None: it is called at once.
-        pump_now: Calls `pump`, when a lane's next entry may follow the one that has just settled.
-        may_start: Says whether a head that could start may; None: it may.
-        failed: Called with an entry that could not be started and why, outside the lock; None: the error is raised.
-    """
+    def slots(self) -> int:
+        """Return how many may run at once."""
 
-    def __init__(
-        self,
-        start: Callable[[Entry], None],
-        slots: Callable[[], int],
-        pump_soon: Callable[[], None] | None = None,
-        pump_now: Callable[[], None] | None = None,
-        may_start: Callable[[Entry], bool] | None = None,
-        failed: Callable[[Entry, Exception], None] | None = None,
-    ) -> None:
-        self._start = start
-        self._slots = slots
-        self._pump_soon = pump_soon or self.pump
-        self._pump_now = pump_now or self.pump
+
+class Pump(Protocol):
+    """Calls `Lanes.pump` when something may start."""
+
+    def end_soon(self) -> None:
+        """Call it soon."""
+
+    def end(self) -> None:
+        """Call it now: a lane's next entry may follow the one that has just settled."""
+
+
+class Starter(Protocol[_E]):
+    """Starts what the lanes make ready."""
+
+    def start(self, entry: _E) -> None: ...
+
+    def fail_start(self, entry: _E, error: Exception) -> None:
+        """Decide what becomes of an entry that could not be started; called outside the lock."""
+
+
+class _Ranks:
+    """Of each source the rank of its newest entry, and the rank of the entry that started last."""
+
+    __slots__ = ("newest", "started")
+
+    def __init__(self) -> None:
+        self.newest: dict[Hashable, int] = {}
+        self.started = 0
+
+
+class Lanes(Generic[E]):
+    """All lanes of one worker."""
+
+    def __init__(self, pool: Slots, pump: Pump, starter: Starter[E]) -> None:
+        self._pool = pool
+        self._pump = pump
+        self._starter = starter
         self._lock = threading.RLock()
-        self._lanes: dict[Hashable, deque[Entry]] = {}
-        self._sources: dict[Hashable, dict[Entry, None]] = {}
+        self._lanes: dict[Hashable, deque[E]] = {}
+        self._sources: dict[Hashable, dict[E, None]] = {}
         self._frozen: set[Hashable] = set()
-        self._may_start = may_start
-        self._failed = failed or _raise
-        self._ready: list[Entry] = []  # a heap; it may hold entries that are not READY any more
-        self._held_back: set[Entry] = set()
-        self._last_ranks: dict[Hashable, int] = {}
-        self._rank = 0  # of the entry that started last
+        self._ready: list[E] = []  # a heap; it may hold entries that are not READY any more
+        self._held_back: set[E] = set()
+        self._ranks = _Ranks()
         self._in_pool = 0
         self._pumping = False
 
-    def admit(self, lane: Hashable, source: Hashable, item: Any) -> Entry:
-        """Put `item` at the end of its lane; it starts when everything ahead of it is settled."""
-        return self.admit_entry(Entry(lane, source, item))
-
-    def admit_entry(self, entry: Entry) -> Entry:
-        """Admit an entry that the caller made, so that it knows the entry before it starts."""
+    def admit(self, entry: E) -> None:
+        """Put an entry at the end of its lane; it starts when everything ahead of it is settled."""
         with self._lock:
-            entry.rank = self._last_ranks[entry.source] = max(self._last_ranks.get(entry.source, 0), self._rank) + 1
+            newest, started = self._ranks.newest, self._ranks.started
+            newest[entry.shard] = rank = max(newest.get(entry.shard, 0), started) + 1
+            entry.admit(rank)
             queue = self._lanes.setdefault(entry.lane, deque())
             queue.append(entry)
-            self._sources.setdefault(entry.source, {})[entry] = None
+            self._sources.setdefault(entry.shard, {})[entry] = None
             if len(queue) == 1:
                 self._make_ready(entry)
-        self._pump_soon()
-        return entry
+        self._pump.end_soon()
 
-    def settle(self, entry: Entry) -> None:
+    def settle(self, entry: E) -> None:
         """Take `entry` out of its lane, wherever it stands; if it was the head, the next one may start."""
         with self._lock:
-            if entry.state in (State.SETTLED, State.DROPPED):
+            if entry.state in GONE or entry.state is State.NEW:
                 return
-            self._leave_pool(entry)
-            entry.state = State.SETTLED
+            self._in_pool -= entry.state in IN_POOL
+            entry.settle()
             self._remove(entry)
-        self._pump_now()
+        self._pump.end()
 
-    def hold(self, entry: Entry, *, is_resting: bool = False) -> bool:
+    def hold(self, entry: E, *, is_resting: bool = False) -> bool:
         """Let a running head wait for `due` without giving up its place; False for an orphan, which only ends.
 
         Args:
@@ -149,29 +121,28 @@ class Lanes:
             if entry.state is State.ORPHAN:
                 self.settle(entry)
             elif entry.state is State.RUNNING:
-                self._leave_pool(entry)
-                entry.state = State.HELD
-                entry.is_resting = is_resting
+                self._in_pool -= 1
+                entry.hold(is_resting=is_resting)
             held = entry.state is State.HELD
-        self._pump_soon()
+        self._pump.end_soon()
         return held
 
-    def due(self, entry: Entry) -> None:
+    def due(self, entry: E) -> None:
         """Let a held head run; nothing happens to one that was dropped meanwhile."""
         with self._lock:
             if entry.state is State.HELD:
                 self._make_ready(entry)
-        self._pump_soon()
+        self._pump.end_soon()
 
-    def again(self, entry: Entry) -> None:
+    def again(self, entry: E) -> None:
         """Run a head again whose run was lost; the lost run of an orphan only unlocks its lane."""
         with self._lock:
             if entry.state is State.ORPHAN:
                 self.settle(entry)
             elif entry.state is State.RUNNING:
-                self._leave_pool(entry)
+                self._in_pool -= 1
                 self._make_ready(entry)
-        self._pump_soon()
+        self._pump.end_soon()
 
     def freeze(self, source: Hashable) -> None:
         """Start nothing more of `source`; what runs goes on."""
@@ -185,7 +156,7 @@ class Lanes:
             for entry in self._sources.get(source, ()):
                 if entry.state is State.READY:
                     heapq.heappush(self._ready, entry)
-        self._pump_soon()
+        self._pump.end_soon()
 
     def reconsider(self) -> None:
         """Ask again whether what was held back may start."""
@@ -193,28 +164,28 @@ class Lanes:
             for entry in self._held_back:
                 heapq.heappush(self._ready, entry)
             self._held_back.clear()
-        self._pump_soon()
+        self._pump.end_soon()
 
-    def close(self, source: Hashable) -> list[Entry]:
+    def close(self, source: Hashable) -> list[E]:
         """Forget every entry of `source` that does not run; return those dropped, in order of admission."""
         dropped = []
         with self._lock:
             for entry in list(self._sources.get(source, ())):
                 if entry.state is State.RUNNING:
-                    entry.state = State.ORPHAN
+                    entry.orphan()
                 elif entry.state is not State.ORPHAN:
-                    entry.state = State.DROPPED
+                    entry.drop()
                     self._remove(entry)
                     dropped.append(entry)
             self._frozen.discard(source)
-            self._last_ranks.pop(source, None)
-        self._pump_soon()
+            self._ranks.newest.pop(source, None)
+        self._pump.end_soon()
         return dropped
 
     def is_full(self) -> bool:
         """Say whether as many entries run as may."""
         with self._lock:
-            return self._in_pool >= self._slots()
+            return self._in_pool >= self._pool.slots()
 
     def count(self, source: Hashable) -> int:
         """Return how many entries of `source` are not settled."""
@@ -224,7 +195,7 @@ class Lanes:
     def running(self, source: Hashable) -> int:
         """Return how many entries of `source` run now."""
         with self._lock:
-            return sum(entry.state in _IN_POOL for entry in self._sources.get(source, ()))
+            return sum(entry.state in IN_POOL for entry in self._sources.get(source, ()))
 
     def is_frozen(self, source: Hashable) -> bool:
         """Say whether nothing of `source` may start."""
@@ -235,7 +206,7 @@ class Lanes:
         """Say whether nothing of `source` runs, or is held in the middle of its work."""
         with self._lock:
             return not any(
-                entry.state in _IN_POOL or (entry.state is State.HELD and not entry.is_resting)
+                entry.state in IN_POOL or (entry.state is State.HELD and not entry.is_resting)
                 for entry in self._sources.get(source, ())
             )
 
@@ -250,15 +221,15 @@ class Lanes:
         with self._lock:
             return lane in self._lanes
 
-    def in_pool(self) -> list[Entry]:
+    def in_pool(self) -> list[E]:
         """Return every entry that runs now, orphans included."""
         with self._lock:
-            return [queue[0] for queue in self._lanes.values() if queue[0].state in _IN_POOL]
+            return [queue[0] for queue in self._lanes.values() if queue[0].state in IN_POOL]
 
-    def waiting(self, source: Hashable) -> Iterator[Entry]:
+    def waiting(self, source: Hashable) -> Iterator[E]:
         """Iterate over the entries of `source` that do not run, in order of admission."""
         with self._lock:
-            return iter([entry for entry in self._sources.get(source, ()) if entry.state not in _IN_POOL])
+            return iter([entry for entry in self._sources.get(source, ()) if entry.state not in IN_POOL])
 
     def pump(self, most: int | None = None) -> None:
         """Start what may start, at most `most` entries. One thread pumps at a time; others leave their work to it."""
@@ -273,43 +244,38 @@ class Lanes:
                     return
                 self._pumping = True
                 if error is None:
-                    entry.state = State.RUNNING
-                    self._rank = max(self._rank, entry.rank)
+                    entry.start()
+                    self._ranks.started = max(self._ranks.started, entry.rank)
                     self._in_pool += 1
             try:
                 if error is None:
-                    error = self._try_to_start(entry)
+                    self._starter.start(entry)
+                else:
+                    self._starter.fail_start(entry, error)
+            except Exception as exc:
                 if error is not None:
-                    self._failed(entry, error)
+                    raise
+                self._hold_unstarted(entry)
+                self._starter.fail_start(entry, exc)
             finally:
                 with self._lock:
                     self._pumping = False
 
-    def _try_to_start(self, entry: Entry) -> Exception | None:
-        """Start an entry; if that fails, hold it, and return why."""
-        try:
-            self._start(entry)
-        except Exception as exc:
-            with self._lock:
-                if entry.state is State.RUNNING:
-                    self._leave_pool(entry)
-                    entry.state = State.HELD
-            return exc
-        return None
+    def _hold_unstarted(self, entry: E) -> None:
+        with self._lock:
+            if entry.state is State.RUNNING:
+                self._in_pool -= 1
+                entry.hold()
 
-    def _make_ready(self, entry: Entry) -> None:
-        entry.state = State.READY
+    def _make_ready(self, entry: E) -> None:
+        entry.make_ready()
         heapq.heappush(self._ready, entry)
 
-    def _leave_pool(self, entry: Entry) -> None:
-        if entry.state in _IN_POOL:
-            self._in_pool -= 1
-
-    def _remove(self, entry: Entry) -> None:
-        owned = self._sources[entry.source]
+    def _remove(self, entry: E) -> None:
+        owned = self._sources[entry.shard]
         del owned[entry]
         if not owned:
-            del self._sources[entry.source]
+            del self._sources[entry.shard]
         self._held_back.discard(entry)
         queue = self._lanes[entry.lane]
         queue.remove(entry)
@@ -318,17 +284,17 @@ class Lanes:
         elif queue[0].state not in _AT_HEAD:
             self._make_ready(queue[0])
 
-    def _next(self) -> tuple[Entry | None, Exception | None]:
+    def _next(self) -> tuple[E | None, Exception | None]:
         """Return what may start next, or cannot be started and why; None if there is nothing."""
-        slots = self._slots()
+        slots = self._pool.slots()
         while self._ready and self._in_pool < slots:
             entry = heapq.heappop(self._ready)
-            if entry.state is not State.READY or entry.source in self._frozen:
+            if entry.state is not State.READY or entry.shard in self._frozen:
                 continue
             try:
-                may_start = self._may_start is None or self._may_start(entry)
+                may_start = entry.may_start()
             except Exception as exc:
-                entry.state = State.HELD
+                entry.hold()
                 self._held_back.discard(entry)
                 return entry, exc
             if may_start:
@@ -336,7 +302,3 @@ class Lanes:
                 return entry, None
             self._held_back.add(entry)
         return None, None
-
-
-def _raise(entry: Entry, exc: Exception) -> None:
-    raise exc

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from celery_sharding.worker.run.lanes import Entry, Lanes, State
+from celery_sharding.worker.ports import Clock, Pool
+from celery_sharding.worker.run.delivery import GONE, Entry, State
+from celery_sharding.worker.run.lanes import Lanes
 
 # How soon it is seen that a limit was changed.
 _LOOK_SECONDS = 1.0
@@ -41,30 +42,19 @@ class _Line:
 
 
 class Limits:
-    """The rate limits of one worker's sharded runs.
+    """The rate limits of one worker's sharded runs."""
 
-    Args:
-        call_after: Calls a function after some seconds, where lanes may be moved.
-        bucket_for: Returns the rate-limit bucket of a task name, or None.
-    """
-
-    def __init__(
-        self,
-        lanes: Lanes,
-        *,
-        call_after: Callable[[float, Callable[[], None]], Any],
-        bucket_for: Callable[[str], Any],
-    ) -> None:
+    def __init__(self, lanes: Lanes[Any], pool: Pool, clock: Clock) -> None:
         self._lanes = lanes
-        self._call_after = call_after
-        self._bucket_for = bucket_for
+        self._pool = pool
+        self._clock = clock
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
 
     def let_through(self, entry: Entry) -> bool:
         """Say whether an entry that was started may begin now; if not, it is held until it may."""
-        task = entry.item.task.name
-        bucket = self._bucket_for(task)
+        task = entry.request.task.name
+        bucket = self._pool.bucket_for(task)
         if bucket is None and task not in self._lines:
             return True
         with self._lock:
@@ -98,13 +88,15 @@ class Limits:
     def _set_alarm(self, task: str, line: _Line, seconds: float) -> None:
         if not line.has_alarm:
             line.has_alarm = True
-            self._call_after(min(max(seconds, _LEAST_SECONDS), _LOOK_SECONDS), partial(self._call_next, task, line))
+            self._clock.call_after(
+                min(max(seconds, _LEAST_SECONDS), _LOOK_SECONDS), partial(self._call_next, task, line)
+            )
 
     def _call_next(self, task: str, line: _Line) -> None:
-        bucket = self._bucket_for(task)
+        bucket = self._pool.bucket_for(task)
         with self._lock:
             line.has_alarm = False
-            line.called = {entry for entry in line.called if entry.state not in (State.SETTLED, State.DROPPED)}
+            line.called = {entry for entry in line.called if entry.state not in GONE}
             if bucket is not line.bucket:
                 due = [*line.entries]
                 line.entries.clear()

@@ -20,41 +20,40 @@ once. With turns, all calls come from one thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from celery_sharding.worker.ports import Loop
 
 
 class Turn:
     """The end of the event loop's turns.
 
     Args:
-        call_soon: Calls a function when the event loop comes round; None to have no turns.
+        loop: None to have no turns.
         pump: Starts what may run.
-        read: Of a solo pool: reads what has come, and says whether that was anything.
+
+    Attributes:
+        starts_at_once: How many runs may start in one pump; None: as many as the pool takes.
     """
 
-    def __init__(
-        self,
-        call_soon: Callable[[Callable[[], None]], Any] | None,
-        pump: Callable[[], None],
-        read: Callable[[], bool] | None = None,
-    ) -> None:
-        self._call_soon = call_soon
+    def __init__(self, loop: Loop | None, pump: Callable[[], None]) -> None:
+        self._loop = loop
         self._pump = pump
-        self._read = read
         self._write: Callable[[], None] | None = None
         self._is_ending = False
+        self.is_stopped = False
+        self.starts_at_once = 1 if loop is not None and loop.reads_first else None
 
     def end_soon(self) -> None:
         """Pump at the end of this turn; at once without turns."""
-        if self._call_soon is None:
+        if self._loop is None:
             self._pump()
         elif not self._is_ending:
             self._is_ending = True
-            self._call_soon(self._end)
+            self._loop.call_next(self._end)
 
     def end(self) -> None:
         """Pump now, and let nothing that this starts wait in the pool's buffer; in a solo pool, in the next turn."""
-        if self._read is not None:
+        if self._loop is not None and self._loop.reads_first:
             self.end_soon()
             return
         self._pump()
@@ -73,14 +72,16 @@ class Turn:
 
     def stop(self) -> None:
         """Have no more turns: the event loop is about to end."""
-        self._call_soon = self._write = self._read = None
+        self._loop = self._write = None
+        self.is_stopped = True
 
     def _end(self) -> None:
         if not self._is_ending:
             return
-        if self._read is not None and self._read() and self._call_soon is not None:
+        loop = self._loop
+        if loop is not None and loop.reads_first and loop.read() and self._loop is not None:
             # What was read may have asked for a call in the next turn, which calls in no certain order.
-            self._call_soon(self._go_on)
+            loop.call_next(self._go_on)
             return
         self._is_ending = False
         self._pump()
@@ -88,7 +89,7 @@ class Turn:
             self._write()
 
     def _go_on(self) -> None:
-        if self._call_soon is not None:
-            self._call_soon(self._end)
+        if self._loop is not None:
+            self._loop.call_next(self._end)
         else:
             self._end()

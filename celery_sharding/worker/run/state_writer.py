@@ -23,10 +23,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import Queue, SimpleQueue
-from types import TracebackType
 from typing import Any
 
+from celery_sharding.celery_hooks.backend_errors import is_of_backend
 from celery_sharding.texts import describe
+from celery_sharding.worker.log import Poster
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +45,13 @@ class StateWriter:
     """Tells what became of runs, from a thread of its own.
 
     Args:
-        backend: Returns the result backend of the thread that asks.
-        post: Runs a call where lanes may be moved.
+        app: Celery's; each thread that asks for its result backend has one of its own.
         is_green: The pool runs greenlets.
     """
 
-    def __init__(
-        self, backend: Callable[[], Any], *, post: Callable[[Callable[[], None]], None], is_green: bool = False
-    ) -> None:
-        self.backend = backend
-        self._post = post
+    def __init__(self, app: Any, poster: Poster, *, is_green: bool = False) -> None:
+        self.app = app
+        self._poster = poster
         # Its `put` may be interrupted by a signal's handler that calls it, too: a cold shutdown does. Greenlets need
         # the other: eventlet leaves this one as it is, which would block all of them.
         self._queue: SimpleQueue[_Telling | None] | Queue[_Telling | None] = Queue() if is_green else SimpleQueue()
@@ -99,7 +97,7 @@ class StateWriter:
             is_told = self._tell(telling)
             self._current = None
             if telling.then is not None:
-                self._post(partial(_end, telling.what, telling.then, is_told))
+                self._poster.post(partial(_end, telling.what, telling.then, is_told))
 
     def _tell(self, telling: _Telling) -> bool:
         for pause_seconds in (*_PAUSES_SECONDS, None):
@@ -122,12 +120,3 @@ def _end(what: str, then: Callable[[bool], None], is_told: bool) -> None:
         then(is_told)
     except Exception:
         logger.exception("%s: an error after it was told", what)
-
-
-def is_of_backend(trace: TracebackType | None) -> bool:
-    """Say whether an error came out of a result backend; one of a hook would be raised again."""
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").startswith(("celery.backends", "django_celery_results")):
-            return True
-        trace = trace.tb_next
-    return False

@@ -22,30 +22,27 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import Any, Protocol
 
 from celery_sharding.keys import key_digest
 from celery_sharding.layout.events import Drained, Fact, Finished, Reached
 from celery_sharding.layout.model import Segment
-from celery_sharding.topology import Names
 from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.worker.place import Place
+from celery_sharding.worker.services import WorkerServices
 
 logger = logging.getLogger(__name__)
 
 # A segment is passed with few unfinished keys or not at all: every worker keeps them in mind.
 UNFINISHED_KEYS_MAX = 100
-# Looks, one a second, at which what is left only waits: a retry in less time is not worth an entry in the manifest.
-_WAITING_LOOKS = 2
+# Checks, one a second, at which what is left only waits: a retry in less time is not worth an entry in the manifest.
+_WAITING_CHECKS = 2
 
 
 class Left(Protocol):
-    """What the end of a queue needs of its shard."""
-
-    names: Names
-    queue: str
-    segment: str
+    """The shard whose end this is, which hands itself in."""
 
     @property
     def keys_left(self) -> Collection[str]:
@@ -60,14 +57,18 @@ class Left(Protocol):
     def acknowledge_tag(self, tag: Any) -> None: ...
 
 
-class Ending:
-    """How far the end of one queue is."""
+class SegmentEnd:
+    """How far the end of one queue is.
 
-    def __init__(self, shard: Left, *, log: Any, node: str, call_soon: Callable[[Callable[[], None]], Any]) -> None:
-        self._shard = shard
-        self._log = log
-        self._node = node
-        self._call_soon = call_soon
+    Attributes:
+        markers: Delivery tags of its end marker and of the last seal; empty: nothing has ended.
+    """
+
+    def __init__(self, place: Place, services: WorkerServices) -> None:
+        self._place = place
+        self._log = services.log
+        self._calls = services.calls
+        self._node = services.node
         self._is_stopped = False
         self.reset()
 
@@ -76,7 +77,7 @@ class Ending:
         self.markers: list[Any] = []
         self._seal: str | None = None
         self._was_idle = False
-        self._waiting_looks = 0
+        self._waiting_checks = 0
         self._reached = False
         self._unfinished: frozenset[str] = frozenset()
         self._told: set[str] = set()
@@ -86,97 +87,106 @@ class Ending:
         self.reset()
         self._is_stopped = True
 
-    def on_control(self, control: str, message: Any) -> None:
+    def on_control(self, control: str, message: Any, left: Left) -> None:
         """Take a message that is no task."""
         if self._is_stopped:
             return
         if control == "end" and not self.markers:
             self.markers.append(message.delivery_tag)
-            self.look()
+            self.advance(left)
         elif control == "seal" and message.headers.get("nonce") == self._seal:
             self._seal = None
-            self._on_seal(message.delivery_tag)
+            self._on_seal(message.delivery_tag, left)
         else:
-            self._shard.acknowledge_tag(message.delivery_tag)
+            left.acknowledge_tag(message.delivery_tag)
 
-    def learn(self, segment: Segment | None) -> None:
+    def learn(self, segment: Segment | None, left: Left) -> None:
         """Take note of what the manifest says of the queue."""
-        if segment is None or self._shard.queue not in segment.reached:
+        queue = self._place.queue
+        if segment is None or queue not in segment.reached:
             return
         self._reached = True
-        self._unfinished = frozenset(digest for queue, digest in segment.unfinished if queue == self._shard.queue)
-        self.look()
+        self._unfinished = frozenset(digest for ended, digest in segment.unfinished if ended == queue)
+        self.advance(left)
 
-    def look(self) -> None:
-        """See what follows from the marker, after something was acknowledged."""
+    def advance(self, left: Left) -> None:
+        """Do what follows from the marker, after something was acknowledged."""
         if not self.markers or self._seal is not None:
             return
-        keys = self._shard.keys_left
+        keys = left.keys_left
         if not keys:
             self._put_seal(was_idle=True)
         elif self._reached:
             for digest in self._unfinished - {key_digest(key) for key in keys} - self._told:
                 self._told.add(digest)
-                self._write(partial(Finished, *self._place, digest, by=self._node))
+                self._calls.call_soon(partial(self._write_finished, left, self.markers, digest))
 
-    def look_at_waiting(self) -> None:
-        """See, once a second, whether what is left has only waited."""
-        if not self.markers or self._seal is not None or self._reached or not self._shard.keys_left:
+    def check_waiting(self, left: Left) -> None:
+        """Seal the queue, checked once a second, once what is left has only waited for a while."""
+        if not self.markers or self._seal is not None or self._reached or not left.keys_left:
             return
-        self._waiting_looks = self._waiting_looks + 1 if self._shard.only_waits() else 0
-        if self._waiting_looks >= _WAITING_LOOKS:
+        self._waiting_checks = self._waiting_checks + 1 if left.only_waits() else 0
+        if self._waiting_checks >= _WAITING_CHECKS:
             self._put_seal(was_idle=False)
-
-    @property
-    def _place(self) -> tuple[str, str]:
-        return self._shard.segment, self._shard.queue
 
     def _put_seal(self, *, was_idle: bool) -> None:
         self._seal = uuid.uuid4().hex
         self._was_idle = was_idle
-        self._waiting_looks = 0
-        headers = {CONTROL_HEADER: "seal", "segment": self._shard.segment, "nonce": self._seal}
-        self._log.put(self._shard.queue, b"", application_headers=headers)
+        self._waiting_checks = 0
+        headers = {CONTROL_HEADER: "seal", "segment": self._place.segment, "nonce": self._seal}
+        self._log.put(self._place.queue, b"", application_headers=headers)
 
-    def _on_seal(self, tag: Any) -> None:
-        keys = self._shard.keys_left
+    def _on_seal(self, tag: Any, left: Left) -> None:
+        keys = left.keys_left
         if not keys:
             self.markers.append(tag)
-            markers = self.markers
-            self._write(
-                lambda: Drained(*self._place, by=self._node, reason="idle"),
-                lambda: self._acknowledge(markers),
-            )
+            self._calls.call_soon(partial(self._write_drained, left, self.markers))
             return
         if self._was_idle:
             logger.warning(
-                "%s: messages of %d keys came behind the end of %s", self._shard.queue, len(keys), self._shard.segment
+                "%s: messages of %d keys came behind the end of %s", self._place.queue, len(keys), self._place.segment
             )
-        self._shard.acknowledge_tag(tag)
-        if self._shard.only_waits() and len(keys) <= UNFINISHED_KEYS_MAX:
-            self._write(self._reached_event)
+        left.acknowledge_tag(tag)
+        if left.only_waits() and len(keys) <= UNFINISHED_KEYS_MAX:
+            self._calls.call_soon(partial(self._write_reached, left, self.markers))
 
-    def _reached_event(self) -> Reached | None:
+    # What follows is called soon and not at once: it reads the socket, which a message handler must not do.
+
+    def _write_finished(self, left: Left, markers: list[Any], digest: str) -> None:
+        if self._may_write(left, markers):
+            self._append(Finished(*self._where, digest, by=self._node))
+
+    def _write_reached(self, left: Left, markers: list[Any]) -> None:
+        if not self._may_write(left, markers):
+            return
         # What has come meanwhile is unfinished, too.
-        digests = tuple(sorted({key_digest(key) for key in self._shard.keys_left}))
-        return None if not digests else Reached(*self._place, digests, by=self._node)
+        digests = tuple(sorted({key_digest(key) for key in left.keys_left}))
+        if digests:
+            self._append(Reached(*self._where, digests, by=self._node))
 
-    def _acknowledge(self, markers: list[Any]) -> None:
+    def _write_drained(self, left: Left, markers: list[Any]) -> None:
+        if self._may_write(left, markers):
+            event = Drained(*self._where, by=self._node, reason="idle")
+            acknowledge = partial(self._acknowledge, left, markers)
+            self._log.append(self._place.names.manifest, event.as_dict(), acknowledge)
+
+    def _may_write(self, left: Left, markers: list[Any]) -> bool:
+        """Say whether a fact may be written, after the broker has taken the acknowledgements that it builds on.
+
+        If the channel is gone, the next owner sees the same.
+        """
+        return self.markers is markers and left.confirm_acknowledged()
+
+    def _acknowledge(self, left: Left, markers: list[Any]) -> None:
         if self.markers is markers:
             tags = markers.copy()
             markers.clear()
             for tag in tags:
-                self._shard.acknowledge_tag(tag)
+                left.acknowledge_tag(tag)
 
-    def _write(self, make: Callable[[], Fact | None], then: Callable[[], None] | None = None) -> None:
-        """Write a fact as soon as the broker has taken the acknowledgements that it builds on."""
-        markers = self.markers
+    def _append(self, fact: Fact) -> None:
+        self._log.append(self._place.names.manifest, fact.as_dict())
 
-        def write() -> None:
-            if self.markers is not markers or not self._shard.confirm_acknowledged():
-                return  # the channel is gone; the next owner sees the same
-            event = make()
-            if event is not None:
-                self._log.append(self._shard.names.manifest, event.as_dict(), then)
-
-        self._call_soon(write)  # it reads the socket, which a message handler must not do
+    @property
+    def _where(self) -> tuple[str, str]:
+        return self._place.segment, self._place.queue

@@ -1,4 +1,4 @@
-"""What the library does to Celery's prefork pool beyond its public face, and why. Read of Celery 5.7.0.
+"""What the library does to Celery's prefork pool beyond its public face, and why.
 
 guard_flush     Celery flushes the pool when the consumer closes or loses its connection: runs that were sent to a
                 child and not yet reported as accepted are struck off, though the child runs them. Nobody would
@@ -7,10 +7,10 @@ collect_killed  Children that we have killed are replaced before the pool is reg
 listen_anew     The pool listens for the end of each child once: after an event it has no descriptor for it any more. If
                 the child is not collected yet, or lives, since the event was meant for an earlier owner of the
                 descriptor, the pool could not be registered anew: the worker would end with the same error.
-release_on_error
-                The place in the pool that Celery takes for a run is not given back when it cannot be handed over.
 direct_writer   The pool writes a run to a child when the event loop says that the child's pipe takes data: a round
                 later, behind the messages that came in meanwhile.
+cut_off         For another thread, while the main thread is blocked: what a child runs, or was handed, is known to the
+                pool's own jobs only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from celery_sharding.celery_hooks.site import WorkerSite
+
 logger = logging.getLogger(__name__)
 
 _ACCEPT_SECONDS = 2.0
@@ -29,24 +31,11 @@ _COLLECT_SECONDS = 5.0
 
 
 class PreforkPool:
-    """The prefork pool of the worker of `consumer`.
+    """The children of the prefork pool of `consumer`, Celery's."""
 
-    Args:
-        freeze: Starts nothing more.
-        has_unaccepted: Says whether the pool has runs that no child has reported as begun.
-    """
-
-    def __init__(self, consumer: Any, *, freeze: Callable[[], None], has_unaccepted: Callable[[], bool]) -> None:
+    def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        self._freeze = freeze
-        self._has_unaccepted = has_unaccepted
         self._killed: list[int] = []
-
-    def prepare(self) -> None:
-        """Make the pool ready to be registered with the event loop; called at each connect."""
-        self._guard_flush()
-        self._collect_killed()
-        listen_anew(self._consumer.pool)
 
     def kill(self, pid: int) -> None:
         """Kill a child and the run in it."""
@@ -58,7 +47,7 @@ class PreforkPool:
 
         For another thread, while the main thread is blocked. Returns the processes, None if there was nothing to end.
         """
-        waiting = self._consumer.pool._pool.outbound_buffer  # there is no public way to it, and to a job's process
+        waiting = self._consumer.pool._pool.outbound_buffer
         pids = set()
         was_any = False
         for request in requests:
@@ -79,6 +68,11 @@ class PreforkPool:
             self.kill(pid)
         return pids
 
+    def prepare(self) -> None:
+        """At each connect: make the pool ready to be registered with the event loop."""
+        self._collect_killed()
+        listen_anew(self._consumer.pool)
+
     def _collect_killed(self) -> None:
         """Let the pool replace the children that were killed, before it is registered again."""
         deadline = time.monotonic() + _COLLECT_SECONDS
@@ -88,47 +82,49 @@ class PreforkPool:
             self._killed.clear()
             self._consumer.pool.maintain_pool()
 
-    def _guard_flush(self) -> None:
-        """Let the pool tell which runs it has begun before Celery flushes it."""
-        pool = self._consumer.pool
-        stock = pool.flush
-        if getattr(stock, "is_guarded", False):
+
+def guard_flush(site: WorkerSite) -> None:
+    """Let the pool tell which runs it has begun before Celery flushes it; at each connect, since it starts late."""
+    pool = site.consumer.pool
+    if not (site.consumer.hub and site.pool.has_children) or getattr(pool.flush, "is_guarded", False):
+        return
+    stock = pool.flush
+
+    def flush() -> None:
+        site.shards.freeze()
+        _await_accepted(site)
+        stock()
+
+    flush.is_guarded = True  # type: ignore[attr-defined]
+    pool.flush = flush
+
+
+def _await_accepted(site: WorkerSite) -> None:
+    """Run the event loop until every run in the pool was accepted by a child."""
+    if not site.runs.unaccepted():
+        return
+    c = site.consumer
+    if c.connection is None:
+        # The hub was reset with the connection. Children that died meanwhile must be replaced first: they have no
+        # pipes to listen to.
+        c.pool.maintain_pool()
+        listen_anew(c.pool)
+        try:
+            c.pool.register_with_event_loop(c.hub)
+        except (ValueError, OSError) as exc:
+            logger.warning("the pool could not be asked for the runs it has begun: %r", exc)
             return
-
-        def flush() -> None:
-            self._freeze()
-            self._await_accepted()
-            stock()
-
-        flush.is_guarded = True  # type: ignore[attr-defined]
-        pool.flush = flush
-
-    def _await_accepted(self) -> None:
-        """Run the event loop until every run in the pool was accepted by a child."""
-        if not self._has_unaccepted():
+    deadline = time.monotonic() + _ACCEPT_SECONDS
+    loop = c.hub.create_loop()
+    while site.runs.unaccepted() and time.monotonic() < deadline:
+        c.timer.call_after(0.02, _wake)
+        try:
+            next(loop)
+        except StopIteration:
+            loop = c.hub.create_loop()
+        except c.connection_errors as exc:
+            logger.debug("the connection was lost while the pool was asked: %r", exc)
             return
-        c = self._consumer
-        if c.connection is None:
-            # The hub was reset with the connection. Children that died meanwhile must be replaced first: they have no
-            # pipes to listen to.
-            c.pool.maintain_pool()
-            listen_anew(c.pool)
-            try:
-                c.pool.register_with_event_loop(c.hub)
-            except (ValueError, OSError) as exc:
-                logger.warning("the pool could not be asked for the runs it has begun: %r", exc)
-                return
-        deadline = time.monotonic() + _ACCEPT_SECONDS
-        loop = c.hub.create_loop()
-        while self._has_unaccepted() and time.monotonic() < deadline:
-            c.timer.call_after(0.02, _wake)
-            try:
-                next(loop)
-            except StopIteration:
-                loop = c.hub.create_loop()
-            except c.connection_errors as exc:
-                logger.debug("the connection was lost while the pool was asked: %r", exc)
-                return
 
 
 def listen_anew(pool: Any) -> None:
@@ -156,25 +152,6 @@ def direct_writer(pool: Any, hub: Any) -> Callable[[], None]:
             write(list(pipes))
 
     return write_waiting
-
-
-def release_on_error(controller: Any, submit: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return `submit` such that an error of it gives back the place in the pool, which Celery has taken for the run.
-
-    Args:
-        controller: Celery's worker.
-    """
-    if getattr(controller, "process_task", None) != controller._process_task_sem:
-        return submit
-
-    def submit_or_release(request: Any) -> Any:
-        try:
-            return submit(request)
-        except Exception:
-            controller._quick_release()
-            raise
-
-    return submit_or_release
 
 
 def is_gone(pid: int) -> bool:

@@ -1,8 +1,8 @@
 """The one way out of the pool: whatever happens when a run ends, it leaves its lane.
 
-A pool reports a run to its request, by callbacks; the request reports to `Runs`. On this way user code runs (receivers
-of signals, request classes, texts of exceptions), and anything may be raised. So every sharded run enters the pool
-here, with its callbacks guarded:
+A pool reports a run to its request, by callbacks; the request reports to the executor. On this way user code runs
+(receivers of signals, request classes, texts of exceptions), and anything may be raised. So every sharded run enters
+the pool here, with its callbacks guarded:
 
     accepted   ── raises ──▶ logged; the run goes on: a child has begun it already, and so do the others
     the body   ── leaves by an error that the tracer did not catch, or by an exit ──▶ failed
@@ -15,8 +15,8 @@ here, with its callbacks guarded:
 
 So a slot and a key are never lost with a run, and no message is acknowledged of which nobody says what became of it.
 
-A pool that runs tasks in threads or greenlets loses what leaves the body as an error (`apply_target` of Celery 5.7.0
-calls no callback then, and hands an exit to the wrong one). A prefork pool reports both as failed; here all do.
+A pool that runs tasks in threads or greenlets loses what leaves the body as an error (`apply_target` calls no callback
+then, and hands an exit to the wrong one). A prefork pool reports both as failed; here all do.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
 
+from celery_sharding.celery_hooks.request import NotBegun, ShardRequestMixin
+from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.texts import describe
-from celery_sharding.worker.celery_hooks.request import NotBegun, ShardRequestMixin
 
 logger = logging.getLogger(__name__)
 
 _UNKNOWN = "its end could not be handled"
 
 
-def guard_exits(pool: Any, *, has_children: bool) -> None:
-    """Let every sharded run enter `pool`, Celery's, with its way out guarded; before strategies are made.
-
-    Args:
-        has_children: The pool runs tasks in processes of their own.
-    """
+def guard_exits(site: WorkerSite) -> None:
+    """Let every sharded run enter Celery's pool with its way out guarded; before strategies are made."""
+    pool = site.consumer.pool
     stock = pool.apply_async
 
     def apply_async(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -55,30 +54,32 @@ def guard_exits(pool: Any, *, has_children: bool) -> None:
                 "error_callback": exit_.on_failure,
                 "timeout_callback": exit_.on_timeout,
             }
-            if not has_children:
-                target = _report_errors(target, request)
+            if not site.pool.has_children:
+                target = _ReportingTarget(target, request)
         return stock(target, args, kwargs, **options)
 
     pool.apply_async = apply_async
 
 
-def _report_errors(target: Callable[..., Any], request: Any) -> Callable[..., Any]:
-    """Return what runs `target` and returns its error, as the pool's children report it."""
+@dataclass(frozen=True, slots=True)
+class _ReportingTarget:
+    """Runs a target and returns its error, as the pool's children report it."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    target: Any
+    request: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return target(*args, **kwargs)
+            return self.target(*args, **kwargs)
         except BaseException as exc:
             if _is_stop(exc) or _is_time_limit(exc):
                 raise
             if type(exc).__name__ != "GreenletExit":
                 return ExceptionInfo()
             # A greenlet is killed by it, which Celery takes for success.
-            if request.killed_pid is not None:
+            if self.request.killed_pid is not None:
                 raise
             return _lost(exc)
-
-    return run
 
 
 def _lost(exc: BaseException) -> ExceptionInfo:
@@ -129,7 +130,7 @@ class Exit:
     @property
     def _name(self) -> str:
         request = self._request
-        return f"{request.delivery.label}: {request.name}[{request.id}]"
+        return f"{request.delivery.place.label}: {request.name}[{request.id}]"
 
     def _leave(self, report: Callable[..., None], *args: Any, has_ended: bool = False, **kwargs: Any) -> None:
         error = None
@@ -147,19 +148,19 @@ class Exit:
 
     def _let_go(self, request: Any, *, has_ended: bool, error: BaseException | None) -> None:
         """End a run that did not leave by itself."""
-        runs, delivery = request.delivery.runs, request.delivery
-        if delivery.entry is None or runs.leave_orphan(delivery):
+        executor, delivery = request.executor, request.delivery
+        if not delivery.is_in_lane or executor.settling.leave_orphan(delivery):
             request.has_left = True
             return
         try:
             if has_ended:
-                request.leave_by(runs.finish)
+                request.leave_by(executor.finish)
             else:
                 text = "nothing was reported" if error is None else describe(error)
-                runs.give_up(request, _UNKNOWN, text)
+                executor.failures.give_up(request, _UNKNOWN, text)
         except Exception:
             logger.exception("%s: it cannot be ended, and stays unacknowledged", self._name)
-            runs.abandon(request)
+            executor.abandon(request)
 
 
 def _is_stop(exc: BaseException) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +22,7 @@ from celery.worker.consumer.control import Control
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
 
+from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.monitoring.management import open_management
 from celery_sharding.rabbitmq.channels import brief_channel
@@ -35,14 +35,14 @@ _REMIND_SECONDS = 60.0
 _HOST = "host"
 
 
-def wait_for_name(consumer: Any) -> None:
-    """Let `consumer`, Celery's, wait for its name before it declares its queue for remote control, at each connect.
+def wait_for_name(site: WorkerSite) -> None:
+    """Let a worker wait for its name before it declares its queue for remote control, at each connect.
 
-    That steps stand in `consumer.steps`, and that `Control` keeps its `start` on itself, is read of Celery 5.7.0.
+    Steps stand in `consumer.steps`, and `Control` keeps its `start` on itself.
     """
-    for step in consumer.steps:
+    for step in site.consumer.steps:
         if isinstance(step, Control):
-            step.start = _after_waiting(consumer, step.start)
+            _start_when_free(site.consumer, step)
 
 
 def describe_process() -> dict[str, str]:
@@ -50,7 +50,9 @@ def describe_process() -> dict[str, str]:
     return {_HOST: socket.gethostname()}
 
 
-def _after_waiting(consumer: Any, start: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _start_when_free(consumer: Any, control: Any) -> None:
+    stock = control.start
+
     def start_when_free(c: Any) -> Any:
         told_at = None
         while is_taken(consumer):
@@ -65,9 +67,9 @@ def _after_waiting(consumer: Any, start: Callable[[Any], Any]) -> Callable[[Any]
             maybe_shutdown()
         if told_at is not None:
             logger.info("the name %s is free now", consumer.hostname)
-        return start(c)
+        return stock(c)
 
-    return start_when_free
+    control.start = start_when_free
 
 
 def is_taken(consumer: Any) -> bool:

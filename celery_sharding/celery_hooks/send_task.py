@@ -1,13 +1,12 @@
 """Naming the errors of a result backend that Celery asks before it publishes.
 
-With some backends (Redis, RPC) Celery subscribes to a task's result before it sends the task: read of 5.7.0, where
-`Celery.send_task` calls `on_task_call` of the backend. If that fails, nothing was published, and the caller gets an
-error of the backend's own, which looks like any other. For a sharded task it becomes `BackendUnavailable`.
+With some backends (Redis, RPC) Celery subscribes to a task's result before it sends the task: `Celery.send_task` calls
+`on_task_call` of the backend. If that fails, nothing was published, and the caller gets an error of the backend, which
+looks like any other. For a sharded task it becomes `BackendUnavailable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,22 +20,18 @@ _ASKING = "on_task_call"
 _TASK_ID_PLACE = 5
 
 
-def name_backend_errors(app: Celery, group_of: Callable[[str], str | None]) -> None:
-    """Put the naming in front of the app's `send_task`, through which all publishes of tasks go.
-
-    Args:
-        group_of: Returns the group of a task's name, None if it is not sharded.
-    """
-
-    # Somebody may have put one of his own onto the app; else that of the class, looked up at each call, since it may be
-    # wrapped by others.
+def name_backend_errors(app: Celery) -> None:
+    """Put the naming in front of the app's `send_task`, through which all publishes of tasks go."""
+    sharding: Any = app.sharding
+    # The application may have put one of its own onto the app. Else that of the class is looked up at each call, since
+    # others may wrap it.
     own = vars(app).get("send_task")
 
     def send_task(*args: Any, **options: Any) -> Any:
         stock = partial(type(app).send_task, app) if own is None else own
         # Passed on as it is: a subclass of Celery may take other arguments, or fewer by position.
         name = args[0] if args else options.get("name")
-        group = None if name is None else group_of(name)
+        group = None if name is None else sharding.group_of(name)
         if group is None:
             return stock(*args, **options)
         task_id = args[_TASK_ID_PLACE] if len(args) > _TASK_ID_PLACE else options.get("task_id")

@@ -21,37 +21,39 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
-from celery_sharding.worker.celery_hooks.child_guard import ChildGuard
-from celery_sharding.worker.celery_hooks.prefork import is_gone
+from celery_sharding.celery_hooks.connecting import WorkerConnection
+from celery_sharding.celery_hooks.heartbeats import open_amqp_connection
+from celery_sharding.celery_hooks.prefork import PreforkPool, is_gone
+from celery_sharding.worker.heartbeat.child_guard import ChildGuard
 
 logger = logging.getLogger(__name__)
 
-# Of Celery's ticks in a heartbeat: of those that send, each second one may find that something was sent before.
-BEATS = 4
 _LOOKS = 8
 _SILENT_HEARTBEATS = 1.5
 _IDLE_SECONDS = 0.5
 _POLL_SECONDS = 0.005
 
 
-class Watchdog:
-    """Watches the connection of one worker.
+class RunningRequests(Protocol):
+    """The runs of the pool."""
 
-    Args:
-        connection: Returns it, of kombu; None while there is none.
-        cut_off: Kills what runs from shards, and returns the processes; None if there was nothing to end.
-        guard: Of the children.
-    """
+    def running(self) -> Collection[Any]:
+        """Return the requests that a process of the pool runs, or may begin any moment; for any thread."""
+
+
+class Watchdog:
+    """Watches the connection of one worker, and ends what its children run when nothing leaves on it any more."""
 
     def __init__(
-        self, connection: Callable[[], Any], cut_off: Callable[[], Iterable[int] | None], guard: ChildGuard
+        self, connection: WorkerConnection, pool: PreforkPool, runs: RunningRequests, guard: ChildGuard
     ) -> None:
         self._connection = connection
+        self._pool = pool
+        self._runs = runs
         self._guard = guard
-        self._cut_off = cut_off
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -64,7 +66,7 @@ class Watchdog:
         watched: Any = None
         frames, left_at, has_bitten = 0, 0.0, False
         while True:
-            inner = _inner(self._connection())
+            inner = open_amqp_connection(self._connection.current)
             if inner is None or inner is not watched:
                 watched, left_at, has_bitten = inner, time.monotonic(), False
                 frames = getattr(inner, "bytes_sent", 0)
@@ -87,7 +89,7 @@ class Watchdog:
         What waited for a process was struck off: that, too, needs a connection that is lost to be run at all.
         """
         try:
-            found = self._cut_off()
+            found = self._pool.cut_off(self._runs.running())
             if found is None:
                 return False
             pids = set(found)
@@ -104,9 +106,3 @@ class Watchdog:
         except Exception:
             logger.exception("the runs of a silent connection could not be ended, or it could not be closed")
         return True
-
-
-def _inner(connection: Any) -> Any:
-    """Return the connection of py-amqp in one of kombu; None if there is none, or it has no heartbeats."""
-    inner: Any = getattr(connection, "_connection", None)  # not its property, which connects
-    return inner if getattr(inner, "heartbeat", None) and inner.connected else None

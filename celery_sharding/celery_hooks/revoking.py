@@ -3,8 +3,8 @@
 Here the thread of the states asks, and stores REVOKED where nothing else is stored; the rest is done at once, and as
 Celery does it: the ids are noted, so that no worker begins the tasks, and what runs is terminated if that is wanted.
 
-Read of Celery 5.7.0: `revoke` marks what the worker does not run by `get_state` and `mark_as_revoked`, and `terminate`
-calls `revoke` of its module.
+Celery's `revoke` marks what the worker does not run by `get_state` and `mark_as_revoked`, and its `terminate` calls
+`revoke` of its module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from celery.worker.control import Panel, control_command
 _STOP = "TERM"
 
 
-def install_revoke() -> None:
+def install_revoke(*_: Any) -> None:
     """Put our `revoke` and `terminate` in front of Celery's, once in a process; what was public stays so."""
     stock = Panel.data["revoke"]
     if hasattr(stock, "tells_states"):

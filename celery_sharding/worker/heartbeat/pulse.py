@@ -20,13 +20,13 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 from amqp.exceptions import AMQPError
 
+from celery_sharding.celery_hooks.connecting import WorkerConnection
+from celery_sharding.celery_hooks.heartbeats import note_heard, note_read, open_amqp_connection
 from celery_sharding.rabbitmq.connect import cleared_is_lost
 
 logger = logging.getLogger(__name__)
@@ -34,18 +34,20 @@ logger = logging.getLogger(__name__)
 _BEATS = 4  # in one heartbeat
 _IDLE_SECONDS = 1.0
 _MANY_BYTES = 32_768
-_T = TypeVar("_T")
+
+
+class Preparing(Protocol):
+    """What takes long before the event loop runs."""
+
+    def prepare(self) -> None:
+        """Do it, using no connection of the calling thread."""
 
 
 class Pulse:
-    """Keeps connections alive while the thread that uses them is away; that one enters and exits.
+    """Keeps a worker's connections alive while its main thread is away, which enters and exits."""
 
-    Args:
-        connections: Returns the connections of kombu, and None for one that is not there.
-    """
-
-    def __init__(self, connections: Callable[[], Iterable[Any]]) -> None:
-        self._connections = connections
+    def __init__(self, connection: WorkerConnection) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
         self._depth = 0
         self._inners: list[Any] = []
@@ -58,13 +60,12 @@ class Pulse:
             self._depth += 1
             if self._depth > 1:
                 return
-            self._inners = [inner for inner in map(_inner, self._connections()) if inner is not None]
+            inners = map(open_amqp_connection, self._connection.beating())
+            self._inners = [inner for inner in inners if inner is not None]
             self._has_beaten = False
             for inner in self._inners:
                 self._waiting[inner] = _unread_bytes(inner)
-                if inner.prev_recv != inner.bytes_recv:
-                    # Else the next tick would take what was read before for life at its own time.
-                    inner.prev_recv, inner.last_heartbeat_received = inner.bytes_recv, time.monotonic()
+                note_read(inner)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shards-pulse", daemon=True)
                 self._thread.start()
@@ -100,49 +101,26 @@ class Pulse:
         waiting, before = _unread_bytes(inner), self._waiting.get(inner, 0)
         self._waiting[inner] = waiting
         if waiting > before or (waiting > _MANY_BYTES and _unacknowledged_bytes(inner) == 0):
-            inner.last_heartbeat_received = time.monotonic()
+            note_heard(inner)
 
 
-def keep_pulse(pool: Any, pulse: AbstractContextManager[Any]) -> None:
-    """Let `pool`, Celery's solo pool, run every task under `pulse`.
-
-    `on_apply` is where a pool of Celery says how it runs a target; that the solo pool keeps a function of the module
-    there, and calls the target and then the callback in it, is read of Celery 5.7.0.
-    """
-    stock = pool.on_apply
-
-    def on_apply(target: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        def run(*task_args: Any, **task_kwargs: Any) -> Any:
-            with pulse:
-                return target(*task_args, **task_kwargs)
-
-        return stock(run, *args, **options)
-
-    pool.on_apply = on_apply
-
-
-def call_with_pulse(connection: Any, call: Callable[[], _T]) -> _T:
-    """Return what `call` returns, which runs in another thread and must not use `connection`.
+def prepare_with_pulse(connection: Any, preparing: Preparing) -> None:
+    """Prepare in another thread, and send signs of life on `connection` meanwhile.
 
     Nothing is read meanwhile, so what the connection delivers comes when the event loop runs.
 
     Args:
         connection: Of kombu; used by this thread only.
     """
-    inner = _inner(connection)
+    inner = open_amqp_connection(connection)
     if inner is None:
-        return call()
+        preparing.prepare()
+        return
     with ThreadPoolExecutor(1, thread_name_prefix="shards-start") as executor:
-        result = executor.submit(call)
+        result = executor.submit(preparing.prepare)
         while not wait([result], timeout=inner.heartbeat / 2).done:
             inner.send_heartbeat()
-    return result.result()
-
-
-def _inner(connection: Any) -> Any:
-    """Return the connection of py-amqp in one of kombu; None if it is lost, or has no heartbeats."""
-    inner = connection.connection if connection is not None and connection.connected else None
-    return inner if getattr(inner, "heartbeat", None) and hasattr(inner, "send_heartbeat") else None
+    result.result()
 
 
 def _unread_bytes(inner: Any) -> int:
