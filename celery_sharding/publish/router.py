@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -66,6 +66,15 @@ class TaskRules:
         rule = self._find(name, task)
         self._known[name] = (task, rule)
         return rule
+
+    def groups_of(self, tasks: Mapping[str, Any]) -> dict[str, str]:
+        """Return task name → group name, of those that are sharded.
+
+        Raises:
+            ConfigurationError: As for `rule_for`.
+        """
+        rules = {name: self.rule_for(name, task) for name, task in tasks.items()}
+        return {name: rule.group.name for name, rule in rules.items() if rule is not None}
 
     def _find(self, name: str, task: Any | None) -> TaskRule | None:
         task = maybe_evaluate(task)  # a task that was not made yet is a proxy

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from celery import Celery, Task, _state, chain, shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_sharding import ShardGroup, Sharding
+from celery_sharding.celery_hooks.request import adapt_tasks
+from celery_sharding.celery_hooks.retry import InPlaceRetry
 from celery_sharding.dedup import current_claim, deduplicate
 from celery_sharding.dedup.attempt import complaints
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed
@@ -32,8 +35,6 @@ from celery_sharding.errors import (
     StoreUnavailable,
 )
 from celery_sharding.wire import SHARD_ATTRIBUTE
-from celery_sharding.worker.celery_hooks.request import install
-from celery_sharding.worker.run.retry import InPlaceRetry
 
 
 class Temporary(Exception):
@@ -371,7 +372,7 @@ def test_a_duplicate_behind_a_long_lease_asks_for_a_retry_that_a_shard_allows(ap
     def retried(self: Task, number: int) -> str:
         return "ran"
 
-    install(app, app.sharding.rules)
+    adapt_tasks(SimpleNamespace(consumer=SimpleNamespace(app=app), sharded=[retried.name]))
     store_for(app).claim(f"{retried.name}:1", owner=new_owner("another"), lease_seconds=7_200, ttl_seconds=100)
     # When a duplicate comes through a shard
     seen = {"id": "second", "args": (1,), "kwargs": {}, "retries": 0, SHARD_ATTRIBUTE: "orders/0"}
