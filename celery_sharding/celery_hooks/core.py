@@ -7,14 +7,17 @@ from typing import Any, Protocol
 
 
 class Place(Protocol):
-    """The queue that a message came from."""
+    """The shard that a message came from.
+
+    Attributes:
+        label: Its name for people: `orders/3`.
+    """
 
     @property
     def queue(self) -> str: ...
 
     @property
-    def label(self) -> str:
-        """The name of its shard for people: `orders/3`."""
+    def label(self) -> str: ...
 
 
 class Delivery(Protocol):
@@ -28,6 +31,10 @@ class Delivery(Protocol):
 
     @property
     def place(self) -> Place: ...
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the broker has the message again while it runs."""
 
     @property
     def keeps_failures(self) -> bool:

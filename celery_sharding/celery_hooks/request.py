@@ -110,7 +110,8 @@ class ShardRequestMixin(StateTelling):
             super().on_accepted(pid, time_accepted)
             return
         # A child of a prefork pool has begun already; a thread begins after this.
-        if pid == os.getpid() and self.executor.settling.leave_orphan(self.delivery):
+        if pid == os.getpid() and self.delivery.is_orphan:
+            self.executor.leave(self)
             self.has_left = True
             task_ready(self)
             raise NotBegun("its channel was lost before it began: the broker has delivered it again")
