@@ -75,7 +75,7 @@ class Handover:
         self._leaving.discard(shard)
         self._recording.add(shard)
         shard.withdraw()
-        self._attempts.when_written(partial(self._end, shard), call_soon=self._calls.call_soon)
+        self._attempts.when_written(partial(self._end, shard), calls=self._calls)
 
     def _end(self, shard: Shard) -> None:
         if shard in self._recording:

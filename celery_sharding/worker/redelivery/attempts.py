@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from celery_sharding.journal.attempts import Attempt, AttemptLog
 from celery_sharding.rabbitmq.streams import NONCE, decode, nonce_event
 from celery_sharding.worker.log import Log
+from celery_sharding.worker.ports import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +58,11 @@ class Attempts:
         else:
             self._waiting.append(call)
 
-    def when_written(self, call: Callable[[], None], *, call_soon: Callable[[Callable[[], None]], None]) -> None:
-        """Call, by `call_soon`, when everything written so far is confirmed: a stream confirms in order."""
+    def when_written(self, call: Callable[[], None], *, calls: Calls) -> None:
+        """Call where the connection may be read, when all that was written is confirmed: a stream confirms in order."""
         if self._stream is not None:
             # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
-            self._log.append(self._stream, nonce_event(), lambda: call_soon(call))
+            self._log.append(self._stream, nonce_event(), partial(calls.call_soon, call))
         else:
             call()
 
