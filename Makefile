@@ -28,7 +28,7 @@ test-compose: $(VENV)/.dev ## docker-compose.yml on a Docker engine, with stand-
 	$(BIN)/pytest -m compose --log-cli-level INFO tests/compose
 
 check: lint ## lint, format, types, layers, unit tests; no server, under a minute
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest -n 2 --dist loadgroup tests/unit
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""What the application is told: groups, routes and limits, read and checked once.
+"""The configuration: groups, routes and limits, read and checked once.
 
-Owns the shape of the configuration and every check that needs no broker. Knows nothing of Celery but the mapping that
-`app.conf` is. The same facts may be given in code (`Sharding(app, groups=[…])`) or as settings (`sharding_groups`,
-`sharding_routes`); one group must not be given in both.
+Owns its shape and every check that needs no broker. All it knows of Celery is that `app.conf` is a mapping. The same
+facts may be given in code (`Sharding(app, groups=[…])`) or as settings (`sharding_groups`, `sharding_routes`); a group
+must not be given in both.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class ShardGroup:
 
     Args:
         name: `[a-z][a-z0-9_-]{0,39}`; part of every exchange and queue name of the group.
-        shards: 1 to 999, for the first start of the group. Later the manifest on the broker says how many are live.
-        queue_type: "quorum", or "classic" on a single node that may lose order when a cluster's node is lost.
+        shards: 1 to 999, at the first start of the group. Later the manifest on the broker says how many are live.
+        queue_type: "quorum", or "classic" on a single node, which may lose order when a cluster's node is lost.
         ordering: "key": the keys of a shard run side by side, each serially. "shard": one task of a shard at a time.
-        prefetch: Messages a shard's owner holds at most, the same in all workers; None is 200.
+        prefetch: How many messages a shard's owner holds at most, the same in all workers; None means 200.
         on_failure: "continue": the next message of the key runs after a failure. "dead-letter": the same, and the
             failed message is kept in the dead-letter queue.
-        max_attempts: Runs of one message that may end in a lost process before it becomes a dead letter.
+        max_attempts: How many runs of a message may lose their process before it becomes a dead letter.
 
     Raises:
         ConfigurationError: A value is out of range; the message names it.
@@ -71,16 +71,16 @@ class ShardGroup:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where the tasks of one name or pattern go, and what their key is (None: only `shard_key=` at the call)."""
+    """The group and key of tasks by name or pattern; `key` is None if only `shard_key=` at the call gives one."""
 
     pattern: str
     group: str
     key: KeyRule | None
 
     def fits(self, task_name: str) -> bool:
-        """Say whether the name is the pattern, or fits it.
+        """Say whether the name matches the pattern.
 
-        Celery's own tasks (`celery.chord_unlock` …) have no keys: only a pattern that begins with "celery." means them.
+        Celery's own tasks (`celery.chord_unlock` …) have no keys: only a pattern that begins with "celery." fits them.
         """
         if task_name == self.pattern:
             return True
@@ -93,10 +93,10 @@ class Route:
 class Settings:
     """The checked configuration of one app.
 
-    `publish_timeout_seconds` bounds the wait for a confirm, `heartbeat_seconds` is what the shard connection asks for,
-    and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an acknowledgement.
-    `management_url` is that of the broker's management API, None if it is not used; it may hold a password.
-    `heartbeat_file` is what a worker keeps fresh while it lives, a path with Celery's `%n` and so on; None for no file.
+    `publish_timeout_seconds` bounds the wait for a confirm, `heartbeat_seconds` is the heartbeat of the shard
+    connection, and `consumer_timeout_seconds` is the broker's own setting of that name: how long it waits for an
+    acknowledgement. `management_url` is that of the broker's management API, if it is used; it may contain a password.
+    `heartbeat_file` is the liveness file of a worker, a path with Celery's `%n` and so on; None for no file.
     """
 
     groups: Mapping[str, ShardGroup] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class Settings:
             ) from None
 
     def route_for(self, task_name: str) -> Route | None:
-        """Return the route of `task_name`: its exact name first, else the first pattern that fits, in their order."""
+        """Return the route of `task_name`: that of its exact name, else the first whose pattern fits."""
         exact = (route for route in self.routes if route.pattern == task_name)
         return next(exact, None) or next((route for route in self.routes if route.fits(task_name)), None)
 
@@ -230,10 +230,10 @@ def _read_management_url(conf: Mapping[str, Any]) -> str | None:
     except (ValueError, TypeError, AttributeError):
         fits = False
     if not fits or parts.query or parts.fragment:
-        # Not shown as it is: it may hold a password.
+        # Not shown: it may contain a password.
         raise ConfigurationError(
             "sharding_management_url is a URL such as 'http://host:15672' or 'https://user:password@host'; "
-            "percent-encode what is special in its user and password, '/' as %2F"
+            "percent-encode special characters in its user and password, '/' as %2F"
         )
     return str(url)
 
@@ -258,5 +258,5 @@ def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -
 
 
 def _shown(value: object) -> str:
-    """Return a value for the text of an error: a URL may have got into the wrong setting, with its password."""
+    """Return a value for the text of an error: a URL with a password may be in the wrong setting."""
     return mask_passwords(repr(value))

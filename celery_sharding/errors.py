@@ -1,7 +1,7 @@
 """Every error this library raises, in one tree.
 
-Each message says what is wrong, where, and what to do about it. Attributes carry the same facts for programs. All of
-them survive pickling, because Celery carries the errors of a task from process to process.
+Each message says what is wrong, where, and what to do about it. Attributes give programs the same facts. All survive
+pickling, because Celery carries the errors of a task from process to process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _rebuild(cls: type[ShardingError], message: str, facts: dict[str, Any]) -> S
     return cls(message, **facts)
 
 
-# --- what the application is told ------------------------------------------------------------------------------------
+# --- configuration and calls -----------------------------------------------------------------------------------------
 
 
 class ConfigurationError(ShardingError):
@@ -42,11 +42,11 @@ class ConfigurationError(ShardingError):
 
 
 class UnknownGroup(ConfigurationError):
-    """A name that is no group was used where a group is needed. `group`."""
+    """A group was named that does not exist. `group`."""
 
 
 class UnknownShard(ConfigurationError):
-    """A shard index outside its group was named. `group`, `index`, `shards`."""
+    """A shard was named that the group does not have. `group`, `index`, `shards`."""
 
 
 class ShardKeyError(ShardingError):
@@ -65,11 +65,11 @@ class PublishError(ShardingError):
 
 
 class Unroutable(PublishError):
-    """The broker returned the message: no queue would take it. It was not stored."""
+    """The broker returned the message because no queue takes it. It was not stored."""
 
 
 class PublishRefused(PublishError):
-    """The broker refuses the user or the message, or AMQP cannot carry it; it will do so again. It was not stored."""
+    """The broker refuses the user or the message, or AMQP cannot carry it; a retry is useless. It was not stored."""
 
 
 class Nacked(PublishError):
@@ -77,11 +77,11 @@ class Nacked(PublishError):
 
 
 class BackendUnavailable(PublishError):
-    """The result backend did not answer, which Celery asks before it publishes. Nothing was sent."""
+    """The result backend, which Celery asks before it publishes, did not answer. Nothing was sent."""
 
 
 class OutcomeUnknown(PublishError):
-    """The message was sent, its confirm never came: it may be stored or not. It was not sent again."""
+    """The message was sent, but never confirmed: it may be stored or not. It was not sent again."""
 
 
 class BrokerBlocked(PublishError):
@@ -96,7 +96,7 @@ class BrokerUnavailable(PublishError):
 
 
 class TopologyError(ShardingError):
-    """What stands on the broker cannot serve the group. `group`."""
+    """The group's queues, exchanges or logs on the broker cannot be used. `group`."""
 
 
 class TopologyMismatch(TopologyError):
@@ -108,7 +108,7 @@ class PluginMissing(TopologyError):
 
 
 class TooFewChannels(TopologyError):
-    """The broker allows less channels on a connection than a worker needs for its shards. `needed`, `allowed`."""
+    """The broker allows fewer channels on a connection than a worker needs for its shards. `needed`, `allowed`."""
 
 
 class UnsupportedBroker(TopologyError):
@@ -116,7 +116,7 @@ class UnsupportedBroker(TopologyError):
 
 
 class OutOfReach(TopologyError):
-    """A queue of the group stands on a broker node that is down or still starting; it passes by itself."""
+    """A queue of the group is on a broker node that is down or starting; this passes by itself."""
 
 
 class LockHeld(TopologyError):
@@ -124,35 +124,35 @@ class LockHeld(TopologyError):
 
 
 class LockLost(TopologyError):
-    """The connection that holds the group's topology lock is gone; the next who takes it carries on."""
+    """The connection that holds the group's topology lock was lost; the next holder goes on."""
 
 
 class LogError(TopologyError):
-    """The manifest or the journal could not be read or written. `passes`: it may work when it is tried again."""
+    """The manifest or the journal could not be read or written. `passes`: a retry may work."""
 
 
 class ManifestConflict(LogError):
-    """The manifest moved on since it was read; nothing was written. Read it again and decide anew."""
+    """The manifest has changed since it was read; nothing was written. Read it again and decide anew."""
 
 
 class ManagementUnavailable(ShardingError):
-    """The broker's management API could not be asked; nothing depends on it but what is shown. `url`."""
+    """The broker's management API did not answer; only what is shown depends on it. `url`."""
 
 
 class ProtocolTooOld(TopologyError):
-    """A newer version acts on the group in a way that this one does not know. `group`, `needed`, `known`."""
+    """A newer version uses the group in a way that this one does not know. `group`, `needed`, `known`."""
 
 
 class GroupInUse(TopologyError):
-    """A group that is to be removed holds messages, or workers follow it. `obstacles`."""
+    """A group to be removed has messages, or workers follow it. `obstacles`."""
 
 
 class DeadLetterError(ShardingError):
-    """A dead letter that was named is not there, or cannot be replayed; nothing was done. `ids`."""
+    """A named dead letter does not exist, or cannot be replayed; nothing was done. `ids`."""
 
 
 class DeadLettered(ShardingError):
-    """The message became a dead letter before its task ran; the text says why. The result of such a task."""
+    """The message became a dead letter before its task ran; the text says why. It is the result of such a task."""
 
 
 # --- deduplication ---------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class StoreUnavailable(DeduplicationError):
 
 
 class StoreRefused(StoreUnavailable):
-    """The claim store answered, and refused: its user lacks a right, or it takes no writes. `key`."""
+    """The claim store refused: its user lacks a right, or it is read-only. `key`."""
 
 
 class ClaimLost(DeduplicationError):
@@ -183,4 +183,4 @@ class ClaimHeld(DeduplicationError):
 
 
 class DamagedRecord(DeduplicationError):
-    """A claim record cannot be read, or a newer version wrote it; it was kept as it is. `key`."""
+    """A claim record is damaged, or a newer version wrote it; it was kept as it is. `key`."""

@@ -1,8 +1,8 @@
 """The key of a call: found in its arguments, checked, and made text.
 
 A key decides the shard and the lane, so it must be the same text in every process and every language: `str(value)` of a
-str, an int or a UUID, and nothing else. Floats, booleans, None and containers have spellings that differ, so they are
-refused at the caller, before anything is published.
+str, an int or a UUID, and nothing else. Floats, booleans, None and containers have several spellings, so they are
+refused at the call, before anything is published.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ def key_of_message(message: Any, *, exchange: str) -> tuple[str, str | None]:
 
 
 def key_digest(key: str) -> str:
-    """Return what stands for a key in the logs, which hold no key in clear."""
+    """Return a digest of a key for the logs, which contain no keys."""
     return sha256(key.encode()).hexdigest()[:16]
 
 
 class KeyReader:
-    """Reads the key of one task's calls by the rule given for it.
+    """Reads the key of a task's calls by its rule.
 
     `signature` is None in a process that does not have the task; then only keyword arguments have names.
     """
@@ -107,7 +107,7 @@ class KeyReader:
         """Return the key of the call.
 
         Raises:
-            ShardKeyError: There is no key in the call, or it is not usable.
+            ShardKeyError: The call has no key, or an unusable one.
         """
         rule = self._rule
         if rule is None:
@@ -169,7 +169,7 @@ _NAMED = (
 def bind_arguments(
     task: str, signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return argument name → value of a call, defaults applied; what goes into `**kwargs` under its own name, too.
+    """Return argument name → value of a call, with defaults, and with each of `**kwargs` under its own name, too.
 
     Raises:
         ShardKeyError: The call does not fit the signature, or positional arguments have no names here.

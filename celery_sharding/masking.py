@@ -1,7 +1,7 @@
-"""Passwords in our settings: masked wherever Celery or an error shows a setting.
+"""Passwords in our settings, masked wherever Celery or an error shows a setting.
 
-What stands in a setting of ours is masked by what it looks like, so that a setting yet to come is masked as well. The
-host stays visible, as in Celery's URLs of brokers.
+Values are masked by what they look like, so that future settings are masked as well. The host stays visible, as in
+Celery's URLs of brokers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _MASK = "*" * 8
-# From the first ":" behind the user to the last "@": a password may hold anything that should have been encoded.
+# From the first ":" after the user to the last "@": a password may contain characters that should be encoded.
 _PASSWORD = re.compile(r"(://|^(?!.*://))([^:@\s]*):.*@", re.DOTALL)
 _QUERY = re.compile(r"(://[^?]*\?).*", re.DOTALL)
 _OURS = "shard"
@@ -19,12 +19,12 @@ _URLS = ("url", "uri")
 
 
 def mask_passwords(text: str) -> str:
-    """Return a text without the passwords of the URLs in it, and without their queries."""
+    """Return a text without the passwords and queries of the URLs in it."""
     return _QUERY.sub(rf"\1{_MASK}", _PASSWORD.sub(rf"\1\2:{_MASK}@", text))
 
 
 def mask_setting(name: object, value: Any) -> Any:
-    """Return the value of a setting as it may be shown; one that is not ours is returned as it is."""
+    """Return the value of a setting as it may be shown; the value of other libraries' settings as it is."""
     if not isinstance(name, str) or _OURS not in name.lower():
         return value
     if name.lower().endswith(_URLS) and value is not None and not isinstance(value, str):

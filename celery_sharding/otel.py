@@ -1,12 +1,11 @@
 """OpenTelemetry: attributes of its messaging conventions on the spans of sharded tasks. Needs the extra `otel`.
 
-Makes no spans: `opentelemetry-instrumentation-celery` does, and whichever of the two is set up first, its spans of
-publishing and of running get what it cannot know: the exchange, the group and the shard. Spans of the caller's own are
-left alone.
+Makes no spans: `opentelemetry-instrumentation-celery` does. Its spans of publishing and of running get what it cannot
+know: the exchange, the group and the shard, whichever of the two is set up first. Other spans are left alone.
 
-A shard key is an attribute only if asked for, and then as a keyed hash: keys are often ids that could be guessed from a
-plain one. That instrumentation takes the routing key, which is the shard key, for the destination; the exchange is put
-in its place, and in a run `self.request.delivery_info["routing_key"]` is the exchange, too.
+A shard key becomes an attribute only on request, and then as a keyed hash: a plain hash of an id could be guessed. That
+instrumentation takes the routing key, which is the shard key, for the destination; here the exchange takes its place,
+and during a run `self.request.delivery_info["routing_key"]` is the exchange, too.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def instrument(app: Celery, *, key_secret: str | None = None) -> None:
     if not isinstance(sharding, Sharding):
         raise ConfigurationError(f"app {app.main!r} has no Sharding; call Sharding(app) before instrument(app)")
     if key_secret is not None and not key_secret:
-        raise ConfigurationError("key_secret is empty; leave it out to have no attribute of the key")
+        raise ConfigurationError("key_secret is empty; leave it out for no attribute of the key")
     attributes = _Attributes(key_secret)
     sharding.publish_watcher = attributes
 
@@ -49,7 +48,7 @@ def instrument(app: Celery, *, key_secret: str | None = None) -> None:
             attributes.hide_key(task.request)
             attributes.add_to_run(task.request)
 
-    # Before the run the span is there if its maker was connected first, after it if it was connected later.
+    # The span exists before the run if its maker was connected first, only after the run otherwise.
     for number, signal in enumerate((signals.task_prerun, signals.task_postrun)):
         signal.connect(on_run, weak=False, dispatch_uid=f"celery_sharding.otel/{number}/{id(app)}")
 
@@ -101,13 +100,13 @@ class _Attributes:
         )
 
     def _hash(self, key: str | None) -> str:
-        """Return the hash of `key`, "" if it is not asked for."""
+        """Return the hash of `key`, "" if it is not wanted."""
         if self._key_secret is None or not key:
             return ""
         return hmac.new(self._key_secret, key.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def _common(group: str, task_id: str | None) -> dict[str, str]:
-    # The conventions would have the routing key in the name, too; it is the key here.
+    # The conventions put the routing key into the name, too; here that is the shard key.
     attributes = {"messaging.system": "rabbitmq", "messaging.destination.name": Names(group).publish}
     return attributes | ({"messaging.message.id": task_id} if task_id else {})

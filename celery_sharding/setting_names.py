@@ -24,7 +24,7 @@ SETTINGS = (
     "sharding_heartbeat_file",
 )
 _PREFIX = "sharding_"
-# Words of their own, however like ours.
+# Ordinary words that resemble ours.
 _SHARING = ("share", "sharing")
 # How similar to a setting of ours a name that begins differently must be, to count as a misspelling of it.
 _MISSPELT = 0.85

@@ -43,7 +43,7 @@ def check_shard(group: str, index: int, shards: int) -> None:
 
 
 def with_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
-    """Return the selection with one shard more, or with all (None) of the group's `shards`."""
+    """Return the selection plus a shard, or plus all (`index` None) of the group's `shards`."""
     if index is None or selected is None:
         return None
     more = selected | {index}
@@ -51,14 +51,14 @@ def with_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
 
 
 def without_shards(selected: Indexes, index: int | None, shards: int) -> Indexes:
-    """Return the selection with one shard less, or without any (None) of the group's `shards`."""
+    """Return the selection minus a shard, or minus all (`index` None) of the group's `shards`."""
     if index is None:
         return frozenset()
     return (frozenset(range(shards)) if selected is None else selected) - {index}
 
 
 def describe_near_miss(name: str, settings: Settings) -> str:
-    """Return what is to be said of a queue's name that is nearly that of a group or shard; "" if it is not."""
+    """Return a warning if the name of a queue is nearly that of a group or shard, else ""."""
     stem = _NUMBERED.sub("", name.lower())
     known = {group.lower(): group for group in settings.groups}
     near = next(

@@ -1,8 +1,8 @@
-"""Text that others wrote, made fit to be stored and shown: it can be encoded, and it is not longer than its place.
+"""Text that others wrote, made fit to store and show: it can be encoded, and is not too long.
 
-A message's headers must fit one frame of the protocol, 128 kB by default; error texts and representations know no
-limit, and may hold half a surrogate pair, which no UTF-8 can carry. To ask an exception for its text runs code of the
-task, which may raise anything.
+A message's headers must fit one frame of the protocol, 128 kB by default; error texts and representations have no
+limit, and may contain half a surrogate pair, which UTF-8 cannot encode. An exception's `__str__` is code of the task,
+which may raise anything.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def plain_text(value: Any) -> str:
 
 
 def cut(value: Any, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
-    """Return the beginning of `value` as text that can be encoded, and say so if there was more."""
-    # Escapes make it longer, so it is cut first; and again, for those.
+    """Return the beginning of `value` as text that can be encoded, with a note if it was cut."""
+    # Escapes make it longer, so it is cut before and after.
     text = value if isinstance(value, str) else plain_text(value)
     length = len(text)
     shown = plain_text(text[:characters_max])
@@ -42,11 +42,11 @@ def printable(text: object) -> str:
 
 
 def text_of(exc: BaseException) -> str:
-    """Return the text of an exception, or say that it has none."""
+    """Return the text of an exception, or a note that it has none."""
     try:
         return str(exc)
     except BaseException:  # whatever its `__str__` raises, an exit included
-        return f"<{type(exc).__name__}, whose text cannot be had>"
+        return f"<{type(exc).__name__}, whose text cannot be read>"
 
 
 def describe(exc: BaseException) -> str:

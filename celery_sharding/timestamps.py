@@ -1,4 +1,4 @@
-"""Moments: in seconds since the epoch, and in the shape that programs are promised."""
+"""Moments: in seconds since the epoch, and as ISO 8601 in JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def format_moment(at: float) -> str:
 
 
 def read_moment(value: object) -> float | None:
-    """Return the moment that somebody wrote on the broker; None if it is none, or not of this calendar."""
+    """Return a moment that was read from the broker; None if it is no number, or out of range."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _END:
         return None
     return float(value)

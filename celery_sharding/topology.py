@@ -1,9 +1,8 @@
 """Names and declarations: what a group looks like on the broker.
 
-Owns every exchange and queue name of a group, and their arguments. Declares and looks; decides nothing and routes
-nothing. Who may declare what, and when, is the business of `layout`: the fixed part and rings are only ever declared
-under the group's lock, after the manifest was read, because a slow process would otherwise bind a queue that the group
-has already left.
+Owns every exchange and queue name of a group, and their arguments. Declares and looks; decides and routes nothing.
+`layout` decides who may declare what, and when: the fixed part and rings are only declared under the group's lock,
+after the manifest was read. Otherwise a slow process would bind a queue that the group has already left.
 """
 
 from __future__ import annotations
@@ -15,38 +14,38 @@ from amqp import exceptions as amqp_errors
 
 from celery_sharding.config import ShardGroup
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
-from celery_sharding.rabbitmq.pipelining import all_exist, look_for_exchange
+from celery_sharding.rabbitmq.pipelining import Look, all_exist
 from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 PREFIX = "shards."
 RING_TYPE = "x-consistent-hash"
 # Of each binding of a ring; equal for all.
 RING_WEIGHT = "1"
-# 4.x drops a message after 20 deliveries unless told otherwise; attempts are counted by the worker, not by the broker.
+# 4.x drops a message after 20 deliveries unless told otherwise. Workers count attempts, not the broker.
 DELIVERY_LIMIT = 1_000_000
-# A stream forgets whole segments only, when a record begins the next one, and never the one that is written to. So
-# segments are small against what is kept (measured on 3.10 and 4.3: between that and one segment more stays).
+# A stream drops whole segments only, when a record begins the next one, and never the segment it writes to. So segments
+# are small compared with what is kept (measured on 3.10 and 4.3: it keeps up to one segment more).
 _SEGMENT_BYTES = 1_000_000
 # The journal's vitals fill a megabyte in minutes.
 _JOURNAL_SEGMENT_BYTES = 8_000_000
-# Many times what comes between two snapshots of the layout (`retention`), which must never go.
+# Many times what comes between two snapshots of the layout (`retention`), which must never be dropped.
 _MANIFEST_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names of everything that belongs to one group."""
+    """The names of all that belongs to one group."""
 
     group: str
 
     @property
     def publish(self) -> str:
-        """The exchange that publishers know; the only one."""
+        """The only exchange that publishers know."""
         return f"{PREFIX}{self.group}"
 
     @property
     def next(self) -> str:
-        """Takes what `publish` cannot route; bound only while a switch runs."""
+        """Takes what `publish` cannot route; bound only during a switch."""
         return f"{self.publish}.next"
 
     @property
@@ -68,7 +67,7 @@ class Names:
 
     @property
     def admin(self) -> str:
-        """The exclusive queue whose holder holds the group's lock."""
+        """The exclusive queue whose owner holds the group's lock."""
         return f"{self.publish}.admin"
 
     @property
@@ -77,7 +76,7 @@ class Names:
 
     @property
     def dead_admin(self) -> str:
-        """The exclusive queue whose holder may take dead letters."""
+        """The exclusive queue whose owner may take dead letters."""
         return f"{self.dead}.admin"
 
     def ring(self, generation: int) -> str:
@@ -119,10 +118,10 @@ def queue_arguments(group: ShardGroup) -> dict[str, Any]:
 def declare_logs(channel: Any, group: str) -> None:
     """Declare the manifest, the journal, the stream of attempts, and the queue of dead letters.
 
-    These arguments are for good: a broker refuses another declaration of what exists.
+    These arguments can never change: a broker refuses to declare what exists with others.
 
     The attempts have a stream of their own because a worker that starts reads all of them before it judges a
-    redelivered message; among the journal's vitals, one a second and shard, that would take long.
+    redelivered message. Among the journal's vitals, one per second and shard, that would take long.
     """
     names = Names(group)
     for stream, retention in (
@@ -142,8 +141,8 @@ def declare_limbo(channel: Any, group: ShardGroup, number: int) -> None:
 def declare_fixed(channel: Any, group: ShardGroup, *, limbo: int) -> None:
     """Declare what publishers need, with limbo number `limbo` behind it; `shards.<group>` comes last.
 
-    Only under the group's lock, while `shards.<group>` does not exist: nothing flows yet, so bindings may be put right
-    one after the other.
+    Only under the group's lock, while `shards.<group>` does not exist: nothing is published yet, so bindings may be
+    repaired one after the other.
 
     Raises:
         TopologyMismatch: Something of that name exists with other arguments.
@@ -170,8 +169,8 @@ def declare_entrance(channel: Any, group: str) -> None:
 def declare_ring(channel: Any, group: ShardGroup, generation: int, shards: int) -> None:
     """Declare the queues of a generation and bind them to its ring, in ascending order, one after the other.
 
-    Only before the generation takes messages: the ring is the order of the bindings, and a ring that is declared anew
-    would send keys elsewhere.
+    Only before the generation takes messages: the order of the bindings is the ring, and a ring declared anew would
+    send keys elsewhere.
 
     Raises:
         PluginMissing: The broker has no consistent-hash exchange.
@@ -180,7 +179,7 @@ def declare_ring(channel: Any, group: ShardGroup, generation: int, shards: int) 
     names = Names(group.name)
     arguments = queue_arguments(group)
     # Not durable on purpose: brokers on Mnesia rebuild a hash ring in random order at a restart, and keys would move
-    # in silence. A transient exchange vanishes with its ring, so messages wait in limbo until a new one is made.
+    # in silence. A transient exchange vanishes with its ring, so messages wait in limbo until a new ring is made.
     with explained(group.name, names.ring(generation)):
         channel.exchange_declare(names.ring(generation), RING_TYPE, durable=False, auto_delete=False)
     for index in range(shards):
@@ -191,26 +190,26 @@ def declare_ring(channel: Any, group: ShardGroup, generation: int, shards: int) 
 
 
 def check_fixed(connection: Opener, group: ShardGroup) -> None:
-    """Raise `TopologyMismatch` if the exchanges of the group, which exist, were declared otherwise."""
+    """Raise `TopologyMismatch` if the group's existing exchanges have other arguments."""
     with brief_channel(connection) as channel:
         for exchange, alternate in fanouts(Names(group.name)):
             _declare_fanout(channel, group.name, exchange, alternate)
 
 
 def check_queue(connection: Opener, group: ShardGroup, queue: str) -> None:
-    """Raise `TopologyMismatch` if `queue`, a shard or limbo queue that exists, has other arguments than the group's."""
+    """Raise `TopologyMismatch` if `queue`, an existing shard or limbo queue, has other arguments than the group's."""
     with brief_channel(connection) as channel:
         _declare_queue(channel, group.name, queue, queue_arguments(group))
 
 
 def fixed_exists(connection: Opener, names: Names) -> bool:
-    """Tell whether publishers can publish: `shards.<group>` is declared last, so it proves the rest."""
-    return all_exist(connection, look_for_exchange(names.publish, "fanout"))
+    """Say whether publishers can publish: `shards.<group>` is declared last, so it proves the rest."""
+    return all_exist(connection, Look(names.publish, "fanout"))
 
 
 def ring_exists(connection: Opener, names: Names, generation: int) -> bool:
-    """Tell whether the ring of `generation` is still there; it is lost when the broker loses the ring."""
-    return all_exist(connection, look_for_exchange(names.ring(generation), RING_TYPE))
+    """Say whether the broker still has the ring of `generation`."""
+    return all_exist(connection, Look(names.ring(generation), RING_TYPE))
 
 
 def missing_shards(connection: Opener, names: Names, generation: int, shards: int) -> list[int]:

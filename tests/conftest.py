@@ -9,12 +9,22 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 from celery import signals
 from kombu import Connection
+
+from support.groups import pytest_collection_finish
+
+__all__ = ["pytest_collection_finish"]
+
+# Tests start hundreds of processes. Where Python is told to write no bytecode, each of them compiles the package
+# anew, which is most of what it does.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @signals.setup_logging.connect

@@ -1,22 +1,37 @@
-"""The rounds of Celery's loop for pools without an event loop, and reading in them.
+"""Celery's loops: the turns of the event loop, and the rounds of the loop for pools without one.
 
-That loop, `synloop`, handles one message, and then waits up to 0.1 s for something on the connection of its events: ten
-messages in a second, of which a stream that is read behind them gets none for long. It calls
+The second, `synloop`, handles one message, and then waits up to 0.1 s for something on the connection of its events:
+ten messages in a second, of which a stream that is read behind them gets none for long. It calls
 `consumer.perform_pending_operations` in each round, where its connection may be read.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from celery.bootsteps import RUN
 
-from celery_sharding.celery_hooks.site import WorkerSite
+from celery_sharding.celery_hooks.site import Pool, WorkerSite
 
 # In a round; between rounds heartbeats are looked at. A solo pool runs ordinary tasks while it reads.
 _MESSAGES_MAX = 200
 _SECONDS_MAX = 0.05
+
+
+class Turns(Protocol):
+    """The turns of the event loop."""
+
+    def call_next(self, call: Callable[[], None]) -> None:
+        """Run a call in the next turn, not in this one, whoever asks."""
+
+
+class Reads(Protocol):
+    """The connection of the worker."""
+
+    def read(self) -> bool:
+        """Read what has come, and say whether that was anything."""
 
 
 def follow_rounds(site: WorkerSite) -> None:
@@ -39,6 +54,44 @@ def follow_rounds(site: WorkerSite) -> None:
             each.turned()
 
     consumer.perform_pending_operations = perform_pending_operations
+
+
+class PreforkLoop:
+    """Runs begin in child processes, and their ends come in the event loop."""
+
+    reads_first = False
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+
+    def call_next(self, call: Callable[[], None]) -> object:
+        return self._hub.call_soon(call)
+
+    def read(self) -> bool:
+        return False
+
+
+class SoloLoop:
+    """Runs begin and end in the thread of the event loop, which reads before each."""
+
+    reads_first = True
+
+    def __init__(self, connection: Reads, turns: Turns) -> None:
+        self._connection = connection
+        self._turns = turns
+
+    def call_next(self, call: Callable[[], None]) -> None:
+        self._turns.call_next(call)
+
+    def read(self) -> bool:
+        return self._connection.read()
+
+
+def loop_of(consumer: Any, pool: Pool, connection: Reads, turns: Turns) -> PreforkLoop | SoloLoop | None:
+    """Return the event loop in which the runs of a worker begin and end; None: they do so in any thread."""
+    if consumer.hub and pool.has_children:
+        return PreforkLoop(consumer.hub)
+    return SoloLoop(connection, turns) if consumer.hub and pool.is_solo else None
 
 
 def read_what_came(connection: Any) -> bool:

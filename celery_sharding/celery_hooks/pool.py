@@ -36,6 +36,10 @@ class WorkerPool:
         self.is_green = bool(getattr(consumer.pool, "is_green", False))
         self.is_stopping = False
 
+    def stop(self) -> None:
+        """The worker stops: start nothing more."""
+        self.is_stopping = True
+
     def submit(self, request: Any) -> None:
         """Hand a run to the pool by Celery's own way. An error gives the place back that was taken for it."""
         try:

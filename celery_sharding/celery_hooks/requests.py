@@ -35,7 +35,7 @@ def start_nothing_when_cancelling(site: WorkerSite) -> None:
     stock = site.consumer.cancel_active_requests
 
     def cancel_active_requests() -> Any:
-        site.pool.is_stopping = True
+        site.pool.stop()
         site.runs.stop()
         return stock()
 

@@ -14,7 +14,9 @@ class Pool(Protocol):
     has_children: bool
     is_green: bool
     is_solo: bool
-    is_stopping: bool
+
+    def stop(self) -> None:
+        """The worker stops: start nothing more."""
 
 
 class Nodes(Protocol):
@@ -84,6 +86,7 @@ class WorkerSite:
         consumer: Celery's.
         heartbeat_seconds: What the worker asks for on its connection.
         reads_more: In each round of a loop for greenlets, all that has come is read.
+        sharded: Task name → group name, of the tasks that this worker runs from shards.
         watchers: Told of each connect and each round; whoever is added later is told later.
         around_tasks: Entered while a solo pool runs a task; the first is the outermost.
     """
@@ -97,5 +100,6 @@ class WorkerSite:
     shards: Shards
     heartbeat_seconds: float
     reads_more: bool
+    sharded: Mapping[str, str]
     watchers: list[Watcher] = field(default_factory=list)
     around_tasks: list[AbstractContextManager[Any]] = field(default_factory=list)

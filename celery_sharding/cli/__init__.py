@@ -1,10 +1,9 @@
 """`celery -A app shards …`: look at the groups of an app, and operate them.
 
-The commands only parse, call, and print: what is shown comes from `admin.snapshot`, what is done is done in `admin`.
-Results go to stdout, JSON alone; messages go to stderr. Exit codes: 0 ok, 1 something is wrong with a group, 2 usage or
-configuration, 69 the broker is out of reach. Broker passwords are never printed.
+The verbs only parse, call, and print: `monitoring` knows what is so, `operations` does things. Results go to stdout,
+JSON alone; messages go to stderr. Passwords of brokers are never printed. `exits` has the exit codes.
 
-Every `celery` command loads this package, the start of a worker included: so a verb is imported when it is asked for.
+Every `celery` command loads this package, the start of a worker included, so a verb is imported when it is used.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ warn_of_forgotten()
 
 
 class Commands(UserDict[str, Any]):
-    """The commands of a group, each imported when it is asked for.
-
-    It is made of where each one is: "module of this package:name in it".
-    """
+    """The verbs by name, each imported when it is asked for. Made of their places: "module of this package:name"."""
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, command = self.data[name].partition(":")
@@ -38,7 +34,7 @@ class Commands(UserDict[str, Any]):
         return found
 
     def get(self, name: str, default: Any = None) -> Any:
-        # Not as inherited: an error of the import would be taken for a name that is not here.
+        # Not as inherited, which takes an error of the import for a missing name.
         return self[name] if name in self.data else default
 
 
@@ -60,14 +56,14 @@ class Commands(UserDict[str, Any]):
             "purge": "removing:purge",
             "gc": "removing:gc",
             "remove": "removing:remove",
-            "export": "exporting:export",
-            "flower": "flower:flower",
-            "exporter": "exporter:exporter",
+            "export": "declaring:export",
+            "flower": "serving:flower",
+            "exporter": "serving:exporter",
         }
     ),
 )
 def shards() -> None:
-    """Look at shard groups, declare, pause and resume them.
+    """Show shard groups and operate them: declare, pause, resume, purge, remove.
 
     \b
     Examples:
@@ -78,5 +74,5 @@ def shards() -> None:
     Exits with 0 if all is well, 1 if something is wrong with a group or a claim, 2 for wrong usage or configuration,
     and 69 if the broker, or the store of claims, is out of reach.
     """
-    # py-amqp warns of deliveries that cross the closing of a channel; nothing is the matter with them.
+    # py-amqp warns of deliveries that cross the closing of a channel; they are harmless.
     logging.getLogger("amqp").setLevel(logging.ERROR)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime
 
 import click
 
-from celery_sharding.cli.asking import ask, check_can_ask
-from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
-from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding, name_group, operator_name
-from celery_sharding.cli.tables import align
+from celery_sharding.cli.exits import Unhealthy, WrongUsage, ask, check_can_ask, yes_option
+from celery_sharding.cli.groups import check_has_logs, find_sharding, name_group, name_groups, operator_name
+from celery_sharding.cli.output import align, emit, format_time, json_option
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.extension import Sharding
 from celery_sharding.operations.dead_letters import LETTERS_MAX, Listing, discard, read_dead, replay
@@ -23,28 +21,28 @@ _VERB = "dead-letters"
 _REASON_LENGTH = 80
 _PROGRESS_STEP = 1_000
 _HEADINGS = ("ID", "DEAD SINCE", "TASK", "TASK ID", "KEY", "ATTEMPTS", "REASON")
-_WARNING = """They run behind everything that waits now, out of the order of their keys: tasks that came later have
-run. What they did before they died, they may do again; only what is under @deduplicate is not done twice."""
+_WARNING = """They run behind everything that waits now, out of the order of their keys: later tasks have run already.
+What they did before they died, they may do again; only tasks under @deduplicate do nothing twice."""
 
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Look at dead letters, replay them, discard them.
+    """Show dead letters, replay them, discard them.
 
     A message becomes a dead letter when it cannot run: its process died too often, it was rejected, it cannot be
-    decoded, or its task failed in a group with on_failure="dead-letter". It stays until somebody decides about it.
+    decoded, or its task failed in a group with on_failure="dead-letter". It stays until it is replayed or discarded.
     """
 
 
 @dead_letters.command("list")
 @click.argument("group", required=False)
 @click.option(
-    "--limit", type=click.IntRange(1, LETTERS_MAX), default=20, show_default=True, help="Show at most so many."
+    "--limit", type=click.IntRange(1, LETTERS_MAX), default=20, show_default=True, help="Show at most this many."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@json_option
 @click.pass_context
 def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: bool) -> None:
-    """List the dead letters of GROUP, or of all groups, the first in the queue first. They stay where they are.
+    """List the dead letters of GROUP, or of all groups, in the order of the queue. They stay where they are.
 
     \b
     Examples:
@@ -53,26 +51,22 @@ def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: boo
       celery -A shop shards dead-letters list orders --json | jq '.groups[].letters[] | .task'
     """
     listings: dict[str, Listing] = {}
-    with explained():
-        sharding = _open(ctx)
-        names = (
-            [each.name for each in choose_groups(sharding, None)] if group is None else [name_group(sharding, group)]
-        )
-        for name in names:
-            try:
-                listings[name] = read_dead(sharding.connect, name, limit=limit)
-            except LockHeld:
+    sharding = _open(ctx)
+    names = name_groups(sharding, group)
+    for name in names:
+        try:
+            listings[name] = read_dead(sharding.connect, name, limit=limit)
+        except LockHeld:
+            raise
+        except TopologyError as exc:
+            if group is not None:
                 raise
-            except TopologyError as exc:
-                if group is not None:
-                    raise
-                click.echo(str(exc), err=True)
+            click.echo(str(exc), err=True)
     if as_json:
-        ctx.obj.echo(json.dumps({"schema": 1, "groups": [_to_json(name, found) for name, found in listings.items()]}))
+        emit(ctx, {"schema": 1, "groups": [_to_json(name, found) for name, found in listings.items()]})
     else:
         for name, found in listings.items():
-            for line in _describe_listing(name, found):
-                ctx.obj.echo(line)
+            emit(ctx, _describe_listing(name, found))
     if len(listings) < len(names):
         ctx.exit(Unhealthy.exit_code)
 
@@ -80,53 +74,51 @@ def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: boo
 @dead_letters.command()
 @click.argument("group")
 @click.argument("letter_id", metavar="ID")
-@click.option("--body", is_flag=True, help="Show its arguments, too; they may be secret.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@click.option("--body", is_flag=True, help="Show its arguments as well; they may be secret.")
+@json_option
 @click.pass_context
 def show(ctx: click.Context, group: str, letter_id: str, body: bool, as_json: bool) -> None:
-    """Show all that the dead letter ID of GROUP says.
+    """Show everything in the dead letter ID of GROUP.
 
-    The body is decoded if that can be done without running code in it, as a pickle would.
+    The body is decoded only if that runs no code of it, as a pickle would.
 
     \b
     Examples:
       celery -A shop shards dead-letters show orders 3f0c9a41d2
       celery -A shop shards dead-letters show orders 3f0c9a41d2 --body --json
     """
-    with explained():
-        sharding = _open(ctx)
-        name = name_group(sharding, group)
-        found = read_dead(sharding.connect, name, limit=LETTERS_MAX)
-        (letter,) = _pick(name, found, (letter_id,))
+    sharding = _open(ctx)
+    name = name_group(sharding, group)
+    found = read_dead(sharding.connect, name, limit=LETTERS_MAX)
+    (letter,) = _pick(name, found, (letter_id,))
     shown = letter_to_json(letter, details=True, body=body)
     if as_json:
-        ctx.obj.echo(json.dumps(shown))
+        emit(ctx, shown)
         return
     headers, properties = shown.pop("headers"), shown.pop("properties")
     lines = [f"{name:<16}{'-' if value is None else _one_line(value)}" for name, value in shown.items()]
     for title, values in (("headers", headers), ("properties", properties)):
         lines += [title, *(f"  {name:<24}{_one_line(value)}" for name, value in sorted(values.items()))]
-    for line in lines:
-        ctx.obj.echo(line.rstrip())
+    emit(ctx, [line.rstrip() for line in lines])
 
 
 @dead_letters.command("replay")
 @click.argument("group")
 @click.argument("ids", nargs=-1, metavar="[ID]…")
-@click.option("--all", "every", is_flag=True, help="All that have a key.")
-@click.option("--reason", help="With --all: only those whose REASON, as `list` shows it, contains this.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--all", "every", is_flag=True, help="All letters with a key.")
+@click.option("--reason", help="With --all: only those whose REASON in `list` contains this.")
+@yes_option
 @click.pass_context
 def replay_letters(
     ctx: click.Context, group: str, ids: tuple[str, ...], every: bool, reason: str | None, yes: bool
 ) -> None:
-    """Publish dead letters of GROUP to it again, under their keys, and take them out of the dead-letter queue.
+    """Publish dead letters to GROUP again, under their keys, and remove them from the dead-letter queue.
 
     They run behind everything that waits now: later tasks of their keys have run already. Among themselves they keep
-    their order. Each keeps its task id, starts with no attempts and no retries counted, and does not expire any more.
+    their order. Each keeps its task id, starts with no attempts and no retries counted, and no longer expires.
 
-    If this is killed in the middle, a letter that was just replayed may be there still; replayed once more, it runs
-    twice, unless its task is under @deduplicate. None is lost.
+    If this command is killed, the letter that it just replayed may still be there; replayed again, it runs twice,
+    unless its task is under @deduplicate. None is lost.
 
     \b
     Examples:
@@ -134,60 +126,58 @@ def replay_letters(
       celery -A shop shards dead-letters replay orders --all
       celery -A shop shards dead-letters replay orders --all --reason "is not registered" --yes
     """
-    with explained():
-        sharding = _open(ctx)
-        chosen_group = sharding.settings.group(group, needed_by="the command line")
-        letters = _choose(sharding, group, ids, every=every, reason=reason, yes=yes)
-        keyless = [letter for letter in letters if not letter.key]
-        if keyless and not every:
-            raise Unhealthy(
-                f"{', '.join(letter.id for letter in keyless)}: without a shard key, since no worker wrote it; nothing "
-                "was done"
-            )
-        if keyless:
-            click.echo(f"{len(keyless)} letters have no shard key, and stay", err=True)
-            letters = [letter for letter in letters if letter.key]
-        if not letters:
-            click.echo(f"{group}: no dead letters to replay", err=True)
-            return
-        click.echo(_WARNING, err=True)
-        _ask(f"Replay {len(letters)} dead letters of {group}?", letters, yes=yes)
-        done = replay(
-            sharding.connect,
-            chosen_group,
-            {letter.id for letter in letters},
-            by=operator_name(),
-            progress=_Progress() if len(letters) > _PROGRESS_STEP else None,
+    sharding = _open(ctx)
+    chosen_group = sharding.settings.group(group, needed_by="the command line")
+    letters = _choose(sharding, group, ids, every=every, reason=reason, yes=yes)
+    keyless = [letter for letter in letters if not letter.key]
+    if keyless and not every:
+        raise Unhealthy(
+            f"{', '.join(letter.id for letter in keyless)}: without a shard key, since no worker wrote it; nothing "
+            "was done"
         )
+    if keyless:
+        click.echo(f"{len(keyless)} letters have no shard key and stay", err=True)
+        letters = [letter for letter in letters if letter.key]
+    if not letters:
+        click.echo(f"{group}: no dead letters to replay", err=True)
+        return
+    click.echo(_WARNING, err=True)
+    _ask(f"Replay {len(letters)} dead letters of {group}?", letters, yes=yes)
+    done = replay(
+        sharding.connect,
+        chosen_group,
+        {letter.id for letter in letters},
+        by=operator_name(),
+        progress=_Progress() if len(letters) > _PROGRESS_STEP else None,
+    )
     ctx.obj.echo(f"{group}: {len(done)} replayed")
 
 
 @dead_letters.command("discard")
 @click.argument("group")
 @click.argument("ids", nargs=-1, metavar="[ID]…")
-@click.option("--all", "every", is_flag=True, help="All of them.")
-@click.option("--reason", help="With --all: only those whose REASON, as `list` shows it, contains this.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--all", "every", is_flag=True, help="All letters.")
+@click.option("--reason", help="With --all: only those whose REASON in `list` contains this.")
+@yes_option
 @click.pass_context
 def discard_letters(
     ctx: click.Context, group: str, ids: tuple[str, ...], every: bool, reason: str | None, yes: bool
 ) -> None:
-    """Throw dead letters of GROUP away, for good. The history of the group says who did, and which.
+    """Delete dead letters of GROUP for good. The history of the group records which, and who did it.
 
     \b
     Examples:
       celery -A shop shards dead-letters discard orders 3f0c9a41d2
       celery -A shop shards dead-letters discard orders --all --reason expired
     """
-    with explained():
-        sharding = _open(ctx)
-        name = name_group(sharding, group)
-        letters = _choose(sharding, name, ids, every=every, reason=reason, yes=yes)
-        if not letters:
-            click.echo(f"{name}: no dead letters to discard", err=True)
-            return
-        _ask(f"Throw {len(letters)} dead letters of {name} away?", letters, yes=yes)
-        done = discard(sharding.connect, name, {letter.id for letter in letters}, by=operator_name())
+    sharding = _open(ctx)
+    name = name_group(sharding, group)
+    letters = _choose(sharding, name, ids, every=every, reason=reason, yes=yes)
+    if not letters:
+        click.echo(f"{name}: no dead letters to discard", err=True)
+        return
+    _ask(f"Delete {len(letters)} dead letters of {name}?", letters, yes=yes)
+    done = discard(sharding.connect, name, {letter.id for letter in letters}, by=operator_name())
     ctx.obj.echo(f"{name}: {len(done)} discarded")
 
 
@@ -200,9 +190,9 @@ def _open(ctx: click.Context) -> Sharding:
 def _choose(
     sharding: Sharding, group: str, ids: Sequence[str], *, every: bool, reason: str | None, yes: bool
 ) -> list[DeadLetter]:
-    """Return the letters that are meant, as they are now; what comes while an answer is awaited is not."""
+    """Return the chosen letters, as they are now, without those that arrive while the operator is asked."""
     if bool(ids) == every or (reason is not None and not every):
-        raise WrongUsage("name dead letters by their ID, or say --all, with or without --reason")
+        raise WrongUsage("name dead letters by their ID, or use --all, with or without --reason")
     check_can_ask(yes=yes)
     found = read_dead(sharding.connect, group, limit=LETTERS_MAX)
     if not every:
@@ -230,14 +220,14 @@ def _ask(question: str, letters: Sequence[DeadLetter], *, yes: bool) -> None:
 
 
 class _Progress:
-    """Tells on stderr how far a replay is, now and then."""
+    """Prints on stderr how far a replay is, now and then."""
 
     def __init__(self) -> None:
-        self._told = 0
+        self._shown = 0
 
     def note(self, done: int, of: int) -> None:
-        if done - self._told >= _PROGRESS_STEP or done == of:
-            self._told = done
+        if done - self._shown >= _PROGRESS_STEP or done == of:
+            self._shown = done
             click.echo(f"{done} of {of} replayed", err=True)
 
 
@@ -247,7 +237,7 @@ def _describe_listing(name: str, found: Listing) -> list[str]:
     rows = [
         (
             letter.id,
-            "-" if letter.dead_at is None else f"{datetime.fromtimestamp(letter.dead_at):%Y-%m-%d %H:%M:%S}",
+            format_time(letter.dead_at),
             letter.task or "-",
             letter.task_id or "-",
             letter.key or "-",

@@ -1,18 +1,22 @@
-"""`shards list` and `shards declare`: the groups of the configuration, and how they come to the broker."""
+"""`shards list`, `declare` and `export`: the configured groups, and how they are declared on the broker."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from celery_sharding.cli.exits import explained
-from celery_sharding.cli.groups import choose_groups, connected, find_sharding, open_backing
-from celery_sharding.cli.tables import align
-from celery_sharding.config import ShardGroup
+from celery_sharding.cli.exits import WrongUsage
+from celery_sharding.cli.groups import check_has_logs, choose_groups, connected, find_sharding, open_backing
+from celery_sharding.cli.output import align, emit
+from celery_sharding.config import ShardGroup, suggest
 from celery_sharding.extension import Sharding
 from celery_sharding.layout.ensure import check_queue_type, find_fault
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.protocol import check_protocol
+from celery_sharding.operations.export import plan_export, to_definitions, to_operator
+from celery_sharding.operations.permissions import ROLES, Permissions, Role, celery_names, permissions_for
 from celery_sharding.rabbitmq.connect import process_name
 from celery_sharding.texts import printable
 from celery_sharding.topology import Names
@@ -21,62 +25,93 @@ from celery_sharding.topology import Names
 @click.command("list")
 @click.pass_context
 def list_groups(ctx: click.Context) -> None:
-    """List the groups of the configuration and the tasks that are routed to them. Needs no broker.
+    """List the configured groups and the tasks that are routed to them. Needs no broker.
 
     \b
     Example:
       celery -A shop shards list
     """
-    with explained():
-        sharding = find_sharding(ctx)
-        groups = choose_groups(sharding, None)
-        tasks = _find_tasks(sharding)
-        doubts = [*sharding.doubts, *sharding.find_idle_routes(sharding.settings.groups)]
+    sharding = find_sharding(ctx)
+    groups = choose_groups(sharding, None)
+    tasks = _find_tasks(sharding)
+    doubts = [*sharding.doubts, *sharding.find_idle_routes(sharding.settings.groups)]
     rows = [
         (group.name, str(group.shards), group.ordering, group.queue_type, ", ".join(tasks[group.name]) or "-")
         for group in groups
     ]
-    for line in align(("GROUP", "SHARDS", "ORDERING", "QUEUE TYPE", "TASKS"), rows, numeric={1}):
-        ctx.obj.echo(line)
+    emit(ctx, align(("GROUP", "SHARDS", "ORDERING", "QUEUE TYPE", "TASKS"), rows, numeric={1}))
     for doubt in doubts:
         click.echo(f"warning: {printable(doubt)}", err=True)
 
 
 @click.command()
 @click.argument("group", required=False)
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
 @click.pass_context
 def declare(ctx: click.Context, group: str | None, dry_run: bool) -> None:
-    """Make GROUP, or all groups, ready on the broker, as a worker does when it starts. May be repeated.
+    """Declare GROUP, or all groups, on the broker, as a worker does when it starts. May be repeated.
 
     \b
     Examples:
       celery -A shop shards declare
       celery -A shop shards declare orders --dry-run
     """
-    with explained():
-        sharding = find_sharding(ctx)
-        chosen = choose_groups(sharding, group)
-        if dry_run:
-            _say_what_to_declare(ctx, sharding, chosen)
-            return
-        backing = open_backing(sharding)
-        for each in chosen:
-            before = Layout()
-            if backing.has_logs:
-                with connected(sharding, needed_by="declare") as connection:
-                    before = load(connection, Names(each.name))
-            after = backing.ensure(each, owner=f"shards declare, {process_name()}")
-            ctx.obj.echo(f"{each.name}: {_describe_change(before, after)}")
-            if after.shards != each.shards:
-                click.echo(
-                    f"{each.name}: {after.shards} shards are live, {each.shards} are configured; the live ones count, "
-                    f"so set shards={after.shards}",
-                    err=True,
-                )
+    sharding = find_sharding(ctx)
+    chosen = choose_groups(sharding, group)
+    if dry_run:
+        _print_plan(ctx, sharding, chosen)
+        return
+    backing = open_backing(sharding)
+    for each in chosen:
+        before = Layout()
+        if backing.has_logs:
+            with connected(sharding, needed_by="declare") as connection:
+                before = load(connection, Names(each.name))
+        after = backing.ensure(each, owner=f"shards declare, {process_name()}")
+        ctx.obj.echo(f"{each.name}: {_describe_change(before, after)}")
+        if after.shards != each.shards:
+            click.echo(
+                f"{each.name}: {after.shards} shards are live, {each.shards} are configured; the live ones count, "
+                f"so set shards={after.shards}",
+                err=True,
+            )
 
 
-def _say_what_to_declare(ctx: click.Context, sharding: Sharding, groups: list[ShardGroup]) -> None:
+@click.command("export")
+@click.argument("group", required=False)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["definitions", "operator"]),
+    required=True,
+    help="RabbitMQ definitions (JSON), or objects for RabbitMQ's topology operator (YAML).",
+)
+@click.option("--user", "users", metavar="ROLE=NAME", multiple=True, help=f"ROLE is one of {', '.join(ROLES)}.")
+@click.option("--cluster", default="rabbitmq", show_default=True, help="The RabbitmqCluster, for the operator.")
+@click.pass_context
+def export(ctx: click.Context, group: str | None, form: str, users: tuple[str, ...], cluster: str) -> None:
+    """Write what other tools may declare of GROUP, or of all groups: three exchanges, a policy, and permissions.
+
+    Rings and queues are left out: workers make them. Import it, then run `celery shards declare` or start a worker,
+    then publish. It may be imported again at any time. Users must exist, or have secrets for the operator; passwords
+    are never written. Needs no broker.
+
+    \b
+    Examples:
+      celery -A shop shards export --format definitions > shards.json
+      celery -A shop shards export orders --format definitions --user worker=shop --user publisher=web
+      celery -A shop shards export --format operator --cluster rabbit --user operator=oncall | kubectl apply -f -
+    """
+    sharding = find_sharding(ctx)
+    names = [each.name for each in choose_groups(sharding, group)]
+    check_has_logs(sharding, needed_by="export")
+    allowed = [(name, _permissions(sharding.app, role, names)) for role, name in map(_read_user, users)]
+    connection: Any = sharding.connect()
+    plan = plan_export(names, virtual_host=connection.virtual_host or "/", users=allowed)
+    ctx.obj.echo(to_definitions(plan) if form == "definitions" else to_operator(plan, cluster=cluster).rstrip())
+
+
+def _print_plan(ctx: click.Context, sharding: Sharding, groups: list[ShardGroup]) -> None:
     plans = {}
     with connected(sharding, needed_by="declare --dry-run") as connection:
         for group in groups:
@@ -122,3 +157,26 @@ def _describe_change(before: Layout, after: Layout) -> str:
     if before.generation == after.generation:
         return f"put right, {live}"
     return f"declared, {live}" + (f", in place of generation {before.generation}" if before.generation else "")
+
+
+def _read_user(text: str) -> tuple[Role, str]:
+    role, separator, name = text.partition("=")
+    if not separator or not name:
+        raise WrongUsage(f"--user takes ROLE=NAME, as in worker=shop, not {text!r}")
+    if role not in ROLES:
+        raise WrongUsage(f"--user {text!r}: there is no role {role!r}{suggest(role, ROLES)}; {', '.join(ROLES)} are")
+    return role, name
+
+
+def _permissions(app: Any, role: Role, groups: list[str]) -> Permissions:
+    conf = app.conf
+    queues = app.amqp.queues
+    quorum = any((queue.queue_arguments or {}).get("x-queue-type") == "quorum" for queue in queues.values())
+    found = celery_names(
+        queues=[*queues, *(queue.exchange.name for queue in queues.values() if queue.exchange.name)],
+        control_exchange=conf.control_exchange,
+        event_exchange=conf.event_exchange,
+        event_queue_prefix=conf.event_queue_prefix,
+        delays=quorum or conf.task_default_queue_type == "quorum",
+    )
+    return permissions_for(role, groups, celery_names=found if role == "worker" else ())

@@ -1,18 +1,17 @@
 """`celery -A app shards dedup …`: look at a claim, forget it, delete what has expired.
 
-A key is named as in logs and errors: behind the name of its task, or its scope, as in `shop.pay:evt-1`.
+A key is written as in logs and errors: after the name of its task, or its scope, as in `shop.pay:evt-1`.
 """
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import Any
 
 import click
 
-from celery_sharding.cli.asking import ask, check_can_ask
-from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
+from celery_sharding.cli.exits import Unhealthy, WrongUsage, ask, check_can_ask, yes_option
+from celery_sharding.cli.output import emit, json_option
 from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, ClaimStore, Shown
 from celery_sharding.dedup.mark import dedup_options
 from celery_sharding.dedup.owners import is_provably_gone
@@ -28,35 +27,30 @@ def dedup() -> None:
 
 @dedup.command()
 @click.argument("key")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@json_option
 @click.pass_context
 def show(ctx: click.Context, key: str, as_json: bool) -> None:
-    """Show the claim of KEY: its state, who holds it, how long, and what it keeps. Changes nothing.
+    """Show the claim of KEY: its state, its holder and lease, and its result's size. Changes nothing.
 
     \b
     Examples:
       celery -A shop shards dedup show shop.pay:evt-1
       celery -A shop shards dedup show shop.pay:evt-1 --json | jq .state
     """
-    with explained():
-        shown = _find(ctx, _open_store(ctx), key)
-    if as_json:
-        ctx.obj.echo(json.dumps(_to_json(shown)))
-    else:
-        for line in _describe(shown):
-            ctx.obj.echo(line)
+    shown = _find(ctx, _open_store(ctx), key)
+    emit(ctx, _to_json(shown) if as_json else _describe(shown))
 
 
 @dedup.command()
 @click.argument("key")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Also while it is held, whose commit is refused then, or if it is damaged.")
+@yes_option
+@click.option("--force", is_flag=True, help="Also if it is damaged, or held: then its commit is refused.")
 @click.pass_context
 def forget(ctx: click.Context, key: str, yes: bool, force: bool) -> None:
     """Forget the claim of KEY, so that the next call with it runs again.
 
-    A row that `claim.transaction` wrote into your own database stays, and goes on ending every run of KEY until it
-    expires; delete it there, too, if the effects shall be written again.
+    A row that `claim.transaction` wrote into your own database stays, and ends every run of KEY until it expires;
+    delete it there, too, if the effects are to be written again.
 
     \b
     Examples:
@@ -64,22 +58,21 @@ def forget(ctx: click.Context, key: str, yes: bool, force: bool) -> None:
       celery -A shop shards dedup forget shop.pay:evt-1 --force --yes
     """
     check_can_ask(yes=yes)
-    with explained():
-        store = _open_store(ctx)
-        try:
-            shown = _find(ctx, store, key)
-            lines = _describe(shown)
-            if not force:
-                _refuse_held(shown)
-        except DamagedRecord as exc:
-            if not force:
-                raise
-            lines = [str(exc)]
-        for line in lines:
-            click.echo(line, err=True)
-        ask(f"Forget {key}?", yes=yes)
-        if not store.forget(key, force=force):
-            _refuse_held(_find(ctx, store, key))
+    store = _open_store(ctx)
+    try:
+        shown = _find(ctx, store, key)
+        lines = _describe(shown)
+        if not force:
+            _refuse_held(shown)
+    except DamagedRecord as exc:
+        if not force:
+            raise
+        lines = [str(exc)]
+    for line in lines:
+        click.echo(line, err=True)
+    ask(f"Forget {key}?", yes=yes)
+    if not store.forget(key, force=force):
+        _refuse_held(_find(ctx, store, key))
     ctx.obj.echo(f"{key}: forgotten; the next call with it runs")
 
 
@@ -92,16 +85,15 @@ def purge(ctx: click.Context) -> None:
     Example:
       celery -A shop shards dedup purge
     """
-    with explained():
-        _open_store(ctx)
-        count = purge_expired(ctx.obj.app)
+    _open_store(ctx)
+    count = purge_expired(ctx.obj.app)
     ctx.obj.echo(f"{count} expired claims deleted")
 
 
 def _open_store(ctx: click.Context) -> ClaimStore:
     store = store_for(ctx.obj.app)
     if store.is_of_one_process:
-        raise WrongUsage("this app keeps its claims in the memory of its processes, where no command can see them")
+        raise WrongUsage("this app keeps its claims in the memory of its processes, which no command can see")
     return store
 
 
@@ -114,7 +106,7 @@ def _find(ctx: click.Context, store: ClaimStore, key: str) -> Shown:
     scopes = sorted(_scopes(app))
     advice = ""
     if scopes and key.rpartition(":")[0] not in scopes:
-        advice = f". A key stands behind its task or scope: {', '.join(f'{scope}:{key}' for scope in scopes)}"
+        advice = f". Put the task or scope before the key: {', '.join(f'{scope}:{key}' for scope in scopes)}"
     raise Unhealthy(f"nothing is known of {key}{advice}")
 
 
@@ -126,13 +118,12 @@ def _scopes(app: Any) -> set[str]:
 def _refuse_held(shown: Shown) -> None:
     if shown.lease_left_seconds is not None and shown.lease_left_seconds > 0:
         raise Unhealthy(
-            f"{shown.key} is {shown.state}, for {_duration(shown.lease_left_seconds)} more at least; with --force "
-            "it is forgotten nevertheless, and the commit of its run refused"
+            f"{shown.key} is {shown.state}, for {_duration(shown.lease_left_seconds)} more at least; --force forgets "
+            "it all the same, and refuses the commit of its run"
         )
 
 
 def _describe(shown: Shown) -> list[str]:
-    """Return the lines that show a claim."""
     facts: list[tuple[str, str]] = []
     if shown.owner is not None:
         facts.append(("holder", f"task {shown.owner.task_id}, process {shown.owner.pid} on {shown.owner.host}"))

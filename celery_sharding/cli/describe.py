@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from typing import Any
 
 import click
 
-from celery_sharding.cli.durations import format_duration
-from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
+from celery_sharding.cli.exits import Unhealthy, WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_sharding
+from celery_sharding.cli.output import emit, format_duration, format_time, json_option
 from celery_sharding.cli.rows import format_lag, format_rate, format_store_away
 from celery_sharding.errors import ManagementUnavailable
 from celery_sharding.extension import Sharding
@@ -29,8 +26,8 @@ from celery_sharding.timestamps import format_moment
 from celery_sharding.topology import Names
 
 _WITHOUT_MANAGEMENT = (
-    "without sharding_management_url it is not known what the broker counts as unacknowledged, from where consumers "
-    "come, on which nodes the queue is, and its memory"
+    "without sharding_management_url the broker's count of unacknowledged messages, where consumers come from, the "
+    "nodes of the queue and its memory are not known"
 )
 _STATISTICS_OFF = "statistics are off on the broker: its consumers and memory are not known"
 _LABEL_WIDTH = 12
@@ -38,7 +35,7 @@ _LABEL_WIDTH = 12
 
 @dataclass(frozen=True, slots=True)
 class _Description:
-    """All that is known of one shard. `consumers` is None if nobody says."""
+    """All that is known of one shard. `consumers` is None if they are not known."""
 
     snapshot: Snapshot
     row: ShardStatus
@@ -52,40 +49,35 @@ class _Description:
 
 @click.command()
 @click.argument("shard")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@json_option
 @click.pass_context
 def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
-    """Show all that is known of one shard, GROUP/N or GROUP.00N: its state and what to do about it, its owner, what
-    it counted, and the last handovers, failures and dead letters of the journal.
+    """Show all that is known of one shard, GROUP/N or GROUP.00N: its state and what to do about it, its owner, its
+    counters, and the last handovers, failures and dead letters in the journal.
 
-    With the setting sharding_management_url also what only the broker's management API knows: from where each consumer
-    comes, and on which nodes the queue is.
+    With the setting sharding_management_url it also shows what only the broker's management API knows: where each
+    consumer comes from, and on which nodes the queue is.
 
     \b
     Examples:
       celery -A shop shards describe orders/3
       celery -A shop shards describe orders.003 --json | jq .recent.failures
     """
-    with explained():
-        sharding = find_sharding(ctx)
-        group, index = _choose(sharding, shard)
-        with connected(sharding, needed_by="describe") as connection:
-            management = open_management(sharding.settings, connection)
-            snapshot = read_snapshot(connection, [group], management=management)
-            status = snapshot.groups[0]
-            if not status.declared:
-                raise Unhealthy(f"{group}: {NOT_DECLARED}")
-            if not status.shards:
-                raise Unhealthy(f"{group}: no generation yet; start a worker, or run `celery shards declare`")
-            check_shard(group, index, len(status.shards))
-            row, consumers, missing = _ask_broker(management, status.shards[index], snapshot.management_error)
-            recent = read_shard_events(connection, Names(group), row.queue)
+    sharding = find_sharding(ctx)
+    group, index = _choose(sharding, shard)
+    with connected(sharding, needed_by="describe") as connection:
+        management = open_management(sharding.settings, connection)
+        snapshot = read_snapshot(connection, [group], management=management)
+        status = snapshot.groups[0]
+        if not status.declared:
+            raise Unhealthy(f"{group}: {NOT_DECLARED}")
+        if not status.shards:
+            raise Unhealthy(f"{group}: no generation yet; start a worker, or run `celery shards declare`")
+        check_shard(group, index, len(status.shards))
+        row, consumers, missing = _ask_broker(management, status.shards[index], snapshot.management_error)
+        recent = read_shard_events(connection, Names(group), row.queue)
     found = _Description(snapshot, row, recent, consumers)
-    if as_json:
-        ctx.obj.echo(json.dumps(_to_json(found)))
-    else:
-        for line in _lines(found):
-            ctx.obj.echo(printable(line))
+    emit(ctx, _to_json(found) if as_json else map(printable, _lines(found)))
     if missing:
         click.echo(missing, err=True)
 
@@ -102,7 +94,7 @@ def _choose(sharding: Sharding, text: str) -> tuple[str, int]:
 def _ask_broker(
     management: Management | None, row: ShardStatus, error: str
 ) -> tuple[ShardStatus, tuple[ConsumerFacts, ...] | None, str]:
-    """Return the row with what the management API says, the consumers, and in words what it does not say."""
+    """Return the row with the facts of the management API, the consumers, and what could not be learned, in words."""
     if management is None:
         return row, None, _WITHOUT_MANAGEMENT
     if error:
@@ -140,23 +132,23 @@ def _lines(found: _Description) -> list[str]:
     since = "" if found.recent.since is None else f" of the last {format_duration(now - found.recent.since)}"
     for name, events in found.recent.by_kind.items():
         lines.append(f"  {name.replace('_', ' ')}{since}" + ("" if events else ": none"))
-        lines += [f"    {_moment(event)}  {_event(event)}" for event in events]
+        lines += [f"    {format_time(event['at'])}  {_event(event)}" for event in events]
     return lines
 
 
 def _owner(row: ShardStatus, now: float) -> str:
     if row.since is None:
-        return "none, and none is known"
-    age, at = format_duration(now - row.since), datetime.fromtimestamp(row.since).strftime("%Y-%m-%d %H:%M:%S")
+        return "none; no earlier one is known"
+    age, at = format_duration(now - row.since), format_time(row.since)
     if row.owner is None:
-        return f"none; the last was heard {age} ago, at {at}"
+        return f"none; the last one reported {age} ago, at {at}"
     return f"{row.owner} for {age}, since {at}"
 
 
 def _waiting(row: ShardStatus) -> str:
     if row.ready is None:
         return "not known"
-    held = "" if row.held is None else f", {row.held} held by the owner, of which {row.running} run"
+    held = "" if row.held is None else f", {row.held} held by the owner, {row.running} of them running"
     return f"{row.ready} ready{held}"
 
 
@@ -188,10 +180,6 @@ def _consumer(consumer: ConsumerFacts) -> str:
     )
 
 
-def _moment(event: Mapping[str, Any]) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
-
-
 def _event(event: Mapping[str, Any]) -> str:
     if event["event"] == "handover":
         to = f" to {event['to']}" if event.get("to") else ""
@@ -203,7 +191,7 @@ def _event(event: Mapping[str, Any]) -> str:
 def _to_json(found: _Description) -> dict[str, Any]:
     row, recent = found.row, found.recent
     meaning, advice = STATES[row.state]
-    # In the shape of `status --json`, of which this is one row.
+    # One row of `status --json`, in the same shape.
     group = replace(found.group, shards=(row,), earlier=())
     shown = to_json(replace(found.snapshot, groups=(group,)))
     return {

@@ -1,4 +1,4 @@
-"""What the doctor looks at in the app itself: its settings, and where it keeps claims."""
+"""The doctor's checks of the app itself: its settings, and its store of claims."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreUnavailabl
 from celery_sharding.extension import Sharding
 from celery_sharding.monitoring.doctor import Finding
 
-# What no claim is called: scopes are names of tasks.
+# Not the name of any claim: scopes are names of tasks.
 _PROBE = "celery-sharding:doctor"
 _SHORT_HEARTBEAT_SECONDS = 5.0
 
 
 def examine_app(sharding: Sharding) -> Iterator[Finding]:
-    """Yield what is found in the app of this process; its tasks are imported."""
+    """Import the tasks of this process' app, and yield what is found in it."""
     app = sharding.app
     app.loader.import_default_modules()
     yield from _check_settings(app, sharding.settings)
@@ -46,7 +46,7 @@ def _check_settings(app: Any, settings: Settings) -> Iterator[Finding]:
             "warning",
             "heartbeat",
             f"the heartbeat is {heartbeat:g} s: a busy host may seem dead, and its tasks run twice",
-            "15 s serve most; the smaller of broker_heartbeat and sharding_heartbeat_seconds counts",
+            "15 s suit most; the smaller of broker_heartbeat and sharding_heartbeat_seconds counts",
         )
     if conf.broker_connection_retry is False:
         wrong = True
@@ -54,32 +54,30 @@ def _check_settings(app: Any, settings: Settings) -> Iterator[Finding]:
             "warning",
             "settings",
             "broker_connection_retry is off: a worker ends when its connection is lost",
-            "let it be on, or see that something starts workers again",
+            "leave it on, or make sure that something restarts workers",
         )
     if conf.worker_enable_remote_control and conf.control_queue_exclusive and len(app.connection_for_read().alt) > 1:
         yield Finding(
             "note",
             "settings",
-            "the queues for remote control are exclusive: when a node of a RabbitMQ 4.3 cluster is lost, the workers "
-            "that were connected to it get in again only when it is back",
+            "the queues for remote control are exclusive: when a node of a RabbitMQ 4.3 cluster is lost, workers "
+            "connected to it cannot connect again until it is back",
             "set control_queue_exclusive=False and control_queue_durable=True, and default_queue_type = quorum on the "
             "nodes",
         )
     if not wrong:
-        yield Finding("ok", "settings", f"heartbeat {heartbeat:g} s; no setting of Celery's is in the way")
+        yield Finding("ok", "settings", f"heartbeat {heartbeat:g} s; no setting of Celery's is a problem")
 
 
 def _check_names(sharding: Sharding) -> Iterator[Finding]:
     for doubt in sharding.doubts:
-        yield Finding(
-            "warning", "settings", doubt, "put the name right, or ignore this if it is not meant for sharding"
-        )
+        yield Finding("warning", "settings", doubt, "correct the name, or ignore this if it is not meant for sharding")
     for doubt in sharding.find_idle_routes(sharding.settings.groups):
         yield Finding(
             "warning",
             "routes",
-            f"{doubt}: what it means runs in no order",
-            "put the name of the task right, or import its module here; ignore this if another app has the task",
+            f"{doubt}: tasks that it was meant for run in no order",
+            "correct the name of the task, or import its module here; ignore this if another app has the task",
         )
 
 
@@ -88,8 +86,8 @@ def _check_time_limits(sharding: Sharding) -> Iterator[Finding]:
     yield Finding(
         "note",
         "consumer time-out",
-        f"not checked: the broker does not tell its consumer_timeout, which is taken for {timeout_seconds:g} s",
-        "see `rabbitmqctl environment`; a time-out that is not 30 min goes into sharding_consumer_timeout_seconds",
+        f"not checked: the broker does not show its consumer_timeout, assumed to be {timeout_seconds:g} s",
+        "see `rabbitmqctl environment`; if it is not 30 min, set sharding_consumer_timeout_seconds",
     )
     for name in sorted(app.tasks):
         task = app.tasks[name]
@@ -116,20 +114,18 @@ def _check_claims(app: Any) -> Iterator[Finding]:
         store = store_for(app, eager=bool(app.conf.task_always_eager))
         store.show(_PROBE)
     except NoUsableStore as exc:
-        fix = "give it that right" if exc.facts.get("refused") else "set result_backend to one of these"
+        fix = "grant that right" if exc.facts.get("refused") else "set result_backend to one of these"
         yield Finding("error", "claims", exc.message, f"{fix}; workers will not start")
         return
     except StoreUnavailable as exc:
-        yield Finding("error", "claims", exc.message, "see that it is up; deduplicated tasks wait for it or fail")
+        yield Finding("error", "claims", exc.message, "make sure that it is up; deduplicated tasks wait for it or fail")
         return
     except DamagedRecord:
         pass  # it answers
     kind = type(store).__name__.removesuffix("Store")
     if store.caveat is not None:
-        yield Finding(
-            "warning", "claims", f"claims are kept as well as it goes: {store.caveat}", "use another result backend"
-        )
-    yield Finding("ok", "claims", f"{kind} keeps the claims of {len(tasks)} tasks, and takes them")
+        yield Finding("warning", "claims", f"claims may be lost: {store.caveat}", "use another result backend")
+    yield Finding("ok", "claims", f"{kind} keeps the claims of {len(tasks)} tasks, and accepts new ones")
     if kind == "Redis":
         yield from _check_redis(app)
 
@@ -145,15 +141,15 @@ def _check_redis(app: Any) -> Iterator[Finding]:
         yield Finding(
             "note",
             "Redis",
-            f"not checked: it does not show its configuration ({type(exc).__name__})",
-            "see that maxmemory-policy is noeviction, and that it writes to disk (appendonly yes)",
+            f"not checked: its configuration cannot be read ({type(exc).__name__})",
+            "make sure that maxmemory-policy is noeviction, and that it writes to disk (appendonly yes)",
         )
         return
-    yield from judge_redis(found)
+    yield from examine_redis(found)
 
 
-def judge_redis(found: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what is wrong with a Redis that keeps claims, from its INFO and CONFIG."""
+def examine_redis(found: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong with a Redis for claims, from its INFO and CONFIG."""
     policy, limit = str(found.get("maxmemory-policy")), int(found.get("maxmemory") or 0)
     wrong = False
     if limit and policy != "noeviction":
@@ -170,7 +166,7 @@ def judge_redis(found: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "Redis",
-            "it writes to disk now and then only: a crash loses the last claims" if saves else
+            "it writes to disk only now and then: a crash loses the last claims" if saves else
             "it writes nothing to disk: a restart loses all claims",
             "set appendonly yes",
         )  # fmt: skip
@@ -178,7 +174,7 @@ def judge_redis(found: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "note",
             "Redis",
-            "it takes writes that no replica has: a failover may lose claims",
+            "it accepts writes that no replica has: a failover may lose claims",
             "set min-replicas-to-write 1, and min-replicas-max-lag",
         )
     if not wrong:

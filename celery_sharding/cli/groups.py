@@ -1,4 +1,4 @@
-"""What every command asks first: the groups of the app, and a connection to its broker."""
+"""What every verb needs first: the groups of the app, and a connection to its broker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def choose_groups(sharding: Sharding, name: str | None) -> list[ShardGroup]:
 
 
 def choose_shard(sharding: Sharding, text: str) -> tuple[ShardGroup, int | None]:
-    """Read `orders`, `orders/3` or `orders.003`: the group, and the shard's index, None for all of it."""
+    """Read `orders`, `orders/3` or `orders.003`: the group and the shard's index, None for the whole group."""
     found = parse_shard(text, sharding.settings)
     if found is None:
         group = sharding.settings.group(text.replace(".", "/").partition("/")[0], needed_by="the command line")
@@ -57,7 +57,7 @@ def choose_shard(sharding: Sharding, text: str) -> tuple[ShardGroup, int | None]
 
 
 def operator_name() -> str:
-    """Return how an operator signs what is done to a group, for its history."""
+    """Return the operator as the history of a group names them."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # KeyError up to Python 3.12: the user of a container may have no name
@@ -68,7 +68,7 @@ def operator_name() -> str:
 def open_backing(sharding: Sharding) -> Backing:
     try:
         for url in sharding.connect().alt:
-            Connection(url)  # of several nodes all but the first are read only when they are needed
+            Connection(url)  # kombu reads the URLs behind the first only when it needs them
         return sharding.backing()
     except ValueError:
         # The text of this error may hold a part of the password.
@@ -84,8 +84,13 @@ def check_has_logs(sharding: Sharding, *, needed_by: str) -> None:
     open_backing(sharding).require_logs(f"`shards {needed_by}`")
 
 
+def name_groups(sharding: Sharding, name: str | None) -> list[str]:
+    """Return the name of one group, as `name_group` does, or of all that are configured."""
+    return [each.name for each in choose_groups(sharding, None)] if name is None else [name_group(sharding, name)]
+
+
 def name_group(sharding: Sharding, name: str) -> str:
-    """Return the name of a group that is configured, or was once and is on the broker still.
+    """Return the name of a group that is configured, or still on the broker.
 
     Raises:
         UnknownGroup: It is neither.
@@ -100,10 +105,10 @@ def name_group(sharding: Sharding, name: str) -> str:
 
 @contextlib.contextmanager
 def connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
-    """Yield an open connection of kombu's.
+    """Yield an open connection to the broker.
 
     Raises:
-        BrokerUnavailable: There is none, or it was lost.
+        BrokerUnavailable: It could not be made, or was lost.
         UnsupportedBroker: The broker keeps no logs.
     """
     check_has_logs(sharding, needed_by=needed_by)

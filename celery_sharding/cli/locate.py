@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
+from celery_sharding.cli.exits import Unhealthy, WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
-from celery_sharding.cli.tables import align
+from celery_sharding.cli.output import align, emit, json_option
 from celery_sharding.errors import ShardKeyError
 from celery_sharding.keys import key_text
 from celery_sharding.layout.manifest import load
@@ -26,39 +25,35 @@ _HEADINGS = ("KEY", "SHARD", "GENERATION", "OWNER", "STATE", "QUEUE")
 @click.command()
 @click.argument("group")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@json_option
 @click.pass_context
 def locate(ctx: click.Context, group: str, keys: tuple[str, ...], as_json: bool) -> None:
-    """Show which shard of GROUP takes each KEY, and who owns it. The broker is asked; nothing stays behind there.
+    """Show which shard of GROUP takes each KEY, and who owns it. Asks the broker, and leaves nothing there.
 
-    While a generation is left for another, a key has a place in both: what was published before is in the older one.
+    During a switch to another generation, a key has a place in both: earlier messages are in the older one.
 
     \b
     Examples:
       celery -A shop shards locate orders 42
       celery -A shop shards locate orders 42 43 --json | jq '.keys[].places[-1].owner'
     """
-    with explained():
-        sharding = find_sharding(ctx)
-        (chosen,) = choose_groups(sharding, group)
-        texts = [_check_key(key) for key in keys]
-        names = Names(chosen.name)
-        with connected(sharding, needed_by="locate") as connection:
-            layout = load(connection, names)
-            check_protocol(chosen.name, layout.protocol)  # keys may be elsewhere in a layout that is not understood
-            if not layout.generation:
-                raise Unhealthy(_describe_missing(names, layout))
-            located = locate_keys(connection, names, layout, texts)
-            (status,) = read_snapshot(connection, [chosen.name]).groups
+    sharding = find_sharding(ctx)
+    (chosen,) = choose_groups(sharding, group)
+    texts = [_check_key(key) for key in keys]
+    names = Names(chosen.name)
+    with connected(sharding, needed_by="locate") as connection:
+        layout = load(connection, names)
+        check_protocol(chosen.name, layout.protocol)  # an unknown layout may place keys elsewhere
+        if not layout.generation:
+            raise Unhealthy(_describe_missing(names, layout))
+        located = locate_keys(connection, names, layout, texts)
+        (status,) = read_snapshot(connection, [chosen.name]).groups
     rows = {row.queue: row for row in status.rows}
     if as_json:
-        ctx.obj.echo(
-            json.dumps({"schema": 1, "group": chosen.name, "keys": [_to_json(each, rows) for each in located]})
-        )
+        emit(ctx, {"schema": 1, "group": chosen.name, "keys": [_to_json(each, rows) for each in located]})
     else:
         table = [_row(each.key, place, rows.get(place.queue)) for each in located for place in each.places]
-        for line in align(_HEADINGS, table, numeric={1, 2}):
-            ctx.obj.echo(line)
+        emit(ctx, align(_HEADINGS, table, numeric={1, 2}))
     for line in _describe_switch(names, layout, located[0]):
         click.echo(line, err=True)
 

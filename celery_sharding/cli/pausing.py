@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from datetime import datetime
-
 import click
 
-from celery_sharding.cli.exits import Unhealthy, explained
+from celery_sharding.cli.exits import Unhealthy
 from celery_sharding.cli.groups import (
     NOT_DECLARED,
     check_has_logs,
@@ -18,49 +14,56 @@ from celery_sharding.cli.groups import (
     find_sharding,
     operator_name,
 )
-from celery_sharding.cli.tables import align
+from celery_sharding.cli.output import align, emit, format_time, json_option
+from celery_sharding.config import ShardGroup
+from celery_sharding.extension import Sharding
 from celery_sharding.monitoring.history import Entry, read_history, to_json
-from celery_sharding.operations import pause as pausing
+from celery_sharding.operations.pause import pause as pause_shards
+from celery_sharding.operations.pause import resume as resume_shards
 
 
 @click.command()
 @click.argument("shard", metavar="GROUP|GROUP/N")
 @click.pass_context
 def pause(ctx: click.Context, shard: str) -> None:
-    """Let nothing more start of a group, or of one shard of it, until it is resumed.
+    """Start no more tasks of a group, or of one shard of it, until it is resumed.
 
-    What runs may end; messages wait in their order. It is in force in every worker within a second, and after any
-    restart. Pausing what is paused is no error.
+    Running tasks may end; messages wait in order. Every worker obeys within a second, and after any restart. Pausing
+    what is paused already is no error.
 
     \b
     Examples:
       celery -A shop shards pause orders
       celery -A shop shards pause orders/3
     """
-    _change(ctx, shard, pausing.pause, changed="paused", unchanged="already paused", verb="pause")
+    sharding, group, index = _choose(ctx, shard, verb="pause")
+    done = pause_shards(sharding.connect, group, index, by=operator_name())
+    ctx.obj.echo(f"{_label(group, index)}: {'paused' if done else 'already paused'}")
 
 
 @click.command()
 @click.argument("shard", metavar="GROUP|GROUP/N")
 @click.pass_context
 def resume(ctx: click.Context, shard: str) -> None:
-    """Let a paused shard go on, or a group with all its shards. Resuming what is not paused is no error.
+    """Resume a paused shard, or a group with all its shards. Resuming what is not paused is no error.
 
     \b
     Examples:
       celery -A shop shards resume orders/3
       celery -A shop shards resume orders
     """
-    _change(ctx, shard, pausing.resume, changed="resumed", unchanged="not paused", verb="resume")
+    sharding, group, index = _choose(ctx, shard, verb="resume")
+    done = resume_shards(sharding.connect, group, index, by=operator_name())
+    ctx.obj.echo(f"{_label(group, index)}: {'resumed' if done else 'not paused'}")
 
 
 @click.command()
 @click.argument("group", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The latest so many.")
+@json_option
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many, the latest.")
 @click.pass_context
 def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) -> None:
-    """Show what was done to GROUP, or to all groups, by whom, and how it ended; the latest last.
+    """Show what was done to GROUP, or to all groups, who did it, and how it ended; the latest comes last.
 
     Exits with 1 if a group was never declared.
 
@@ -70,17 +73,15 @@ def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) ->
       celery -A shop shards history orders --limit 5
       celery -A shop shards history --json | jq '.groups[].entries[] | select(.event == "pause")'
     """
-    with explained():
-        sharding = find_sharding(ctx)
-        chosen = [each.name for each in choose_groups(sharding, group)]
-        with connected(sharding, needed_by="history") as connection:
-            found = {name: read_history(connection, name, limit) for name in chosen}
+    sharding = find_sharding(ctx)
+    chosen = [each.name for each in choose_groups(sharding, group)]
+    with connected(sharding, needed_by="history") as connection:
+        found = {name: read_history(connection, name, limit) for name in chosen}
     if as_json:
-        ctx.obj.echo(json.dumps({"schema": 1, "groups": [to_json(name, entries) for name, entries in found.items()]}))
+        emit(ctx, {"schema": 1, "groups": [to_json(name, entries) for name, entries in found.items()]})
     else:
         for number, (name, entries) in enumerate(found.items()):
-            for line in ([""] if number else []) + _describe(name, entries):
-                ctx.obj.echo(line)
+            emit(ctx, ([""] if number else []) + _describe(name, entries))
     missing = [name for name, entries in found.items() if not entries]
     if missing:
         if as_json:
@@ -88,25 +89,19 @@ def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) ->
         ctx.exit(Unhealthy.exit_code)
 
 
-def _change(
-    ctx: click.Context, text: str, change: Callable[..., bool], *, changed: str, unchanged: str, verb: str
-) -> None:
-    with explained():
-        sharding = find_sharding(ctx)
-        group, index = choose_shard(sharding, text)
-        check_has_logs(sharding, needed_by=verb)
-        done = change(sharding.connect, group, index, by=operator_name())
-    place = group.name if index is None else f"{group.name}/{index}"
-    ctx.obj.echo(f"{place}: {changed if done else unchanged}")
+def _choose(ctx: click.Context, text: str, *, verb: str) -> tuple[Sharding, ShardGroup, int | None]:
+    sharding = find_sharding(ctx)
+    group, index = choose_shard(sharding, text)
+    check_has_logs(sharding, needed_by=verb)
+    return sharding, group, index
+
+
+def _label(group: ShardGroup, index: int | None) -> str:
+    return group.name if index is None else f"{group.name}/{index}"
 
 
 def _describe(name: str, entries: list[Entry]) -> list[str]:
-    """Return the lines that show a group's history."""
     if not entries:
         return [f"{name}: {NOT_DECLARED}"]
-    rows = [(_moment(entry.at), entry.by, entry.what, entry.result) for entry in entries]
+    rows = [(format_time(entry.at), entry.by, entry.what, entry.result) for entry in entries]
     return [f"{name}:", *(f"  {line}" for line in align(("WHEN", "WHO", "WHAT", "RESULT"), rows, numeric=set()))]
-
-
-def _moment(at: float | None) -> str:
-    return "-" if at is None else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")

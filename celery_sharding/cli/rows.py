@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from celery_sharding.cli.durations import format_duration
 from celery_sharding.cli.exits import WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED
-from celery_sharding.cli.tables import align, shorten
+from celery_sharding.cli.output import align, format_duration, shorten
 from celery_sharding.config import suggest
 from celery_sharding.layout.protocol import describe_need, is_known
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus
 
-# Below this, a worker's name says nothing any more.
+# A shorter name of a worker would be useless.
 _NAME_MIN = 16
 
 
@@ -55,7 +54,7 @@ _NAMES = ("owner", "standbys")
 
 
 def read_columns(text: str | None) -> tuple[str, ...]:
-    """Return the columns that a comma-separated list names; None: those by default.
+    """Return the columns in a comma-separated list; None: the default ones.
 
     Raises:
         WrongUsage: There is no such column; the message names the nearest.
@@ -67,7 +66,7 @@ def read_columns(text: str | None) -> tuple[str, ...]:
         if name not in COLUMNS:
             raise WrongUsage(f"there is no column {name!r}{suggest(name, COLUMNS)}; there are {', '.join(COLUMNS)}")
     if not names:
-        raise WrongUsage(f"--columns names none; there are {', '.join(COLUMNS)}")
+        raise WrongUsage(f"--columns is empty; there are {', '.join(COLUMNS)}")
     return names
 
 
@@ -76,7 +75,7 @@ def describe_group(group: GroupStatus, columns: Iterable[str], *, now: float, wi
 
     Args:
         now: The moment of the snapshot.
-        width: That of the terminal, for which names of workers are shortened; None: as long as they are.
+        width: Of the terminal; names of workers are shortened to fit. None: not at all.
     """
     if not group.declared:
         why = NOT_DECLARED if is_known(group.protocol) else describe_need(group.protocol)
@@ -87,7 +86,7 @@ def describe_group(group: GroupStatus, columns: Iterable[str], *, now: float, wi
     if group.switch is not None:
         lines.append(f"  switch to generation {group.switch.generation} under way, at step {group.switch.step}")
     if group.limbo_ready:
-        lines.append(f"  {group.limbo_ready} messages came without a ring; a worker makes a new one for them")
+        lines.append(f"  {group.limbo_ready} messages came while there was no ring; a worker makes a new one for them")
     if group.store_away_since is not None:
         waiting = sum(row.store_waiting for row in group.rows)
         lines.append(
@@ -138,7 +137,7 @@ def _table(group: GroupStatus, names: tuple[str, ...], now: float, width: int | 
         return lines
     longest = {number: max(len(row[number]) for row in rows) for number in shrinking}
     budget = sum(longest.values()) - excess
-    for number in sorted(shrinking, key=longest.__getitem__):  # a short one leaves the rest to the others
+    for number in sorted(shrinking, key=longest.__getitem__):  # a short one leaves room for the others
         share = max(_NAME_MIN, budget // len(shrinking))
         budget -= min(share, longest[number])
         shrinking = shrinking[1:]

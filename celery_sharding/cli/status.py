@@ -1,9 +1,8 @@
-"""`shards status`: what `admin.snapshot` knows of the groups, once or for as long as one looks."""
+"""`shards status`: a snapshot of the groups, once or until Ctrl-C."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 import sys
@@ -11,9 +10,9 @@ import time
 
 import click
 
-from celery_sharding.cli.durations import format_duration, parse_duration
-from celery_sharding.cli.exits import Unhealthy, WrongUsage, explained
+from celery_sharding.cli.exits import Unhealthy, WrongUsage
 from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
+from celery_sharding.cli.output import emit, format_duration, format_time, parse_duration
 from celery_sharding.cli.rows import describe_group, read_columns
 from celery_sharding.monitoring.health import check_health
 from celery_sharding.monitoring.management import open_management
@@ -29,12 +28,12 @@ _CLEAR_SCREEN = "\033[H\033[2J\033[3J"
 
 @click.command()
 @click.argument("group", required=False)
-@click.option("--watch", is_flag=True, help="Look once a second, until Ctrl-C.")
-@click.option("--check", is_flag=True, help="Exit with 1, and say why on stderr, if anything is wrong.")
-@click.option("--max-lag", metavar="DURATION", help="With --check: a larger lag is wrong, too. 90, 5m, 1h.")
+@click.option("--watch", is_flag=True, help="Show it every second, until Ctrl-C.")
+@click.option("--check", is_flag=True, help="Exit with 1 if anything is wrong, with the reasons on stderr.")
+@click.option("--max-lag", metavar="DURATION", help="With --check: a larger lag is wrong, too; such as 90, 5m, 1h.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON, for programs.")
 @click.option("--jsonl", "as_jsonl", is_flag=True, help="Print a line of JSON for each shard.")
-@click.option("--columns", metavar="A,B,…", help="The columns of the table, by the names of the JSON.")
+@click.option("--columns", metavar="A,B,…", help="The columns of the table, as the JSON names them.")
 @click.pass_context
 def status(
     ctx: click.Context,
@@ -46,15 +45,16 @@ def status(
     as_jsonl: bool,
     columns: str | None,
 ) -> None:
-    """Show every shard of GROUP, or of all groups: who owns it, what waits, and for how long.
+    """Show every shard of GROUP, or of all groups: its owner, how many messages wait, and for how long.
 
-    A lag with "~" is estimated, because the shard has no owner, or its owner has not seen the messages yet; "?" is not
-    known. CLEAR is how long it takes until nothing waits, at the present rates; "-" if it does not get less. SINCE is
-    for how long the owner has it, or, without one, has not been heard. Exits with 1 if a group was never declared.
+    A lag with "~" is estimated, because the shard has no owner, or its owner has not seen the messages yet; "?" means
+    unknown. CLEAR is the time until nothing waits, at the present rates; "-" if the backlog does not shrink. SINCE is
+    how long the owner has had the shard; without an owner, the time since the last one reported. Exits with 1 if a
+    group was never declared.
 
-    With --check it exits with 1, too, if a shard is unowned and has work, or no worker is there at all, if a shard is
-    stuck or missing, if messages wait for a claim store that does not answer, if its lag is above --max-lag, or if a
-    switch stands still. A paused shard is never wrong.
+    With --check it also exits with 1 if a shard with work is unowned, no worker is there at all, a shard is stuck or
+    missing, messages wait for a claim store that does not answer, a lag is above --max-lag, or a switch is stalled. A
+    paused shard is never wrong.
 
     \b
     Examples:
@@ -65,27 +65,26 @@ def status(
       celery -A shop shards status --json | jq '.groups[].shards[] | select(.state == "unowned")'
       celery -A shop shards status --jsonl | jq 'select(.lag_seconds > 60)'
     """
-    with explained():
-        if watch and (check or max_lag is not None):
-            raise WrongUsage("--check looks once; leave out --watch")
-        if as_json and as_jsonl:
-            raise WrongUsage("--json and --jsonl exclude each other")
-        if max_lag is not None and not check:
-            raise WrongUsage("--max-lag says what --check takes for wrong; add --check")
-        max_lag_seconds = None if max_lag is None else parse_duration(max_lag)
-        printer = _Printer(ctx, "json" if as_json else "jsonl" if as_jsonl else "text", read_columns(columns))
-        sharding = find_sharding(ctx)
-        chosen = [each.name for each in choose_groups(sharding, group)]
-        with connected(sharding, needed_by="status") as connection:
-            management = open_management(sharding.settings, connection)
-            if not watch:
-                snapshot = read_snapshot(connection, chosen, management=management)
-        if watch:
-            _watch(Watcher(sharding.connect, chosen, every_seconds=_EVERY_SECONDS, management=management), printer)
-            return
+    if watch and (check or max_lag is not None):
+        raise WrongUsage("--check shows the groups once; leave out --watch")
+    if as_json and as_jsonl:
+        raise WrongUsage("--json and --jsonl exclude each other")
+    if max_lag is not None and not check:
+        raise WrongUsage("--max-lag needs --check")
+    max_lag_seconds = None if max_lag is None else parse_duration(max_lag)
+    printer = _Printer(ctx, "json" if as_json else "jsonl" if as_jsonl else "text", read_columns(columns))
+    sharding = find_sharding(ctx)
+    chosen = [each.name for each in choose_groups(sharding, group)]
+    with connected(sharding, needed_by="status") as connection:
+        management = open_management(sharding.settings, connection)
+        if not watch:
+            snapshot = read_snapshot(connection, chosen, management=management)
+    if watch:
+        _watch(Watcher(sharding.connect, chosen, every_seconds=_EVERY_SECONDS, management=management), printer)
+        return
     printer.show(snapshot)
     if snapshot.management_error:
-        click.echo(f"{snapshot.management_error}; shown is what plain AMQP tells", err=True)
+        click.echo(f"{snapshot.management_error}; this is what plain AMQP knows", err=True)
     undeclared = [each.name for each in snapshot.groups if not each.declared]
     if undeclared and printer.form != "text":
         click.echo(f"{', '.join(undeclared)}: {NOT_DECLARED}", err=True)
@@ -111,16 +110,16 @@ class _Printer:
         self._columns = columns
 
     def show(self, snapshot: Snapshot, *, heading: str = "") -> None:
-        """Print a snapshot, as a text under a `heading`."""
+        """Print a snapshot; as text, under a `heading`."""
         if self.form == "text":
             self._ctx.obj.echo("\n".join(self._lines(snapshot, heading)))
         elif self.form == "json":
-            self._ctx.obj.echo(json.dumps(to_json(snapshot)))
+            emit(self._ctx, to_json(snapshot))
         else:
             found = to_json(snapshot)
             for group in found["groups"]:
                 for row in group["earlier"] + group["shards"]:
-                    self._ctx.obj.echo(json.dumps({"at": found["at"], "group": group["name"], **row}))
+                    emit(self._ctx, {"at": found["at"], "group": group["name"], **row})
         sys.stdout.flush()
 
     def _lines(self, snapshot: Snapshot, heading: str) -> list[str]:
@@ -133,10 +132,9 @@ class _Printer:
 
 
 def _watch(watcher: Watcher, printer: _Printer) -> None:
-    """Print the groups once a second, until Ctrl-C; a lost broker is told, and waited for."""
-    logging.getLogger("celery_sharding.monitoring.watcher").setLevel(
-        logging.CRITICAL
-    )  # it is printed here, with its age
+    """Print the groups every second, until Ctrl-C. If the broker is lost, say so and wait for it."""
+    # A lost connection is printed here, with the age of the data.
+    logging.getLogger("celery_sharding.monitoring.watcher").setLevel(logging.CRITICAL)
     watcher.start()
     try:
         shown, view = watcher.view, watcher.wait_newer(watcher.view, timeout_seconds=_FIRST_SECONDS)
@@ -147,7 +145,7 @@ def _watch(watcher: Watcher, printer: _Printer) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        with contextlib.suppress(KeyboardInterrupt):  # who presses it twice means the same
+        with contextlib.suppress(KeyboardInterrupt):  # pressed twice
             watcher.stop()
 
 
@@ -164,4 +162,4 @@ def _show(view: View, printer: _Printer) -> None:
     elif lost:
         click.echo(lost, err=True)
     elif snapshot is not None:
-        printer.show(snapshot, heading=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)))
+        printer.show(snapshot, heading=format_time(now))

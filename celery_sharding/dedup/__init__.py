@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery_sharding.dedup.decorator import deduplicate
     from celery_sharding.dedup.purging import purge_claims
-    from celery_sharding.dedup.running import Claim, current_claim
     from celery_sharding.dedup.stores.schema import claim_metadata, claims_table
+    from celery_sharding.dedup.task_claim import Claim, current_claim
 
 __all__ = ["Claim", "claim_metadata", "claims_table", "current_claim", "deduplicate", "purge_claims"]
 
 # Each is loaded when it is first used: the tables need SQLAlchemy, and a worker asks for `mark` alone.
 _MODULES = {
-    "Claim": "running",
+    "Claim": "task_claim",
     "claim_metadata": "stores.schema",
     "claims_table": "stores.schema",
-    "current_claim": "running",
+    "current_claim": "task_claim",
     "deduplicate": "decorator",
     "purge_claims": "purging",
 }

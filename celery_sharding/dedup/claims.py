@@ -14,20 +14,19 @@ beside the arrows say who may take it:
                                        ▼    │
                                    released ┘ claim (anybody)
 
-A parked claim too goes to anybody once its lease has lapsed, and its holder may release it. A failure that is to be
-remembered is committed like a result. An operator may `forget` any record, which makes it released; one that is held
-only by force.
+A parked claim also goes to anybody once its lease has lapsed, and its holder may release it. A failure to be remembered
+is committed like a result. An operator may `forget` any record, which makes it released; a held one only by force.
 
-The *holder* is who presents the token of the record: renew, park, commit and release compare it and change the record
-in one step, so whoever lost the claim can change nothing any more. Commit and claim may be repeated with the same
+The *holder* is whoever presents the token of the record: renew, park, commit and release compare it and change the
+record in one step, so a run that lost the claim can change nothing. Commit and claim may be repeated with the same
 token, because a store's answer can be lost on its way.
 
-Each claim gets a *fencing* token greater than all before it for this key. It is the larger of the record's last one
-plus one, and the store's clock in microseconds: so it keeps rising when the record has expired in between.
+Each claim gets a *fencing* token greater than all before it for this key: the last one plus one, or the store's clock
+in microseconds if that is larger. So it rises even when the record has expired in between.
 
-Leases and expiry are judged by the store's clock alone; a task's machine may be wrong about the time.
+Only the store's clock judges leases and expiry; a task's machine may be wrong about the time.
 
-`decide` and the functions after it are this machine in Python, pure, for the stores that are not scripted on a server.
+`decide` and the functions after it are this state machine in Python, pure, for the stores without scripts on a server.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Another run holds the claim. `parked`: it waits for its retry, and is not in any process."""
+    """Another run holds the claim. `parked`: it waits for its retry, in no process."""
 
     token: str
     owner: Owner
@@ -89,9 +88,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A claim as people are shown it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none.
+    """A claim as people see it. `lease_left_seconds` is below 0 for a lapsed lease, None if there is none.
 
-    `owner` is who holds it, None if nobody does; `task_id` that of the run that holds it or has done the work.
+    `owner` is the holder, if any; `task_id` is that of the run that holds it or has done the work.
     """
 
     key: str
@@ -108,12 +107,11 @@ class Shown:
 class ClaimStore(Protocol):
     """Where claims are kept. All methods are atomic, and safe from any thread and process.
 
-    All of them raise `StoreUnavailable` if the store did not answer (whether it acted is unknown then), `StoreRefused`
-    if it said that it will not, and `DamagedRecord` if the record cannot be read, or was written by a newer version of
-    this library.
+    They raise `StoreUnavailable` if the store did not answer (it may have acted), `StoreRefused` if it refused, and
+    `DamagedRecord` if the record cannot be read, or was written by a newer version of this library.
 
     Attributes:
-        caveat: Why claims hold only as well as they can here, for whoever starts a worker; None if they hold.
+        caveat: Why claims may be lost here; a worker logs it when it starts. None if they are safe.
         is_of_one_process: Other processes do not see these claims.
     """
 
@@ -130,11 +128,11 @@ class ClaimStore(Protocol):
             owner: The run that wants the claim.
             lease_seconds: Life of a claim that nobody renews.
             ttl_seconds: How long the record is kept beyond that.
-            evict: The token of a holder that is provably gone: its lease counts as lapsed.
+            evict: The token of a holder that is provably gone; its lease counts as lapsed.
         """
 
     def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        """Let the lease end `lease_seconds` from now. False: the claim is not running under `token` any more."""
+        """Let the lease end `lease_seconds` from now. False: the claim no longer runs under `token`."""
 
     def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
         """Keep the claim for a retry of the same task id within `lease_seconds`. False: it is not `token`'s."""
@@ -146,21 +144,20 @@ class ClaimStore(Protocol):
         """Give the claim up undone. False: it is not `token`'s; nothing changed."""
 
     def show(self, key: str) -> Shown | None:
-        """Return the record of `key` for people to read, None if there is none. Changes nothing."""
+        """Return the record of `key` for people to read, None if there is none."""
 
     def forget(self, key: str, *, force: bool) -> bool:
-        """Let the next claim of `key` run, also if the work is done; the fencing token stays. For operators.
+        """Let the next claim of `key` run, even if the work is done; the fencing token stays. For operators.
 
         Args:
-            force: Also while the claim is held, whose commit is refused then, and a record that cannot be read, which
-                is deleted.
+            force: Also forget a held claim, whose commit is then refused, and delete a record that cannot be read.
 
         Returns:
             False: It is held, running or parked, and nothing changed. True also if there was no record.
         """
 
     def check(self) -> None:
-        """Take every step of a claim with one that nobody wants, and leave nothing of it.
+        """Try every step of a claim on a key of its own, and leave nothing behind.
 
         Raises:
             StoreRefused: Claims cannot be written; the message names what is missing.
@@ -172,12 +169,12 @@ class ClaimStore(Protocol):
         self.commit(key, owner.run_id, result=b"", ttl_seconds=0.001)
 
     def purge(self) -> int:
-        """Delete the records whose time to live is over, and return how many they were; 0 if they go by themselves."""
+        """Delete the expired records, and return how many; 0 where the store does so by itself."""
         return 0
 
 
 def decide(record: Record | None, *, owner: Owner, evict: str | None, now: float) -> Running | Done | None:
-    """Say what stands in the way of `owner`; None: nothing does. The record is sound: stores check what they read."""
+    """Return what keeps `owner` from the claim, None if nothing does. Stores have checked the record."""
     if record is None or record.expires_at <= now or record.state == RELEASED:
         return None
     if record.state == DONE:
@@ -232,7 +229,7 @@ def forgotten(record: Record) -> Record:
 
 
 def is_held(record: Record, *, now: float) -> bool:
-    """Say whether a lease stands in the way of others: a run, or the retry that one waits for."""
+    """Say whether a lease keeps others out: that of a run, or of one that waits for its retry."""
     return record.state in (RUNNING, PARKED) and record.lease_until > now and record.expires_at > now
 
 

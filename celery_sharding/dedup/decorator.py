@@ -1,9 +1,9 @@
-"""`@deduplicate`: the body of a task runs at most once per key to its commit.
+"""`@deduplicate`: at most one run of a task's body per key commits.
 
-The decorator wraps the function *under* `@app.task`. The wrapper carries its options as `__deduplicate__`, by which a
-worker finds the tasks that need a store. Nothing is looked for when a task is defined: no app, no backend.
+The decorator wraps the function *under* `@app.task`, and leaves its options on the wrapper (`mark`), by which a worker
+finds the tasks that need a store. Defining a task needs no app and no backend.
 
-A direct call of the task, `apply_event(…)`, is a plain function call as ever in Celery: no message, no claim.
+A direct call of the task, `apply_event(…)`, is a plain function call as always in Celery: no message, no claim.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from celery.app.task import Task
 from celery.local import Proxy
 
 from celery_sharding.config import KeyRule
-from celery_sharding.dedup.attempt import run_once
 from celery_sharding.dedup.body import Body
 from celery_sharding.dedup.mark import ATTRIBUTE, dedup_options
 from celery_sharding.dedup.options import Options
-from celery_sharding.dedup.running import current
+from celery_sharding.dedup.run import run_once
+from celery_sharding.dedup.task_claim import current
 from celery_sharding.errors import ConfigurationError, DeduplicationError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,20 +57,20 @@ def deduplicate(
     remember_failures: bool = False,
     scope: str | None = None,
 ) -> Any:
-    """Let one run per key commit; give the others its result. Without parentheses, with all options as they are.
+    """Let one run per key commit; give the others its result. Works with and without parentheses.
 
     Args:
-        function: The body of the task, where the decorator stands without parentheses.
+        function: The body of the task, if the decorator has no parentheses.
         key: The name of an argument, or a callable on the mapping of all arguments by name. None: the task id, which
             catches redelivered and re-sent messages of one call.
-        ttl_seconds: How long the result is kept, and so for how long duplicates are found.
-        lease_seconds: How long a claim outlives a process of which nothing is heard. It is renewed while the task
-            runs, however long that is.
+        ttl_seconds: How long the result is kept, and so how long duplicates are recognised.
+        lease_seconds: How long a claim outlives a process that was lost. It is renewed while the task runs, however
+            long that is.
         on_running: What a duplicate does while the first run goes on: "wait" for its result, "retry" the task
             when the lease would end, "skip" it (ignored, no state is written).
-        on_store_error: "wait" until the store answers, a sharded task in its lane, without holding a slot; or "fail"
-            the task. It never runs unclaimed.
-        remember_failures: Keep a failure like a result: duplicates raise the same error. Else they run again.
+        on_store_error: "wait" until the store answers (a sharded task in its lane, without a slot), or "fail" the
+            task. It never runs unclaimed.
+        remember_failures: Keep a failure like a result: duplicates raise the same error. Otherwise they run again.
         scope: A name under which several tasks share their keys. None: the task's own name.
 
     Raises:
@@ -78,7 +78,7 @@ def deduplicate(
     """
     _check_rule(key)
     if isinstance(function, str) or getattr(function, "__name__", None) == "<lambda>":
-        raise ConfigurationError("@deduplicate: the key is given by its name: key=…")
+        raise ConfigurationError("@deduplicate: give the key by name: key=…")
     options = Options(key, ttl_seconds, lease_seconds, on_running, on_store_error, remember_failures, scope)
 
     def decorate(function: F) -> F:

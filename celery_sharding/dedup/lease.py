@@ -1,11 +1,11 @@
 """Keeping leases alive while tasks run.
 
 One daemon thread per process renews all claims held in it, so a task that computes, blocks or sleeps keeps its lease.
-It starts with the first claim, and a claim does not wake it: it looks at fixed times, so short tasks cost it nothing.
+It starts with the first claim and wakes at fixed times, not for each claim, so short tasks cost it nothing.
 
-A claim is renewed once it is older than a third of its lease, and looked at every sixth: a task that keeps the whole
-interpreter busy (a C extension that holds the GIL) loses its lease only if it does so for more than half of it. After
-a fork the child starts with no claims and its own thread.
+Every sixth of a lease the thread checks it, and renews it once a third has passed: a task that blocks the whole
+interpreter (a C extension that holds the GIL) loses its lease only if it does so for more than half of it. After a fork
+the child starts with no claims and its own thread.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import threading
 import time
 
 from celery_sharding.dedup.claims import ClaimStore
-from celery_sharding.dedup.complaints import Complaints
+from celery_sharding.dedup.outage_log import OutageLog
 from celery_sharding.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
-complaints = Complaints(logger)
+outages = OutageLog(logger)
 
 
 class Lease:
@@ -38,15 +38,15 @@ class Lease:
         self._renewed_at = time.monotonic()
 
     def is_due(self, now: float) -> bool:
-        """Say whether the lease is to be renewed at the monotonic time `now`."""
+        """Say whether to renew the lease at the monotonic time `now`."""
         return not self.is_settling and not self.is_lost and now - self._renewed_at >= self.seconds / 3
 
     def renew(self, now: float) -> None:
-        """Renew the lease; an unreachable store is logged and asked again at the next look."""
+        """Renew the lease; an unreachable store is logged, and asked again next time."""
         try:
             is_held = self.store.renew(self.key, self.token, lease_seconds=self.seconds)
         except StoreUnavailable as exc:
-            complaints.say("renew", "the lease of %s could not be renewed, will try again: %s", self.key, exc)
+            outages.warn("renew", "the lease of %s could not be renewed, will try again: %s", self.key, exc)
             return
         if is_held:
             self._renewed_at = now
@@ -62,45 +62,42 @@ class Renewal:
         self.forget_all()
 
     def forget_all(self) -> None:
-        """Start with no leases and no thread, as in a forked child: its parent's are not its own."""
+        """Start with no leases and no thread. For a forked child: those of its parent are not its own."""
         self._leases: dict[str, Lease] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._look_every_seconds = float("inf")
+        self._check_every_seconds = float("inf")
 
     def add(self, lease: Lease) -> None:
-        """Renew `lease` from now on."""
         self._leases[lease.token] = lease
-        if self._thread is None or lease.seconds / 6 < self._look_every_seconds:
-            self._look_more_often(lease.seconds / 6)
+        if self._thread is None or lease.seconds / 6 < self._check_every_seconds:
+            self._check_more_often(lease.seconds / 6)
 
     def remove(self, lease: Lease) -> None:
-        """Stop renewing `lease`."""
         self._leases.pop(lease.token, None)
 
     def renew_due(self, now: float) -> None:
-        """Renew what is due at the monotonic time `now`."""
         for lease in list(self._leases.values()):
             if lease.is_due(now):
                 try:
                     lease.renew(now)
                 except Exception:
-                    # The thread serves all claims of the process; one broken record must not stop it.
+                    # One broken record must not stop the thread, which serves all claims of the process.
                     logger.exception("the lease of %s could not be renewed", lease.key)
 
-    def _look_more_often(self, seconds: float) -> None:
+    def _check_more_often(self, seconds: float) -> None:
         with self._lock:
-            self._look_every_seconds = min(seconds, self._look_every_seconds)
+            self._check_every_seconds = min(seconds, self._check_every_seconds)
             if self._thread is None:
-                thread = threading.Thread(target=self._look_for_ever, name="sharding-leases", daemon=True)
+                thread = threading.Thread(target=self._check_for_ever, name="sharding-leases", daemon=True)
                 thread.start()  # It may fail; the next claim tries again.
                 self._thread = thread
         self._wake.set()
 
-    def _look_for_ever(self) -> None:
+    def _check_for_ever(self) -> None:
         while True:
-            self._wake.wait(self._look_every_seconds)
+            self._wake.wait(self._check_every_seconds)
             self._wake.clear()
             self.renew_due(time.monotonic())
 

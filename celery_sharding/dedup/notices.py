@@ -1,11 +1,10 @@
 """What a run tells its worker: it was a duplicate, its commit was refused, or the claim store answers again.
 
 The worker's main process makes `Notices` before its pool starts. A run in that process hands its notice over directly;
-one in a forked child writes it to a pipe, one line each, small enough to be written in one piece. Where there is no
-worker (eager tasks), nobody listens, and nothing happens.
+one in a forked child writes it to a pipe, as a line short enough for one atomic write. Without a worker (eager tasks)
+nobody listens, and nothing happens.
 
-Best effort: a notice is lost if its process dies, if the pipe is full because nobody reads it, or if the names in it
-are longer than what can be written at once.
+Best effort: a notice is lost if its process dies, if the pipe is full, or if its names are too long for one write.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Notice:
 
 
 class Notices:
-    """Takes the notices of all runs of this worker, from now on, to `handle`.
+    """Passes the notices of all runs of this worker to `handle`.
 
     `handle` is called in the thread of the run if that is in this process, else in the one that calls `read`.
     """
@@ -58,7 +57,7 @@ class Notices:
             return
         line = json.dumps([notice.what, notice.task_id, notice.task, notice.shard]).encode() + b"\n"
         if len(line) > select.PIPE_BUF:
-            return  # It could be torn apart by that of another child.
+            return  # Other children could write into the middle of it.
         with contextlib.suppress(OSError):
             os.write(self._writer, line)
 
@@ -75,7 +74,7 @@ class Notices:
 
 
 def tell(task: Any, what: str) -> None:
-    """Tell the worker, if there is one, what happened to the run of `task` that is just going on."""
+    """Tell the worker, if there is one, what happened to the present run of `task`."""
     if _listener is not None and not task.request.is_eager:
         # The shard is what `worker.request` puts into the headers of a sharded run.
         _listener.take(Notice(what, task.request.id, task.name, task.request.get(SHARD_ATTRIBUTE)))

@@ -1,6 +1,6 @@
-"""Deleting what has expired: the records of the claim store, and the rows of claims tables.
+"""Deleting expired records of the claim store and expired rows of claims tables.
 
-Redis and Memcached do it by themselves. In databases and files expired records do no harm but take room.
+Redis and Memcached do so by themselves. In databases and files expired records do no harm but take room.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def purge_expired(app: Any) -> int:
-    """Delete the expired records of the claim store of `app`, and of Django's claims tables if it has the Django app.
-
-    Returns:
-        How many there were.
+    """Delete the expired records of the app's claim store and rows of Django's claims tables, and return how many.
 
     Raises:
         NoUsableStore: The result backend keeps no claims.
@@ -29,7 +26,7 @@ def purge_expired(app: Any) -> int:
 
 
 def purge_claims(session: Session, *, table: Table | None = None) -> int:
-    """Delete the expired rows of a SQLAlchemy claims table, commit, and return how many there were.
+    """Delete the expired rows of a SQLAlchemy claims table, commit, and return how many.
 
     Args:
         session: Of the database that `claim.transaction(session)` writes to.

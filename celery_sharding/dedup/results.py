@@ -1,7 +1,7 @@
 """The result of a run as bytes that a claim can keep.
 
-One line of header (format, kind, content type, encoding), then the value as the app's `result_serializer` writes it.
-A duplicate so gets exactly what reading the result from the backend would give.
+One line of header (format, kind, content type, encoding), then the value as the app's `result_serializer` writes it:
+a duplicate gets exactly what the backend would return.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ResultCodec:
         Raises:
             DeduplicationError: It is larger than 1 MiB.
         """
-        # As the backend has it: to look it up in `app.conf` takes longer than all the rest for None.
+        # From the backend: a look-up in `app.conf` takes longer than all the rest for None.
         serializer = self._app.backend.serializer
         if value is None:
             return _encoded_none(serializer)
@@ -88,5 +88,5 @@ def _encoded(kind: str, value: Any, serializer: str, key: str) -> bytes:
 
 @cache
 def _encoded_none(serializer: str) -> bytes:
-    """What most tasks return, encoded once."""
+    """Return the encoding of None, which most tasks return."""
     return _encoded(_RESULT, None, serializer, "")

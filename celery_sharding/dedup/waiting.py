@@ -1,9 +1,9 @@
-"""How a run asks to wait in its lane: before its body has begun, or when all that is left to do is its commit.
+"""How a run asks to wait in its lane: before its body has begun, or when only its commit is left.
 
 A sharded run whose claim store does not answer, or whose claim another run holds, gives its slot back and keeps its
-place: the wrapper raises `WaitInLane`, Celery's tracer lets that pass as it lets every `Ignore` (no state, no retry),
-and the worker tries again later (`worker.waits`). It counts neither as a retry nor as an attempt. What was to be
-committed goes along, so that the next try does only that.
+place: the wrapper raises `WaitInLane`, which Celery's tracer lets pass like every `Ignore` (no state, no retry), and
+the worker tries again later (`worker.run.waits`). This is neither a retry nor an attempt. If only the commit is left,
+the next try does only that.
 
 A run that is not sharded has no lane, and waits in its slot.
 """
@@ -23,11 +23,10 @@ STORE, CLAIM = "store", "claim"
 
 
 class WaitInLane(Ignore):
-    """The message is to be tried again in its place.
+    """Try the message again later, in its place.
 
-    `what` is what it waits for, `STORE` or `CLAIM`; `at_most_seconds` the longest wait that makes sense, and `run_id`
-    the token under which it may have claimed, both None if that is not known; `commit` what is left to be committed,
-    None if nothing of the task has run.
+    It waits for `what`, `STORE` or `CLAIM`, at most `at_most_seconds` if that is known. It may have claimed under the
+    token `run_id`. `commit` is what is left to be committed, None if the task has not run.
     """
 
     def __init__(
@@ -58,18 +57,18 @@ def may_wait_in_lane(request: Any) -> bool:
 
 
 def waits_for_store(task: Any) -> bool:
-    """Say whether runs of `task` wait when the claim store does not answer."""
+    """Say whether runs of `task` wait while the claim store does not answer."""
     options = dedup_options(task)
     return options is not None and options.on_store_error == "wait"
 
 
 def hide_waits(logger: logging.Logger) -> None:
-    """Keep Celery's tracer from logging each try of a run that waits: the worker says what is to be said of it."""
-    if _is_no_wait not in logger.filters:
-        logger.addFilter(_is_no_wait)
+    """Keep Celery's tracer from logging each try of a run that waits: the worker logs what matters."""
+    if _is_other not in logger.filters:
+        logger.addFilter(_is_other)
 
 
-def _is_no_wait(record: logging.LogRecord) -> bool:
+def _is_other(record: logging.LogRecord) -> bool:
     # The tracer logs an ignored run with its error as text (`TraceInfo._log_error`, read in Celery 5.7.0).
     found = record.args.get("exc") if isinstance(record.args, dict) else None
     return not (isinstance(found, str) and found.startswith(f"{WaitInLane.__name__}("))

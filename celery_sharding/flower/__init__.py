@@ -6,7 +6,7 @@
         from celery_sharding.flower import install
         install()
 
-`format_task` and `mask_task` are for Flower's option `format_task`: its list of tasks shows the shard.
+`format_task` and `mask_task` are for Flower's option `format_task`, with which its list of tasks shows the shard.
 """
 
 from celery_sharding.flower.formatting import format_task, mask_task

@@ -1,13 +1,13 @@
-"""What may be done from Flower: who may, whether a request is one that our page or a program made, and doing it.
+"""What operators do from Flower: pause, resume and replay, if the request is allowed to.
 
-A post is refused if
+A POST is refused if
 
-    it may come from another site        `check_origin`: a browser would add the operator's password to it by itself
-    nobody had to authenticate           by Flower's own API: 401 unless FLOWER_UNAUTHENTICATED_API says so
+    it may come from another site        `check_origin`: the browser would add the operator's password by itself
+    Flower has no login                  by Flower's own API: 401 unless FLOWER_UNAUTHENTICATED_API is set
     Flower runs with --read-only         403
 
-Doing it takes the group's lock and waits for the broker, so it is done in a thread. It stands in the group's history
-with the name of Flower's user.
+An action takes the group's lock and waits for the broker, so it runs in a thread. The group's history names Flower's
+user.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from celery_sharding.extension import Sharding
 from celery_sharding.operations import dead_letters
 from celery_sharding.operations import pause as pausing
 
-# No form of another site can send it, and none of Flower's answers allows another site's script to.
+# Forms of other sites cannot send it, and no answer of Flower's allows their scripts to.
 HEADER = "X-Requested-By"
 _LOST = (BrokerUnavailable, OutOfReach, LogError, OperationalError, amqp_errors.AMQPError, OSError)
 _VERBS = {"pause": (pausing.pause, "paused", "already paused"), "resume": (pausing.resume, "resumed", "not paused")}
 
 
 class Refused(Exception):
-    """A request that is not carried out; `status` is HTTP's."""
+    """A request that is refused; `status` is HTTP's."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -49,14 +49,14 @@ class Refused(Exception):
 
 
 def check_origin(headers: Mapping[str, str], host: str) -> None:
-    """Raise `Refused` unless a post was made by a page of this Flower, or by a program.
+    """Raise `Refused` unless a POST was made by a page of this Flower, or by a program.
 
     Args:
-        headers: Of the request; names are not case-sensitive.
-        host: The one that was asked, with its port.
+        headers: Of the request; names ignore case.
+        host: Where the request was sent, with its port.
     """
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
-    # A proxy may change the host, so the browser's own word counts first.
+    # A proxy may change the host, so the browser's header counts first.
     if site is not None and site != "same-origin":
         raise Refused(403, "this was sent from another site")
     if site is None and origin is not None and origin.partition("://")[2] != host:
@@ -69,7 +69,7 @@ def set_paused(sharding: Sharding, verb: str, group_name: str, index: int | None
     """Pause or resume a group, or a shard of it, and return what to tell the user.
 
     Raises:
-        ShardingError and errors of the connection, which `judge` understands.
+        ShardingError and errors of the connection, for `refusal_for`.
     """
     change, done, unchanged = _VERBS[verb]
     group = sharding.settings.group(group_name, needed_by="the address")
@@ -89,8 +89,8 @@ def replay(sharding: Sharding, group_name: str, ids: Collection[str] | None, *, 
     }
 
 
-def judge(exc: Exception) -> Refused | None:
-    """Return how an error of an action is answered; None if it is none that was to be expected."""
+def refusal_for(exc: Exception) -> Refused | None:
+    """Return how to answer an expected error of an action; None for other errors."""
     text = " ".join(str(exc).split())
     if isinstance(exc, UnknownGroup | UnknownShard):
         return Refused(404, text)

@@ -17,7 +17,7 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from celery_sharding.errors import TopologyError
-from celery_sharding.flower.actions import Refused, check_origin, judge, replay, set_paused
+from celery_sharding.flower.actions import Refused, check_origin, refusal_for, replay, set_paused
 from celery_sharding.flower.feed import Feed
 from celery_sharding.flower.pages import is_read_only
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Api(BaseApiHandler):
-    """Answers errors of ours as text, with the status that fits."""
+    """Answers our errors as text, with a fitting status."""
 
     def initialize(self, feed: Feed) -> None:
         self.feed = feed
@@ -38,20 +38,20 @@ class _Api(BaseApiHandler):
 
     def write_error(self, status_code: int, **facts: Any) -> None:
         exc = facts.get("exc_info", (None, None))[1]
-        refused = exc if isinstance(exc, Refused) else judge(exc) if isinstance(exc, Exception) else None
+        refused = exc if isinstance(exc, Refused) else refusal_for(exc) if isinstance(exc, Exception) else None
         self.set_status(status_code if refused is None else refused.status)
         text = str(refused) if refused is not None else getattr(exc, "log_message", None) or self._reason
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(f"{text}\n".encode(errors="backslashreplace"))
 
     def log_exception(self, kind: Any, exc: Any, trace: Any) -> None:
-        if not isinstance(exc, Refused) and (not isinstance(exc, Exception) or judge(exc) is None):
+        if not isinstance(exc, Refused) and (not isinstance(exc, Exception) or refusal_for(exc) is None):
             super().log_exception(kind, exc, trace)
 
     def answer(self, found: dict[str, Any], what: Any) -> None:
-        """Send what was found; if `what` is None, the broker was never reached."""
+        """Send what was found; `what` is None if the broker was never reached."""
         if what is None:
-            raise Refused(503, f"the broker was not reached yet: {found['error']}")
+            raise Refused(503, f"the broker has not been reached yet: {found['error']}")
         self.write(found)
 
 

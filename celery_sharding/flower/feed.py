@@ -1,8 +1,8 @@
-"""What the pages and the API show: `admin.snapshot.to_json` of a watcher's view, and what the journal said lately.
+"""What the pages and the API show: a watcher's view as JSON, and recent events of the journal.
 
-One feed for a Flower process. Its watcher runs in a thread of its own; everything here only reads what is there
-already, at once, so it may be called on Flower's loop. While the broker is out of reach, the last snapshot stays, and
-`error` and `age_seconds` say so.
+One feed for a Flower process. Its watcher runs in a thread of its own; everything here only reads its last view and
+never blocks, so Flower's loop may call it. While the broker is out of reach, the last snapshot stays, and `error` and
+`age_seconds` say so.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Feed:
         return found | {"group": groups.get(name)}
 
     def shard(self, name: str, index: int) -> dict[str, Any]:
-        """Return one shard of the live generation, its trend and what happened lately.
+        """Return one shard of the live generation, its trend and recent events.
 
         Its `shard` is None before the broker was first reached.
 

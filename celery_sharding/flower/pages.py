@@ -1,8 +1,7 @@
-"""The pages `/shards` and `/shards/GROUP/N`, and the data that their scripts ask for.
+"""The pages `/shards` and `/shards/GROUP/N`, and the data that their scripts fetch.
 
-Who may read Flower's other pages may read these: they are handlers of the same class, and each asks who it is. What a
-page shows beyond its frame comes from its data address, once in a while, so a page is served whatever becomes of the
-broker.
+Flower's login guards them like its other pages. A page is only a frame; its script fetches the data repeatedly, so the
+page is served without the broker, too.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ class _Page(BaseHandler):
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        # Flower 2.0 lets pages of any site read its own, if nobody has to log in.
+        # Without a login, Flower 2.0 lets pages of any site read its own.
         self.clear_header("Access-Control-Allow-Origin")
-        # In a frame of another site, clicks of who is logged in could be led to our buttons.
+        # In a frame of another site, users could be tricked into clicking our buttons.
         self.set_header("Content-Security-Policy", "frame-ancestors 'self'")
 
     def refused_because(self) -> str:
-        """Return why actions are not possible, "" if they are."""
+        """Return why actions are refused, "" if they are allowed."""
         if is_read_only(self.application):
             return "Flower runs in read-only mode"
         return "actions need a login: start Flower with --basic-auth or --auth" if needs_login(self.application) else ""
@@ -86,7 +85,7 @@ class ShardPage(_Page):
         except (UnknownGroup, UnknownShard) as exc:
             raise web.HTTPError(404, str(exc)) from exc
         except TopologyError:
-            pass  # not declared: the page says what to do
+            pass  # Not declared; the page says what to do.
         self.show(
             "shards/shard.html", data_url=self.reverse_url("shard-data", group, index), group=group, index=int(index)
         )
@@ -114,7 +113,7 @@ class ShardData(_Page):
 
 
 class MetricsPage(Metrics):
-    """Flower's metrics and ours. Hundreds of shards take a tenth of a second to write, in which nobody must wait."""
+    """Flower's metrics and ours, written in a thread: with hundreds of shards it takes a tenth of a second."""
 
     async def get(self) -> None:
         purge = getattr(self.application, "purge_offline_worker_metrics", None)  # Flower 2.0 has none
@@ -125,23 +124,23 @@ class MetricsPage(Metrics):
 
 
 class ShardsStatic(web.StaticFileHandler):
-    """Scripts and styles; nothing in them is private."""
+    """Scripts and styles, which are public."""
 
 
 def is_read_only(application: Any) -> bool:
-    """Say whether Flower refuses all actions. Flower 2.0 has no such mode."""
+    """Say whether Flower refuses all actions, a mode that Flower 2.0 does not have."""
     return bool(getattr(application.options, "read_only", False))
 
 
 def needs_login(application: Any) -> bool:
-    """Say whether Flower's API is closed, because nobody can log in and it was not opened to everybody."""
+    """Say whether Flower's API is closed: it has no login, and was not opened to everybody."""
     options = application.options
     opened = strtobool(os.environ.get("FLOWER_UNAUTHENTICATED_API") or "false")
     return not (options.basic_auth or options.auth or opened)
 
 
 def _running_tasks(application: Any, shard: str, row: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the tasks that run in a shard, as far as events of its owner told Flower of them."""
+    """Return the running tasks of a shard that Flower knows from events of its owner."""
     if row is None or not row["running"]:
         return []
     return [

@@ -1,9 +1,9 @@
-"""What the journal said of each queue in the last minutes: a trend, and what happened. No broker, no Flower.
+"""Each queue in the last minutes, from the journal: its trend, and what happened. Knows no broker and no Flower.
 
-    vitals                      every second a point of lag and rate, gathered into one every `STEP_SECONDS`
-    failure, handover, dead     kept as they are, the last `EVENTS_MAX` of a queue
+    vitals                      lag and rate of every second, merged into one point every `STEP_SECONDS`
+    failure, handover, dead     the last `EVENTS_MAX` of a queue
 
-After a lost connection the journal is read from further back, so events come again: they count once.
+After a lost connection some events of the journal are read again; they count once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from celery_sharding.timestamps import read_moment
 
 WINDOW_SECONDS = 600.0
 STEP_SECONDS = 5.0
-# As the journal does: why a shard lost its owner is asked for when it has none.
+# As long as the journal keeps them: the owner's loss matters most while there is none.
 KEEP_SECONDS = 86_400.0
 EVENTS_MAX = 50
 _SHOWN = ("failure", "handover", "dead")
@@ -28,7 +28,7 @@ _SHOWN = ("failure", "handover", "dead")
 
 @dataclass(slots=True)
 class Point:
-    """The step of `STEP_SECONDS` that begins at `at`: the largest lag in it, and how many messages were done in it."""
+    """`STEP_SECONDS` from `at` on: the largest lag, and how many messages were done."""
 
     at: float
     lag_seconds: float
@@ -36,7 +36,7 @@ class Point:
 
     @property
     def rate(self) -> float:
-        """Messages done in a second."""
+        """Messages done per second."""
         return self.done / STEP_SECONDS
 
 
@@ -54,9 +54,9 @@ class _Queue:
 
 
 class Recent:
-    """Notes events of journals, and tells of one queue what they were. Safe for threads.
+    """Notes events of journals, by queue. Safe for threads.
 
-    A queue of which nothing was said for `KEEP_SECONDS` is forgotten: generations come and go.
+    A queue without events for `KEEP_SECONDS` is forgotten: generations come and go.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Recent:
         self._lock = threading.Lock()
 
     def note(self, group: str, event: Mapping[str, Any]) -> None:
-        """Note one event of a group's journal; others than those above, and damaged ones, are passed over."""
+        """Note one event of a group's journal; other kinds and damaged ones are ignored."""
         name, at = event.get("event"), read_moment(event.get("at"))
         if at is None:
             return
@@ -79,14 +79,14 @@ class Recent:
                 self._note_event(event["queue"], event)
 
     def points(self, queue: str, *, now: float) -> list[Point]:
-        """Return the steps of the last `WINDOW_SECONDS` that are over, the oldest first; none while it had no owner."""
+        """Return the finished steps of the last `WINDOW_SECONDS`, oldest first; none for times without an owner."""
         with self._lock:
             known = self._queues.get(queue)
             points = () if known is None else known.points
             return [point for point in points if STEP_SECONDS <= now - point.at <= WINDOW_SECONDS]
 
     def events(self, queue: str) -> list[Mapping[str, Any]]:
-        """Return what happened to a queue, the latest first."""
+        """Return the events of a queue, the latest first."""
         with self._lock:
             known = self._queues.get(queue)
             return [] if known is None else known.events[::-1]
@@ -98,7 +98,7 @@ class Recent:
     def _note_vitals(self, name: str, said: ShardVitals) -> None:
         at, owner, lag, done = said.at, (said.owner, said.since), said.lag_seconds or 0.0, said.counters.get("done", 0)
         queue = self._queues.setdefault(name, _Queue())
-        if at <= queue.at:  # it has come before, or its owner's clock is behind that of the one before
+        if at <= queue.at:  # it was read before, or its owner's clock is behind the earlier owner's
             return
         step = at // STEP_SECONDS * STEP_SECONDS
         if not queue.points or queue.points[-1].at < step:
@@ -107,7 +107,7 @@ class Recent:
         point.lag_seconds = max(point.lag_seconds, lag)
         if owner == queue.owner:
             point.done += max(0, done - queue.done)
-        elif queue.owner is not None:  # the next owner counts from nothing; of the first, it is not known since when
+        elif queue.owner is not None:  # a new owner counts from 0; when the first began is unknown
             point.done += done
         queue.owner, queue.at, queue.done = owner, at, done
 

@@ -9,27 +9,24 @@ several messages.
 Nothing here holds a shard key in clear, and task arguments only where a retry changed them (`retry(args=…)`), since the
 message itself is not rewritten.
 
-`parse` returns None for another event, and for one that cannot be read: newer versions, and strangers, may write to
-the streams, too.
+`parse` returns None for another event, and for a damaged one: newer versions, and strangers, may write to the streams,
+too.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-from celery_sharding.rabbitmq.events import TimedEvent
+from celery_sharding.rabbitmq.events import TimedEvent, read_fields
 from celery_sharding.timestamps import read_moment
-
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # JSON's 1e999 is infinite
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What the owner of a shard counted since it took it.
+    """What the owner of a shard has counted since it took it.
 
     Attributes:
         since: When it took the shard, in seconds since the epoch by its clock.
@@ -46,12 +43,12 @@ class Counted:
     def as_dict(self) -> dict[str, Any]:
         times = {"waits": list(self.waits), "runs": list(self.runs)}
         return {"since": self.since, "counters": dict(self.counters)} | {
-            name: value for name, value in times.items() if value
+            name: each for name, each in times.items() if each
         }
 
     @classmethod
-    def parse(cls, facts: Mapping[str, Any], *, at: float) -> Self:
-        """Read what an event of the moment `at` says. Raises one of `_DAMAGED` if it cannot be read."""
+    def read(cls, facts: Mapping[str, Any], *, at: float) -> Self:
+        """Read what an event of the moment `at` says. Raises one of `DAMAGED` if it cannot."""
         since = read_moment(facts.get("since"))
         return cls(
             since=at if since is None else since,
@@ -61,7 +58,7 @@ class Counted:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardVitals:
     """How a shard fares, by its owner's word at the moment `at`.
 
@@ -77,9 +74,9 @@ class ShardVitals:
     owner: str
     at: float
     counted: Counted
+    index: int = 0
     held: int
     running: int
-    index: int = 0
     lag_seconds: float | None = None
     prefetch: int | None = None
     behind_seconds: float | None = None
@@ -110,40 +107,17 @@ class ShardVitals:
         return same and self.at > other.at and self.delivered >= other.delivered
 
     def as_dict(self) -> dict[str, Any]:
-        waiting = {
-            "store_waiting": self.store_waiting,
-            "store_away_since": self.store_away_since,
-            "claim_waiting": self.claim_waiting,
+        said = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("owner", "at", "counted")
         }
-        return {
-            "index": self.index,
-            "held": self.held,
-            "running": self.running,
-            "lag_seconds": self.lag_seconds,
-            "prefetch": self.prefetch,
-            "behind_seconds": self.behind_seconds,
-            **{name: value for name, value in waiting.items() if value},
-            **self.counted.as_dict(),
-        }
+        optional = ("store_waiting", "store_away_since", "claim_waiting")
+        return {name: value for name, value in said.items() if value or name not in optional} | self.counted.as_dict()
 
     @classmethod
-    def parse(cls, facts: Mapping[str, Any], *, owner: str, at: float) -> Self:
-        """Read what `owner` said of a shard at the moment `at`. Raises one of `_DAMAGED` if it cannot be read."""
-        lag, prefetch, behind = (facts.get(name) for name in ("lag_seconds", "prefetch", "behind_seconds"))
-        return cls(
-            owner=owner,
-            at=at,
-            counted=Counted.parse(facts, at=at),
-            held=int(facts["held"]),
-            running=int(facts["running"]),
-            index=int(facts.get("index", 0)),
-            lag_seconds=None if lag is None else float(lag),
-            prefetch=None if prefetch is None else int(prefetch),
-            behind_seconds=None if behind is None else float(behind),
-            store_waiting=int(facts.get("store_waiting", 0)),
-            store_away_since=read_moment(facts.get("store_away_since")),
-            claim_waiting=int(facts.get("claim_waiting", 0)),
-        )
+    def read(cls, facts: Mapping[str, Any], *, owner: str, at: float) -> Self:
+        """Read what `owner` said of a shard at the moment `at`. Raises one of `DAMAGED` if it cannot."""
+        said = {"owner": owner, "at": at, "counted": Counted.read(facts, at=at)}
+        return cls(**read_fields(cls, facts) | said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +135,12 @@ class Vitals(TimedEvent):
         return TimedEvent.as_dict(self) | {"owned": owned}
 
     @classmethod
-    def parse(cls, event: Mapping[str, Any]) -> Self | None:
-        if event.get("event") != cls.name:
-            return None
-        try:
-            by, at = str(event["by"]), read_moment(event["at"])
-            if at is None:
-                return None
-            owned = {queue: ShardVitals.parse(facts, owner=by, at=at) for queue, facts in event["owned"].items()}
-            return cls(by, int(event.get("generation", 0)), owned, tuple(map(str, event["standby"])), at=at)
-        except _DAMAGED:
-            return None
+    def read(cls, event: Mapping[str, Any]) -> Self:
+        by, at = str(event["by"]), read_moment(event["at"])
+        if at is None:
+            raise ValueError(f"at {event['at']!r}")
+        owned = {queue: ShardVitals.read(facts, owner=by, at=at) for queue, facts in event["owned"].items()}
+        return cls(by, event.get("generation", 0), owned, tuple(map(str, event["standby"])), at=at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +160,9 @@ class Handover(TimedEvent):
         return event if self.counted is None else event | self.counted.as_dict()
 
     @classmethod
-    def parse(cls, event: Mapping[str, Any]) -> Self | None:
-        if event.get("event") != cls.name:
-            return None
-        try:
-            at = float(event["at"])
-            queue, owner, change, to = (str(event.get(name, "")) for name in ("queue", "owner", "change", "to"))
-            counted = Counted.parse(event, at=at) if "counters" in event else None
-            return cls(queue, owner, change, to, counted, at=at)
-        except _DAMAGED:
-            return None
+    def read(cls, event: Mapping[str, Any]) -> Self:
+        counted = Counted.read(event, at=float(event["at"])) if "counters" in event else None
+        return cls(**read_fields(cls, event), counted=counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +201,7 @@ class RunAnnounced(TimedEvent):
 
 @dataclass(frozen=True, slots=True)
 class RunWithdrawn(TimedEvent):
-    """A run that was announced did not begin, since its shard was given up: `attempts` are left."""
+    """A run that was announced did not begin, since its shard was given up; `attempts` remain."""
 
     name: ClassVar[str] = "withdrawn"
     message_id: str
@@ -277,60 +239,35 @@ class RetryAsked(TimedEvent):
             event["body"] = base64.b64encode(self.body).decode()
         return event
 
+    @classmethod
+    def read(cls, event: Mapping[str, Any]) -> Self:
+        limits, body = event.get("time_limits"), event.get("body")
+        return cls(
+            **read_fields(cls, {"at": 0.0, **event}),
+            time_limits=(limits[0], limits[1]) if isinstance(limits, list) and len(limits) == 2 else None,
+            body=base64.b64decode(body, validate=True) if isinstance(body, str) else None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Settled(TimedEvent):
-    """A message with recorded attempts is done, and nothing of it need be known any more."""
+    """A message with recorded attempts is done and can be forgotten."""
 
     name: ClassVar[str] = "settled"
     message_id: str
 
 
 AttemptEvent = RunAnnounced | RunWithdrawn | RetryAsked | Settled
+_ATTEMPT_EVENTS: Mapping[str, type[AttemptEvent]] = {
+    each.name: each for each in (RunAnnounced, RunWithdrawn, RetryAsked, Settled)
+}
 
 
 def parse_attempt_event(event: Mapping[str, Any]) -> AttemptEvent | None:
     """Return what an event of the stream of attempts says; None if it is none, or cannot be read."""
-    name, message_id = event.get("event"), event.get("message_id")
-    attempts, retries, at = event.get("attempts"), event.get("retries", 0), _number(event.get("at"))
-    if not isinstance(message_id, str):
-        return None
-    if name == "settled":
-        return Settled(message_id, at=at)
-    if not isinstance(attempts, int) or not isinstance(retries, int):
-        return None
-    if name == "attempt":
-        return RunAnnounced(message_id, attempts, at=at)
-    if name == "withdrawn":
-        return RunWithdrawn(message_id, attempts, at=at)
-    if name != "retry":
-        return None
-    limits = event.get("time_limits")
-    return RetryAsked(
-        message_id,
-        retries,
-        attempts,
-        wait_seconds=_number(event.get("wait_seconds")),
-        time_limits=(limits[0], limits[1]) if isinstance(limits, list) and len(limits) == 2 else None,
-        body=_decode_body(event.get("body")),
-        content_type=event.get("content_type"),
-        content_encoding=event.get("content_encoding"),
-        at=at,
-    )
+    kind = _ATTEMPT_EVENTS.get(str(event.get("event")))
+    return None if kind is None else kind.parse(event)
 
 
 def _parse_times(value: Any) -> tuple[float, ...]:
     return tuple(map(float, value)) if isinstance(value, list) else ()
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _decode_body(text: Any) -> bytes | None:
-    if not isinstance(text, str):
-        return None
-    try:
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        return None

@@ -1,7 +1,7 @@
 """Times counted in buckets: by workers, in the journal's vitals, and in metrics.
 
-The bounds are part of the journal's format. Workers of two versions may write at a time, so other bounds need other
-names for the fields that carry them.
+The bounds are part of the journal's format. Workers of two versions may write at the same time, so
+other bounds need other field names.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ BOUNDS_SECONDS = (0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0, 3
 class Histogram:
     """Counts of times by bucket, and their sum.
 
-    `counts` has one more item than there are bounds: what is longer than the last. May be noted from any thread; two
-    at a time may at worst lose one.
+    `counts` has one more item than there are bounds, for what is longer than the last. `note` may be called from any
+    thread; two calls at the same moment may at worst lose one count.
     """
 
     __slots__ = ("counts", "sum_seconds")
@@ -26,13 +26,13 @@ class Histogram:
         self.sum_seconds = 0.0
 
     def note(self, seconds: float) -> None:
-        """Count one time; a negative one, which clocks that differ bring about, is none at all."""
+        """Count one time; a negative one, as clocks that differ produce, counts as 0."""
         seconds = max(0.0, seconds)
         self.counts[bisect_left(BOUNDS_SECONDS, seconds)] += 1
         self.sum_seconds += seconds
 
     def to_list(self) -> list[float]:
-        """Return the sum in seconds and the counts behind it, without the last that are 0; [] if nothing was noted."""
+        """Return the sum in seconds, then the counts without trailing zeros; [] if nothing was noted."""
         counts = list(self.counts)
         while counts and not counts[-1]:
             counts.pop()

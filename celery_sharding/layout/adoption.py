@@ -1,7 +1,7 @@
-"""Taking in what the broker holds and the manifest has forgotten: generations and limbos that a power loss left behind.
+"""Adopting generations and limbos that exist on the broker but not in the manifest.
 
-Streams are not flushed to disk at once, so the last events of a manifest may be lost, though the queues they announced
-are there.
+Streams are not flushed to disk at once. So a power loss may take the last events of a manifest, and leave the queues
+that they announced.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LOOKS_AT_ONCE = 16
 def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str, ahead: int) -> Layout:
     """Take generations and limbos into the chain that exist on the broker, but not in the manifest.
 
-    How far that switch had come is unknown, so it counts as flipped, and what is not routed goes to a limbo that is
-    certainly the last. Publishers may get a moment of errors, but nothing is doubled.
+    Nobody knows how far that switch had come. So it counts as flipped, and unrouted messages go to a limbo that is
+    certainly the last. Publishers may see errors for a moment, but no message is doubled.
 
     Args:
         ahead: How far beyond the manifest to look.
@@ -62,7 +62,7 @@ def adopt_unknown(connection: Opener, group: ShardGroup, layout: Layout, by: str
 
 
 def exists_beyond(connection: Opener, names: Names, layout: Layout, ahead: int = 1) -> bool:
-    """Say whether the broker holds a limbo or a generation that the manifest does not know."""
+    """Tell whether the broker holds a limbo or a generation that the manifest does not know."""
     limbos = [names.limbo(layout.limbo + number) for number in range(1, ahead + 1)]
     return any(
         first_existing(connection, queues) is not None for queues in (limbos, _next_shards(names, layout, ahead))

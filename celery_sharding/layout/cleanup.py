@@ -1,15 +1,15 @@
-"""Removing queues that the group has left behind, and a whole group.
+"""Removing what a group has left behind, and a whole group: the one place that deletes queues.
 
     drained ──a minute later, nobody consumes it──▶ its ring is deleted: nothing can be routed to it any more
-            ──▶ what came too late is moved ──▶ its queues are deleted ──▶ "removed" is written
+            ──▶ late messages are moved ──▶ its queues are deleted ──▶ "removed" is written
 
-A message is late if the broker took longer than the grace of the switch to put it into its queue, behind the end
-marker. It was confirmed, so it is not lost: it is published to the group again, under its key, and a warning says so.
-It may come behind messages of its key that were published after it.
+A message is late if the broker took longer than the grace of the switch to put it into its queue, so it stands behind
+the end marker. It was confirmed, so it must not be lost: it is published to the group again, under its key, and a
+warning says so. It may come after messages of its key that were published later.
 
-Each step may be done again, so a removal that was cut short is done from its beginning by the next worker that looks;
-only a message that was moved and not yet acknowledged comes twice then. Everything is done under the group's lock. The
-broker refuses to delete a quorum queue only if it is empty or unused, so that is looked at before.
+Each step may be repeated. If a removal is cut short, the next worker begins again; only a message that was moved and
+not acknowledged is delivered twice then. Everything happens under the group's lock. A broker cannot be told to delete a
+quorum queue only if it is empty or unused, so that is checked before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import amqp
 
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.keys import key_of_message
-from celery_sharding.layout.contents import BEYOND, waiting_tasks
+from celery_sharding.layout.contents import BEYOND, existing_queues, waiting_tasks
 from celery_sharding.layout.events import SegmentRemoved
 from celery_sharding.layout.lock import LockedLayout, locked_layout
 from celery_sharding.layout.manifest import load, write
@@ -83,11 +83,10 @@ def remove_drained(
             logger.info("group %s: %s was drained and is removed", group, removal.name)
             if removal.moved:
                 logger.warning(
-                    "group %s: messages came to %s behind its end: %d; they run now, maybe behind later ones of their "
-                    "keys",
+                    "group %s: %d messages reached %s after its end; they run now, maybe after later ones of their key",
                     group,
-                    removal.name,
                     removal.moved,
+                    removal.name,
                 )
 
 
@@ -108,7 +107,7 @@ def remove_segments(
             continue
         why = why_kept(layout, segment, keep_seconds=keep_seconds)
         if why is None and any(count_consumers(connection, queue) for queue in segment.queues(names)):
-            why = "a worker consumes it still"
+            why = "a worker still consumes it"
         moved = 0
         if why is not None:
             first_kept = segment.name
@@ -130,25 +129,20 @@ def why_kept(layout: Layout, segment: Segment, *, keep_seconds: float) -> str | 
 
 
 def delete_group(connection: Opener, name: str) -> None:
-    """Delete everything of the group, messages included; what is not there is passed over."""
+    """Delete everything of the group, messages included."""
     names = Names(name)
     try:
         layout = load(connection, names)
     except TopologyError as exc:
         logger.debug("group %s: deleted without its manifest (%s)", name, exc)
         layout = Layout()
-    shards = max([layout.shards, *(segment.shards for segment in layout.segments)])
     with brief_channel(connection) as channel:
         for exchange in (names.publish, names.next, names.unrouted):
             channel.exchange_delete(exchange)
-        for number in range(1, layout.limbo + BEYOND + 1):
-            channel.queue_delete(names.limbo(number))
         for generation in range(1, layout.generation + BEYOND + 1):
             channel.exchange_delete(names.ring(generation))
-            index = 0
-            while index < shards or queue_exists(connection, names.shard(generation, index)):
-                channel.queue_delete(names.shard(generation, index))
-                index += 1
+        for queue in existing_queues(connection, names, layout):
+            channel.queue_delete(queue)
         for queue in (names.manifest, names.journal, names.attempts, names.dead):
             channel.queue_delete(queue)
 
@@ -164,7 +158,7 @@ def _remove_segment(connection: Any, names: Names, segment: Segment) -> int:
 
 
 def remove_queue(connection: Any, names: Names, queue: str) -> int:
-    """Publish to the group what is left in a queue that nobody consumes or fills, and delete it; return how much."""
+    """Publish to the group what is left in a queue that nobody consumes or fills, delete it, and return how much."""
     moved = 0
     with brief_channel(connection) as target:
         for source, message in waiting_tasks(connection, queue):

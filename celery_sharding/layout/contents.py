@@ -1,7 +1,7 @@
-"""What is on the broker of a group, whatever its manifest says, and what waits in a queue.
+"""What exists of a group on the broker, whatever its manifest says, and what waits in a queue.
 
-A quorum queue's count of messages is late and holds markers and probes, so whether tasks wait in it is seen by
-consuming it up to a marker of one's own. That takes a queue without other consumers: of several, one gets messages.
+A quorum queue's message count is late and includes markers and probes. So tasks are found by consuming the queue up to
+a marker of one's own. That needs a queue without other consumers, since only one of them gets messages.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PREFETCH = 100
 
 
 def existing_queues(connection: Opener, names: Names, layout: Layout) -> list[str]:
-    """Return the limbo and shard queues that exist on the broker, those that the manifest does not know included."""
+    """Return the limbo and shard queues that exist on the broker, even if the manifest does not know them."""
     limbos = [names.limbo(number) for number in range(1, layout.limbo + BEYOND + 1)]
     found = [queue for queue in limbos if queue_exists(connection, queue)]
     shards = max([layout.shards, *(segment.shards for segment in layout.segments)])
@@ -62,7 +62,7 @@ def group_exists(connection: Opener, names: Names) -> bool:
 def waiting_tasks(connection: Any, queue: str) -> Generator[tuple[Any, amqp.Message]]:
     """Yield what waits in a queue that nobody else consumes, with the channel to acknowledge it on.
 
-    What is not acknowledged is given back, in order, when the iterator is closed; so are end markers and seals.
+    What is not acknowledged is requeued, in order, when the iterator is closed; so are end markers and seals.
 
     Raises:
         LogError: The end of the queue was not reached in time; somebody else may consume it.

@@ -1,9 +1,9 @@
-"""Ending a segment: markers behind its last messages, and the facts that nothing before them is left.
+"""Ending a segment: a marker behind its last message in each queue.
 
     live -> ended      the stream has left it, and each of its queues holds an end marker
     ended -> drained   the owner of each queue has reached the marker with nothing running, and said so
 
-Markers are put under the group's lock; that a queue is drained may be said by anybody, again, and in any order.
+Markers are put under the group's lock. Anybody may say that a queue is drained, again, and in any order.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ def end_segment(connection: Opener, names: Names, layout: Layout, segment: Segme
 
 
 def end_marker(segment: Segment) -> amqp.Message:
-    """Return the message behind which nothing of `segment` comes."""
+    """Return the message that stands behind everything of `segment`."""
     return amqp.Message(b"", delivery_mode=2, application_headers=control_headers(END, segment=segment.name))

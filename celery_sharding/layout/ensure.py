@@ -1,11 +1,11 @@
 """Making a group's layout whole: the first start, and recovery of a lost ring.
 
-`find_fault` looks; `ensure_group` and `ensure_fixed` look, too, and put right what they find: declare the fixed part,
-carry on a switch that someone began, take in what the manifest forgot (`adopting`), recover a lost ring (`steps`), and
-give every segment before the last its end markers (`endings`). A segment is never ended while a switch is open.
+`find_fault` only looks. `ensure_group` and `ensure_fixed` repair what it finds: they declare the fixed part, carry on a
+switch that someone began, adopt what the manifest forgot (`adoption`), recover a lost ring (`switch`), and give every
+segment before the last its end markers (`end_markers`). A segment is never ended while a switch is open.
 
-Whatever is done is done under the group's lock, on the lock's connection, after the manifest was read again. That holds
-for the fixed part, too: a publisher that was slow would otherwise bind a limbo which the group has left.
+Every repair happens under the group's lock, on the lock's connection, after the manifest was read again. That holds for
+the fixed part, too: a slow publisher would otherwise bind a limbo that the group has left.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from celery_sharding.layout.protocol import check_protocol
 from celery_sharding.layout.switch import GRACE_SECONDS, begin_recovery, carry_on
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.connect import Connect, close_connection, open_connection
-from celery_sharding.rabbitmq.pipelining import declare_at_once, exist_at_once, look_for_exchange, look_for_queue
+from celery_sharding.rabbitmq.pipelining import Look, declare_at_once, exist_at_once
 from celery_sharding.rabbitmq.queues import count_ready, existing_queues
 from celery_sharding.rabbitmq.refusals import is_out_of_reach
 from celery_sharding.topology import Names
@@ -69,10 +69,9 @@ def ensure_group(
     Args:
         connect: Makes a connection; its settings are used.
         owner: Who does it; stands in the manifest.
-        wait_seconds: How long to wait for the lock, for queues whose node is still starting or that have no leader, and
-            to begin again after a node was lost on the way.
+        wait_seconds: How long to wait for the lock, and for queues whose node is starting or that have no leader.
         known: The layout as the caller tails it; saves reading the manifest. May be a little old.
-        log: Takes one line a change.
+        log: Gets one line for each change.
 
     Raises:
         TopologyMismatch: What stands on the broker was made with other options.
@@ -81,7 +80,7 @@ def ensure_group(
         LockHeld: Another process held the lock all the time.
         OutOfReach: A broker node that has the group's queues did not come up.
         BrokerUnavailable: The broker could not be reached, or was lost on the way.
-        TopologyError: Anything else; whatever was begun is carried on by the next call.
+        TopologyError: Anything else; the next call carries on what was begun.
     """
     names = Names(group.name)
     turns = _Turns(wait_seconds)
@@ -107,7 +106,7 @@ def ensure_group(
 
 
 def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_seconds: float = 30.0) -> None:
-    """Make the group ready for publishers, who miss it: what they publish is kept, even if no worker ever ran.
+    """Make the group ready for publishers: what they publish is kept, even if no worker ever ran.
 
     Args:
         wait_seconds: How long to try, and to wait for all of the broker's answers together.
@@ -133,7 +132,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
                 deadline=turns.deadline,
             )
             with lock, lock.operation() as connection:
-                looks = look_for_exchange(names.publish, "fanout"), look_for_queue(names.manifest)
+                looks = Look(names.publish, "fanout"), Look(names.manifest)
                 fixed, manifest = exist_at_once(connection, looks)
                 if fixed is not None and not is_out_of_reach(fixed):
                     is_new = manifest is not None and not is_out_of_reach(manifest)
@@ -144,7 +143,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
 
 
 def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
-    """Return what keeps the group from working in `layout`, in words; None if nothing does. Only looks."""
+    """Return what keeps the group from working, in words; None if nothing does. Changes nothing."""
     if not topology.fixed_exists(connection, names):
         return "its exchanges do not exist"
     if layout.limbo == 0:
@@ -203,7 +202,7 @@ def passes_by_itself(error: ShardingError) -> bool:
 
 
 def _repair(locked: LockedLayout, group: ShardGroup, by: str, log: logging.Logger) -> Layout:
-    """Put right, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
+    """Repair, one after the other, what `find_fault` finds; return the layout in which it finds nothing."""
     connection, layout = locked.connection, locked.layout
     check_queue_type(group, layout)
     for _ in range(_ROUNDS_MAX):
@@ -215,14 +214,14 @@ def _repair(locked: LockedLayout, group: ShardGroup, by: str, log: logging.Logge
         if layout.generation != before:
             log.log(
                 logging.WARNING if before else logging.INFO,
-                "group %s: %s; its messages go to generation %d (%d shards) from now on",
+                "group %s: %s; from now on its messages go to generation %d (%d shards)",
                 group.name,
                 fault,
                 layout.generation,
                 layout.shards,
             )
     raise TopologyError(
-        f"group {group.name!r} could not be made whole: {fault}; look at the broker's log, and whether someone "
+        f"group {group.name!r} could not be repaired: {fault}; read the broker's log, and check whether someone "
         "deletes its queues or exchanges",
         group=group.name,
     )

@@ -183,59 +183,20 @@ class Required(StreamEvent):
     protocol: int
 
 
+_KINDS: Mapping[str, type[StreamEvent]] = {
+    each.name: each
+    for each in (
+        *(Created, SwitchBegun, StepBegun, SwitchEnded, SegmentEnded, SegmentRemoved, Paused, Resumed),
+        *(Drained, Reached, Finished, Operated, Required),
+    )
+}
+
+
 def parse_event(event: Mapping[str, Any]) -> StreamEvent | None:
     """Return what an event of a manifest says; None: this version does not know it.
 
     Raises:
-        KeyError, TypeError, ValueError, OverflowError: It is damaged.
+        KeyError, TypeError, ValueError: It is damaged (`rabbitmq.events.DAMAGED`).
     """
-    at = _parse_moment(event.get("at"))
-    segment, queue, by = (str(event.get(name)) for name in ("segment", "queue", "by"))
-    match event.get("event"):
-        case Created.name:
-            return Created(int(event["limbo"]))
-        case SwitchBegun.name:
-            return SwitchBegun(
-                kind=str(event["kind"]),
-                generation=int(event["generation"]),
-                shards=int(event["shards"]),
-                limbo=_optional_int(event.get("limbo")),
-                next_limbo=_optional_int(event.get("next_limbo")),
-                queue_type=str(event.get("queue_type", "quorum")),
-                step=int(event.get("step", 0)),
-                adopted=bool(event.get("adopted")),
-                at=at,
-            )
-        case StepBegun.name:
-            return StepBegun(int(event["generation"]), int(event["step"]), at)
-        case SwitchEnded.name:
-            return SwitchEnded(int(event["generation"]))
-        case SegmentEnded.name:
-            return SegmentEnded(segment)
-        case SegmentRemoved.name:
-            return SegmentRemoved(segment)
-        case Paused.name:
-            return Paused(_optional_int(event.get("shard")))
-        case Resumed.name:
-            return Resumed(_optional_int(event.get("shard")))
-        case Operated.name:
-            operation = event.get("operation")
-            result = str(event.get("result", ""))
-            return Operated(str(event.get("verb")), by, result, None if operation is None else str(operation))
-        case Required.name:
-            return Required(int(event["protocol"]))
-        case Drained.name:
-            return Drained(segment, queue, by, at or 0.0, str(event.get("reason", "")))
-        case Reached.name:
-            return Reached(segment, queue, tuple(map(str, event["keys"])), by, at or 0.0)
-        case Finished.name:
-            return Finished(segment, queue, str(event.get("key")), by, at or 0.0)
-    return None
-
-
-def _parse_moment(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _optional_int(value: Any) -> int | None:
-    return None if value is None else int(value)
+    kind = _KINDS.get(str(event.get("event")))
+    return None if kind is None else kind.read(event)

@@ -10,25 +10,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from celery_sharding.layout.events import (
-    FACTS,
-    Created,
-    Drained,
-    Fact,
-    Finished,
-    Paused,
-    Reached,
-    Resumed,
-    SegmentEnded,
-    SegmentRemoved,
-    StepBegun,
-    SwitchBegun,
-    SwitchEnded,
-    parse_event,
-)
+from celery_sharding.layout import events
 from celery_sharding.layout.model import Layout, OpenSwitch, Segment
 from celery_sharding.layout.protocol import is_known, protocol_of
-from celery_sharding.rabbitmq.events import StreamEvent
+from celery_sharding.rabbitmq.events import DAMAGED, StreamEvent
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +24,12 @@ _LIMBO_STEP = 3
 def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
     """Return the layout after `event`, which stands at `offset` of the manifest.
 
-    A layout event whose base is not `layout.offset` changes nothing: its writer lost the race, the event is void. One
-    that this version does not know, or cannot read, counts as the last, so that those which build on it count, too.
-    Facts may come again and in any order; layout events may come again. An event that counts and asks for a protocol
-    that is not known here changes nothing else, whatever it is called.
+    A layout event whose base is not `layout.offset` is void: its writer lost the race. One that this version does not
+    know, or cannot read, changes nothing but the offset, so that events which build on it count. Facts may be repeated
+    and come in any order; layout events may be repeated. An event that asks for an unknown protocol changes nothing
+    else, whatever its name.
     """
-    has_base, is_fact = "base" in event, event.get("event") in FACTS
+    has_base, is_fact = "base" in event, event.get("event") in events.FACTS
     if has_base and (event["base"] != layout.offset or offset <= layout.offset):
         return layout
     protocol = protocol_of(event)
@@ -52,62 +37,62 @@ def fold(layout: Layout, offset: int, event: Mapping[str, Any]) -> Layout:
         layout = dataclasses.replace(layout, protocol=protocol)
     if is_known(protocol) and (has_base or is_fact):
         try:
-            said = parse_event(event)
-            if isinstance(said, Fact):
+            said = events.parse_event(event)
+            if isinstance(said, events.Fact):
                 return _fold_fact(layout, said)
             layout = _fold_change(layout, said)
-        except (KeyError, TypeError, ValueError, OverflowError) as exc:  # JSON's 1e999 is infinite
+        except DAMAGED as exc:
             logger.warning("manifest: the event %r at %d cannot be read (%r)", event.get("event"), offset, exc)
     return dataclasses.replace(layout, offset=offset) if has_base else layout
 
 
-def _fold_fact(layout: Layout, fact: Fact) -> Layout:
+def _fold_fact(layout: Layout, fact: events.Fact) -> Layout:
     segment, queue = layout.segment(fact.segment), fact.queue
     if segment is None or not segment.owns(queue) or queue in segment.drained:
         return layout
     match fact:
-        case Drained():
+        case events.Drained():
             changed = dataclasses.replace(
                 segment,
                 drained=segment.drained | {queue},
                 drained_at=max(segment.drained_at, fact.at),
                 unfinished=frozenset(pair for pair in segment.unfinished if pair[0] != queue),
             )
-        case Reached():
+        case events.Reached():
             if queue in segment.reached:
                 return layout  # said again, maybe after some of them were finished
             unfinished = segment.unfinished.union((queue, key) for key in fact.keys)
             changed = dataclasses.replace(segment, reached=segment.reached | {queue}, unfinished=unfinished)
-        case Finished():
+        case events.Finished():
             changed = dataclasses.replace(segment, unfinished=segment.unfinished - {(queue, fact.key)})
     return _replace_segment(layout, segment, changed)
 
 
 def _fold_change(layout: Layout, event: StreamEvent | None) -> Layout:
+    switch = layout.switch
     match event:
-        case Created(limbo):
+        case events.Created(limbo):
             # The first time there is nothing yet. Later: the exchanges had gone, and all bindings to the ring.
             return dataclasses.replace(layout, limbo=limbo, cut_off=layout.generation > 0)
-        case SwitchBegun():
+        case events.SwitchBegun():
             return _fold_switch(layout, event)
-        case StepBegun(generation, step, at) if layout.switch is not None and layout.switch.generation == generation:
-            switch = dataclasses.replace(layout.switch, step=step, at=at)
-            return _move_limbo(dataclasses.replace(layout, switch=switch))
-        case SwitchEnded(generation) if layout.switch is not None and layout.switch.generation == generation:
+        case events.StepBegun(generation, step, at) if switch is not None and switch.generation == generation:
+            return _move_limbo(dataclasses.replace(layout, switch=dataclasses.replace(switch, step=step, at=at)))
+        case events.SwitchEnded(generation) if switch is not None and switch.generation == generation:
             return dataclasses.replace(layout, switch=None)
-        case SegmentEnded(name) if (segment := layout.segment(name)) is not None:
+        case events.SegmentEnded(name) if (segment := layout.segment(name)) is not None:
             return _replace_segment(layout, segment, dataclasses.replace(segment, ended=True))
-        case SegmentRemoved(name):
+        case events.SegmentRemoved(name):
             kept = tuple(segment for segment in layout.segments if segment.name != name)
             return dataclasses.replace(layout, segments=kept)
-        case Paused(shard):
+        case events.Paused(shard):
             return dataclasses.replace(layout, paused=layout.paused | {shard})
-        case Resumed(shard):
+        case events.Resumed(shard):
             return dataclasses.replace(layout, paused=frozenset() if shard is None else layout.paused - {shard})
     return layout
 
 
-def _fold_switch(layout: Layout, event: SwitchBegun) -> Layout:
+def _fold_switch(layout: Layout, event: events.SwitchBegun) -> Layout:
     switch = OpenSwitch(
         event.kind, event.generation, event.shards, event.limbo, event.next_limbo, step=event.step, at=event.at
     )

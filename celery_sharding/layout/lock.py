@@ -7,9 +7,9 @@
     held -> lost    when that connection ends, for whatever reason; the broker frees the queue by itself
     held -> free    by leaving the `with` block, which closes the connection
 
-All topology operations and layout events of the holder go through that one connection, which is never opened again: a
-holder that lost the lock can't act any more, because its only way to the broker is gone. A daemon thread sends
-heartbeats while the holder waits; operations and heartbeats take turns under one lock.
+The holder declares, binds and writes through that one connection, which is never opened again. So a holder that lost
+the lock cannot act any more: its only way to the broker is gone. A daemon thread sends heartbeats while the holder
+waits; a mutex keeps them apart from operations.
 """
 
 from __future__ import annotations
@@ -99,11 +99,6 @@ class GroupLock:
     ) -> None:
         self._close()
 
-    @property
-    def connection(self) -> Any:
-        """The lock's connection, for functions that open channels; use it within `operation` only."""
-        return self._connection
-
     @contextlib.contextmanager
     def operation(self) -> Iterator[Any]:
         """Yield the lock's connection for one stretch of work, free of the heartbeat thread.
@@ -119,7 +114,7 @@ class GroupLock:
             except (amqp_errors.ConnectionError, OSError) as exc:
                 raise LockLost(
                     f"the lock of group {self._names.group!r} was lost with its connection ({exc}); "
-                    "what was begun is carried on by the next who takes it",
+                    "whoever takes it next carries on what was begun",
                     group=self._names.group,
                 ) from exc
 
@@ -166,8 +161,8 @@ class GroupLock:
 
 def _lock_held(group: str, queue: str) -> LockHeld:
     return LockHeld(
-        f"another process holds the lock of group {group!r} (the exclusive queue {queue!r}); try again when it is "
-        "done, or, if it hangs, close the connection that owns that queue",
+        f"another process holds the lock of group {group!r} (the exclusive queue {queue!r}); try again later, or, if "
+        "that process hangs, close the connection that owns the queue",
         group=group,
     )
 

@@ -1,30 +1,27 @@
-"""The manifest of a group: the stream of small events that its layout is folded from (`folding`).
+"""The manifest of a group: the stream of small events that its layout is folded from (`fold`).
 
-Nothing else says how many shards are live, which limbo takes what cannot be routed, or what is consumed next.
+Nothing else says how many shards are live, which limbo takes unrouted messages, or what is consumed next.
 
     layout events   created, switch, step, switched, ended, removed, pause, resume
-                    written only under the group's lock; each names in `base` the offset of the layout event it builds
-                    on. One whose base is not the last is void: every reader ignores it (compare and set), so a holder
-                    who lost the lock without knowing changes nothing.
+                    written only under the group's lock. Each names in `base` the offset of the layout event it builds
+                    on. If that is not the last one, the event is void: every reader ignores it (compare and set). So a
+                    holder that lost the lock unnoticed changes nothing.
     facts           reached, finished, drained
                     written by the owner of a queue, without the lock, and any number of times.
     notes           operated
-                    what an operator did that changes no layout (dead letters replayed, a purge): for the history only.
+                    what an operator did that changes no layout (a replay, a purge): for the history only.
     snapshot        {through, state}: stands for all records up to `through`, which may go (`retention`).
     requires        {"protocol": n}: from now on only versions that know it may act on the group. Without the lock.
 
-Each may say which protocol its reader must know (`protocol`).
+`events` has their shapes. Each may say which protocol its reader must know (`protocol`).
 
-A segment is consumed until each of its queues has reported that nothing is left of it (`drained`), or nothing but a
-few keys that wait for a retry (`reached`). Then the next segment is consumed beside it, while those keys are held back
-there until each is reported as `finished` in the queue that it waits in. So a key that retries for long holds no other.
+A segment is consumed until each of its queues is reported empty (`drained`), or empty but for a few keys that wait for
+a retry (`reached`). Then the next segment is consumed, too, but holds those keys back until each is reported as
+`finished` in the queue where it waits. So a key that retries for a long time holds up no other.
 
-A switch is recorded before it is done (`switch`), so is each of its steps (`step`), and its end (`switched`). Segments
-enter the chain with `switch`; consumers get to a segment only when all before it are passed, and a segment is not
-ended before the switch away from it is over, so the order is right at any moment in between.
-
-`read`, `load`, `load_to_write` and `write` talk to a broker, nothing else here does. Whoever is about to change a
-group begins with `load_to_write`.
+A switch is recorded before it is done (`switch`), and so is each of its steps (`step`) and its end (`switched`).
+Segments enter the chain with `switch`. Consumers reach a segment only when all before it are passed, and a segment is
+not ended before the switch away from it is over. So the order is right at every moment in between.
 """
 
 from __future__ import annotations
@@ -68,9 +65,9 @@ def read(
         reading.note(offset, event)
     if reading.misses is not None:
         raise LogError(
-            f"the manifest of group {names.group!r} begins at record {reading.misses}, and no snapshot in it stands "
-            "for those before: its layout is not known. Its own retention never leaves it so; restore "
-            f"{names.manifest!r}, and do not delete it, for the group would be made anew over queues with messages",
+            f"the manifest of group {names.group!r} begins at record {reading.misses}, and no snapshot covers those "
+            "before it, so the layout is unknown. Its own retention never does that. Restore "
+            f"{names.manifest!r}; if you delete it, the group is declared anew over queues that hold messages",
             stream=names.manifest,
             misses=reading.misses,
         )
@@ -141,7 +138,7 @@ def write(
     written = next((offset for offset, found in events if found.get("id") == nonce), None)
     if written is None or layout.offset != written:
         raise ManifestConflict(
-            f"the manifest of group {names.group!r} moved on while {event.name!r} was written; nothing was changed",
+            f"someone else changed group {names.group!r} while {event.name!r} was being written; nothing was changed",
             group=names.group,
         )
     return layout

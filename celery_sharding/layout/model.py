@@ -1,7 +1,6 @@
-"""The layout of a group: values, and what follows from them; no broker.
+"""The layout of a group: which shards are live, which limbo takes unrouted messages, what is consumed next.
 
-Which shards are live, which limbo takes what cannot be routed, and what is consumed next. `folding` makes it of the
-events of the manifest.
+Values, and what follows from them; no broker. `fold` makes them from the events of the manifest.
 """
 
 from __future__ import annotations
@@ -66,10 +65,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class OpenSwitch:
-    """A switch that was begun and is not over. `step` is the last whose intent is recorded, 0 for none.
+    """A switch that was begun and is not over. `step` is the last one recorded, 0 for none.
 
-    `limbo` is the one that ends with it, `next_limbo` the one that takes its place; None where there is none. `at` is
-    when that step was recorded, in seconds since the epoch by its writer's clock, None if it does not say.
+    `limbo` is the one that ends with it, `next_limbo` the one that takes its place; None if there is none. `at` is when
+    that step was recorded, in seconds since the epoch by its writer's clock; None: not known.
     """
 
     kind: str
@@ -90,12 +89,12 @@ class Layout:
         segments: The chain, in the order of consumption, without those that were removed.
         generation: Of the live ring, or the one being switched to; 0 before the first.
         shards: Of that generation; 0 before the first.
-        limbo: Number of the limbo that takes what cannot be routed; 0 before the fixed part was ever declared.
+        limbo: Number of the limbo that takes unrouted messages; 0 before the fixed part was ever declared.
         switch: The one that is under way.
-        cut_off: The exchanges were declared anew, so the live ring, if it exists, gets nothing any more.
+        cut_off: The exchanges were declared anew, so the live ring, if it exists, no longer gets messages.
         paused: Shards that are paused; None in it stands for the whole group.
-        protocol: What who acts on the group must know (`protocol`).
-        through: Offset of the last record of the manifest that was read for it, of whatever kind; -1: none was.
+        protocol: What a version must know to act on the group (`protocol`).
+        through: Offset of the last record of the manifest, of whatever kind, that was read for it; -1: none was.
     """
 
     offset: int = -1
@@ -111,10 +110,7 @@ class Layout:
 
     @property
     def open_segments(self) -> tuple[Segment, ...]:
-        """The segments to consume, in their order: what is left of those that are passed, and the one after them.
-
-        The last segment never ends. Empty: nothing was created.
-        """
+        """The segments to consume, in order: what is left of those that are passed, and the one after them."""
         found: list[Segment] = []
         for segment in self.segments:
             is_last = segment is self.segments[-1]
@@ -139,8 +135,8 @@ class Layout:
     def pauses(self, segment: Segment, index: int) -> bool:
         """Tell whether the queue `index` of `segment` is paused.
 
-        An earlier generation may have more shards than the live one; its surplus follows the shard of index modulo the
-        live number, as it does in a worker's selection. A limbo is paused with the whole group only.
+        An earlier generation may have more shards than the live one. Their index modulo the live number says which
+        shard they follow, as in a worker's selection. A limbo is paused with the whole group only.
         """
         if segment.kind == "limbo":
             return None in self.paused

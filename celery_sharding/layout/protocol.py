@@ -1,15 +1,15 @@
-"""Versions side by side: which protocol an event, or a control message, asks for, and what this version does about it.
+"""Versions side by side: which protocol an event or a control message asks for, and what this version does about it.
 
-Every event of a manifest, and every control message in a shard queue, may say `"protocol": n`: who acts on the group
-from then on must know protocol n. None says 1. What a later version adds is announced so, by an event `requires` in the
-manifest before its first use.
+Every event of a manifest, and every control message in a shard queue, may say `"protocol": n`: from then on, only a
+version that knows protocol n may act on the group. Without it, n is 1. A later version announces what it adds by an
+event `requires` in the manifest, before it first uses it.
 
-Who reads a higher number than `PROTOCOL` leaves the group alone, in order:
+A version that reads a higher number than `PROTOCOL` leaves the group alone:
 
-    worker      gives its shards up when what runs has ended; writes nothing of the group any more; stands by until it
-                is replaced. Other groups and ordinary queues go on
+    worker      finishes what runs, gives its shards up, writes nothing more of the group, and waits to be replaced.
+                Other groups and ordinary queues go on
     publisher   publishes to what exists, since it knows the exchange only; declares nothing
-    operator    every verb that would change something is refused; those that look say so
+    operator    commands that would change something are refused; those that look say so
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def protocol_of(said: Mapping[str, Any] | None) -> int:
 
 
 def is_known(protocol: int) -> bool:
-    """Say whether this version may act on what asks for `protocol`."""
+    """Tell whether this version may act on what asks for `protocol`."""
     return protocol <= PROTOCOL
 
 

@@ -1,21 +1,20 @@
-"""What lets the old records of a manifest go: snapshots of the layout, and readers that begin at one.
+"""How old records of a manifest may go: snapshots of the layout, and readers that begin at one.
 
-The manifest keeps its last 32 MB (`topology`). So that the layout never goes with what is older, who has read it to its
-end appends a *snapshot*, once some hundred records came since the last one:
+The manifest keeps its last 32 MB (`topology`). So that the layout never goes with older records, a reader that is at
+the end appends a *snapshot*, once some hundred records came since the last one:
 
     snapshot   {"through": offset, "state": the layout that the records up to that offset fold into}
 
-It needs no lock: the state is a pure function of the log. Who has read all before it passes it over. Who begins where
-older records are missing keeps what it reads until the first snapshot whose `through` is at least the last record that
-is missing, takes its state, and folds what came after `through`. So the layout is the same whatever is missing.
+It needs no lock: the state is a pure function of the log. A reader that has read everything before it ignores it. A
+reader that begins where older records are missing keeps what it reads until the first snapshot whose `through` covers
+all that is missing, takes its state, and folds what came after it. So the layout is the same whatever is missing.
 
-Every reader may be the one that appends it, but for one that does not know the protocol of the group, which could not
-say what the state is. What is not in the state is forgotten with the records: an event that says more than the layout
-holds needs a protocol of its own.
+Any reader may append one, except one that does not know the protocol of the group and so cannot compute the state. What
+is not in the state is forgotten with the records: an event that says more than the layout holds needs a protocol of its
+own.
 
-A record takes about 300 bytes, a nonce included, and a snapshot a few kB, 100 kB in a group of 999 shards. So there are
-at least a hundred snapshots among the records that are kept, and a load each ten seconds for a year, with no worker
-alive, keeps the layout as any other use does.
+A record takes about 300 bytes, a nonce included, and a snapshot a few kB, 100 kB in a group of 999 shards. So at least
+a hundred snapshots are among the records that are kept, even if nobody but a monitor reads the manifest for a year.
 """
 
 from __future__ import annotations
@@ -30,12 +29,13 @@ from typing import Any
 from celery_sharding.layout.fold import fold
 from celery_sharding.layout.model import Layout, OpenSwitch, Segment
 from celery_sharding.layout.protocol import FIELD, is_known, protocol_of
+from celery_sharding.rabbitmq.events import DAMAGED, read_fields, read_whole
 from celery_sharding.rabbitmq.streams import NONCE, Event
 
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "snapshot"
-# Records after which somebody appends the next snapshot; each reader draws its own number, so that few do it at once.
+# Records after which a reader appends the next snapshot. Each draws its own number, so that few do it at once.
 EVERY_MIN, EVERY_MAX = 200, 400
 
 
@@ -73,7 +73,7 @@ class Reading:
             return
         found = _read_state(event, offset) if event["event"] == SNAPSHOT else None
         if found is not None:
-            # One that stands for little puts off none that stands for more.
+            # One that covers little does not delay one that covers more.
             self._snapshot_at = max(self._snapshot_at, found.through + 1)
         if self._first is None:
             self._layout = fold(self._layout, offset, event)
@@ -137,22 +137,15 @@ def _read_state(event: Mapping[str, Any], offset: int) -> Layout | None:
     """
     protocol, through = protocol_of(event), event.get("through")
     try:
-        if not -1 <= _whole(through) < offset:
+        if not -1 <= read_whole(through) < offset:
             raise ValueError(f"at {offset}, and through {through}")
         state = event["state"]
-        return Layout(
-            offset=_whole(state["offset"]),
-            segments=tuple(_read_segment(each) for each in state["segments"]),
-            generation=_whole(state["generation"]),
-            shards=_whole(state["shards"]),
-            limbo=_whole(state["limbo"]),
-            switch=None if state["switch"] is None else _read_switch(state["switch"]),
-            cut_off=bool(state["cut_off"]),
-            paused=frozenset(map(_whole_or_none, state["paused"])),
-            protocol=protocol,
-            through=_whole(through),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as exc:
+        said, switch = state | {"protocol": protocol, "through": through}, state["switch"]
+        if switch is not None:
+            switch = OpenSwitch(**read_fields(OpenSwitch, switch, complete=True))
+        segments = tuple(_read_segment(each) for each in state["segments"])
+        return Layout(**read_fields(Layout, said, complete=True), segments=segments, switch=switch)
+    except DAMAGED as exc:
         if not is_known(protocol) and isinstance(through, int) and -1 <= through < offset:
             return Layout(protocol=protocol, through=through)
         logger.warning("manifest: a snapshot cannot be read (%r)", exc)
@@ -163,42 +156,4 @@ def _read_segment(state: Mapping[str, Any]) -> Segment:
     kind = state["kind"]
     if kind not in ("limbo", "ring"):
         raise ValueError(f"a segment of kind {kind!r}")
-    return Segment(
-        kind=kind,
-        number=_whole(state["number"]),
-        shards=_whole(state["shards"]),
-        queue_type=_text(state["queue_type"]),
-        ended=bool(state["ended"]),
-        drained=frozenset(map(_text, state["drained"])),
-        drained_at=float(state["drained_at"]),
-        reached=frozenset(map(_text, state["reached"])),
-        unfinished=frozenset((_text(queue), _text(key)) for queue, key in state["unfinished"]),
-    )
-
-
-def _read_switch(state: Mapping[str, Any]) -> OpenSwitch:
-    return OpenSwitch(
-        kind=_text(state["kind"]),
-        generation=_whole(state["generation"]),
-        shards=_whole(state["shards"]),
-        limbo=_whole_or_none(state["limbo"]),
-        next_limbo=_whole_or_none(state["next_limbo"]),
-        step=_whole(state["step"]),
-        at=None if state["at"] is None else float(state["at"]),
-    )
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
-def _whole_or_none(value: Any) -> int | None:
-    return None if value is None else _whole(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+    return Segment(kind, **read_fields(Segment, state, complete=True))

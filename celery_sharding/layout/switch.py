@@ -22,18 +22,17 @@ Resharding moves the stream from the live generation to a new one *g* of another
     5  unbind next -> g
 
 so g follows the live generation. If the live ring is lost before step 2, messages are in limbo k, and g must take none
-before them: the ring of g is deleted, too, and the switch counts as flipped; g stays empty, and a recovery puts limbo
-k behind it. If that is only seen after step 2, g takes messages already, which came after those in limbo k: the reshard
-goes on as a recovery that has flipped, whose chain is limbo k, then g.
+before them: the ring of g is deleted, too, and the switch counts as flipped. Then g stays empty, and a recovery puts
+limbo k behind it. If the loss is only seen after step 2, g already takes messages, which came after those in limbo k:
+the reshard goes on as a recovery that has flipped, whose chain is limbo k, then g.
 
-The broker looks at shards.<group>, next and unrouted one after the other, so a message may have been found unroutable
-at the first before step 2 or 6, and come to the last only now. It would overtake those behind it, or be doubled, if
-what is behind had changed meanwhile; hence the pauses before `unrouted` moves and before `next` lets go of g.
+The broker tries shards.<group>, next and unrouted one after the other. So a message that was unroutable at the first
+before step 2 or 6 may reach the last only now. If the bindings there had changed meanwhile, it would overtake others,
+or be doubled; hence the pauses before `unrouted` moves and before `next` lets go of g.
 
-Each step is recorded in the manifest before it is done, and every step may be done again, so whoever comes next carries
-on: from step 1 as long as the flip was not recorded and g is empty (what was lost in between is declared anew), else
-from the flip (messages may be in g, so its ring must never be declared again; if it is gone, they are in the limbo, and
-a recovery follows).
+Each step is recorded in the manifest before it is done, and may be repeated. So anybody can carry on: from step 1 while
+the flip is not recorded and g is empty (what was lost in between is declared anew), else from the flip (messages may be
+in g, so its ring must never be declared again; if it is gone, they are in the limbo, and a recovery follows).
 
 Everything here is done under the group's lock, on the lock's connection.
 """
@@ -43,7 +42,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from amqp import exceptions as amqp_errors
@@ -54,7 +54,7 @@ from celery_sharding.errors import TopologyError
 from celery_sharding.layout.events import RECOVER, RESHARD, StepBegun, SwitchBegun, SwitchEnded
 from celery_sharding.layout.lock import in_switch
 from celery_sharding.layout.manifest import write
-from celery_sharding.layout.model import Layout, OpenSwitch
+from celery_sharding.layout.model import Layout, OpenSwitch, Segment
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
 from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.refusals import explained
@@ -101,7 +101,7 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
         return layout
     if switch.kind not in STEPS:
         raise TopologyError(
-            f"group {group.name!r} is in a switch of the kind {switch.kind!r}, which this version cannot carry on; "
+            f"group {group.name!r} is in a switch of the kind {switch.kind!r}, which this version does not know; "
             "start a worker of the version that began it",
             group=group.name,
         )
@@ -113,7 +113,7 @@ def carry_on(connection: Opener, group: ShardGroup, layout: Layout, *, by: str, 
         if step in _AFTER_PAUSE:
             time.sleep(GRACE_SECONDS)
         with brief_channel(connection) as channel:
-            step(channel, group, layout, switch)
+            step(Steps(channel, group, layout, switch))
         if switch.kind == RESHARD and number == _LEAD_STEP and not _is_fed(connection, names, layout, switch):
             time.sleep(GRACE_SECONDS)
             if count_ready(connection, names.limbo(layout.limbo)):
@@ -164,7 +164,7 @@ def _put_limbo_first(connection: Opener, group: ShardGroup, layout: Layout, swit
     recovery = dataclasses.replace(switch, kind=RECOVER, limbo=layout.limbo, next_limbo=layout.limbo + 1)
     # Before it is recorded: whoever comes next does this again, since only then it counts as flipped.
     with brief_channel(connection) as channel:
-        _move_unrouted(channel, group, layout, recovery)
+        Steps(channel, group, layout, recovery).move_unrouted()
     return write(connection, Names(group.name), layout, event, by=by)
 
 
@@ -180,83 +180,93 @@ def _holds_messages(connection: Opener, names: Names, switch: OpenSwitch) -> boo
     return any(count_ready(connection, queue) for queue in queues)
 
 
-def _declare_new(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names = Names(group.name)
-    topology.declare_ring(channel, group, switch.generation, switch.shards)
-    with explained(group.name, names.publish):
-        for segment in layout.segments:
-            # A ring that lost a queue is still there, and sends keys elsewhere: no more messages to it.
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The steps of `switch`, each done on `channel`. What is done already may be done again."""
+
+    channel: Any
+    group: ShardGroup
+    layout: Layout
+    switch: OpenSwitch
+
+    @property
+    def names(self) -> Names:
+        return Names(self.group.name)
+
+    @property
+    def ring(self) -> str:
+        """The new one."""
+        return self.names.ring(self.switch.generation)
+
+    @property
+    def limbos(self) -> tuple[int, int]:
+        """The limbo that ends with the switch, and the next."""
+        if self.switch.limbo is None or self.switch.next_limbo is None:
+            number = self.switch.generation
+            raise TopologyError(f"the open switch to g{number:03d} names no limbo; its manifest is damaged")
+        return self.switch.limbo, self.switch.next_limbo
+
+    def declare_ring(self) -> None:
+        topology.declare_ring(self.channel, self.group, self.switch.generation, self.switch.shards)
+
+    def declare_ring_alone(self) -> None:
+        self.declare_ring()
+        # A ring that lost a queue is still there, and sends keys elsewhere: no more messages to it.
+        with explained(self.group.name, self.names.publish):
+            self._unbind_rings(self.layout.segments)
+
+    def hold_in_limbo(self) -> None:
+        limbo, _ = self.limbos
+        topology.declare_limbo(self.channel, self.group, limbo)
+        with explained(self.group.name, self.names.publish):
+            self.channel.queue_bind(self.names.limbo(limbo), self.names.publish, "")
+
+    def move_unrouted(self) -> None:
+        limbo, next_limbo = self.limbos
+        topology.declare_limbo(self.channel, self.group, next_limbo)
+        with explained(self.group.name, self.names.unrouted):
+            self.channel.queue_bind(self.names.limbo(next_limbo), self.names.unrouted, "")
+            self.channel.queue_unbind(self.names.limbo(limbo), self.names.unrouted, "")
+
+    def lead_next(self) -> None:
+        with explained(self.group.name, self.names.next):
+            self.channel.exchange_bind(self.ring, self.names.next, "")
+
+    def flip_limbo(self) -> None:
+        limbo, _ = self.limbos
+        with explained(self.group.name, self.names.publish):
+            self.channel.queue_unbind(self.names.limbo(limbo), self.names.publish, "")
+
+    def flip_rings(self) -> None:
+        self._unbind_rings([each for each in self.layout.segments if each.number != self.switch.generation])
+
+    def attach(self) -> None:
+        if self.layout.cut_off:
+            return
+        # Either the ring has been there since `next` led to it, or it is gone for ever and messages wait in the next
+        # limbo: then it must get nothing more, since what it gets would overtake them.
+        with contextlib.suppress(amqp_errors.NotFound):
+            self.channel.exchange_bind(self.ring, self.names.publish, "")
+
+    def release_next(self) -> None:
+        with explained(self.group.name, self.names.next):
+            self.channel.exchange_unbind(self.ring, self.names.next, "")
+
+    def _unbind_rings(self, segments: Iterable[Segment]) -> None:
+        for segment in segments:
             if segment.kind == "ring":
-                channel.exchange_unbind(names.ring(segment.number), names.publish, "")
+                self.channel.exchange_unbind(self.names.ring(segment.number), self.names.publish, "")
 
 
-def _declare_beside(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    topology.declare_ring(channel, group, switch.generation, switch.shards)
-
-
-def _hold_in_limbo(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names, (limbo, _) = Names(group.name), _limbos(switch)
-    topology.declare_limbo(channel, group, limbo)
-    with explained(group.name, names.publish):
-        channel.queue_bind(names.limbo(limbo), names.publish, "")
-
-
-def _move_unrouted(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names, (limbo, next_limbo) = Names(group.name), _limbos(switch)
-    topology.declare_limbo(channel, group, next_limbo)
-    with explained(group.name, names.unrouted):
-        channel.queue_bind(names.limbo(next_limbo), names.unrouted, "")
-        channel.queue_unbind(names.limbo(limbo), names.unrouted, "")
-
-
-def _lead_next(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names = Names(group.name)
-    with explained(group.name, names.next):
-        channel.exchange_bind(names.ring(switch.generation), names.next, "")
-
-
-def _flip(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names, (limbo, _) = Names(group.name), _limbos(switch)
-    with explained(group.name, names.publish):
-        channel.queue_unbind(names.limbo(limbo), names.publish, "")
-
-
-def _leave_rings(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names = Names(group.name)
-    for segment in layout.segments:
-        if segment.kind == "ring" and segment.number != switch.generation:
-            channel.exchange_unbind(names.ring(segment.number), names.publish, "")
-
-
-def _attach(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names = Names(group.name)
-    if layout.cut_off:
-        return
-    # Either the ring has been there since step 4, or it is gone for ever and messages wait in the next limbo: then it
-    # must get nothing more, since what it gets would overtake them.
-    with contextlib.suppress(amqp_errors.NotFound):
-        channel.exchange_bind(names.ring(switch.generation), names.publish, "")
-
-
-def _release_next(channel: Any, group: ShardGroup, layout: Layout, switch: OpenSwitch) -> None:
-    names = Names(group.name)
-    with explained(group.name, names.next):
-        channel.exchange_unbind(names.ring(switch.generation), names.next, "")
-
-
-def _limbos(switch: OpenSwitch) -> tuple[int, int]:
-    if switch.limbo is None or switch.next_limbo is None:
-        raise TopologyError(f"the open switch to g{switch.generation:03d} names no limbo; its manifest is damaged")
-    return switch.limbo, switch.next_limbo
-
-
-Step = Callable[[Any, ShardGroup, Layout, OpenSwitch], None]
 # By kind of switch: its steps, from 1.
-STEPS: dict[str, tuple[Step, ...]] = {
-    RECOVER: (_declare_new, _hold_in_limbo, _move_unrouted, _lead_next, _flip, _attach, _release_next),
-    RESHARD: (_declare_beside, _lead_next, _leave_rings, _attach, _release_next),
+STEPS = {
+    RECOVER: (
+        *(Steps.declare_ring_alone, Steps.hold_in_limbo, Steps.move_unrouted, Steps.lead_next),
+        *(Steps.flip_limbo, Steps.attach, Steps.release_next),
+    ),
+    RESHARD: (Steps.declare_ring, Steps.lead_next, Steps.flip_rings, Steps.attach, Steps.release_next),
 }
-_AFTER_PAUSE = (_move_unrouted, _release_next)
+_AFTER_PAUSE = (Steps.move_unrouted, Steps.release_next)
 # Of a reshard: from its intent on, the new ring may take what the one before it does not.
 _LEAD_STEP = 2
 # By kind of switch: the step that moves the stream; from its intent on there is no way back.

@@ -1,7 +1,7 @@
 """Prometheus metrics of the groups, from what a watcher knows. Needs the extra `metrics`.
 
-`ShardCollector` asks no broker: who scrapes it reads a view that is there already. While the broker cannot be followed,
-gauges are left out, because old ones would look like new ones; counters stay. `table` lists all metrics.
+`ShardCollector` never asks the broker: a scrape reads the watcher's last view. While the broker is out of reach, gauges
+are left out, because old values would look like new ones; counters stay. `table` lists all metrics.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,6 +20,8 @@ from celery_sharding.metrics import table
 from celery_sharding.monitoring.status import GroupStatus
 from celery_sharding.monitoring.totals import Totals
 from celery_sharding.monitoring.watcher import View
+
+T = TypeVar("T")
 
 _SHARD = ("group", "shard")
 _BOUNDS = (*(str(bound) for bound in BOUNDS_SECONDS), "+Inf")
@@ -39,7 +41,7 @@ class ShardCollector(Collector):
         self._source = source
 
     def describe(self) -> Iterator[Metric]:
-        """Yield every metric without its values, so that a registry knows the names."""
+        """Yield every metric without values, so that a registry knows the names."""
         return _families((), {}, up=False, age_seconds=None)
 
     def collect(self) -> Iterator[Metric]:
@@ -47,13 +49,13 @@ class ShardCollector(Collector):
         age_seconds = None if view.snapshot is None else max(0.0, now - view.snapshot.taken_at)
         up = view.snapshot is not None and not view.why_stale(now)
         groups = view.snapshot.groups if view.snapshot is not None and up else ()
-        # A shard's counters begin with 0, so that the first increase is seen.
+        # A shard's counters start at 0, so that the first increase is visible.
         totals = {(group.name, str(row.index)): Totals() for group in groups for row in group.shards}
         return _families(groups, totals | dict(view.totals), up=up, age_seconds=age_seconds)
 
 
 def register(collector: ShardCollector) -> None:
-    """Put `collector` into prometheus_client's default registry, in place of the one that was put there before."""
+    """Register `collector` in prometheus_client's default registry, in place of an earlier one."""
     global _registered
     if _registered is not None:
         REGISTRY.unregister(_registered)
@@ -95,22 +97,18 @@ def _families(
 
 def _gauges(groups: Sequence[GroupStatus]) -> Iterator[Metric]:
     for of_group in table.GROUP_GAUGES:
-        family = GaugeMetricFamily(of_group.name, of_group.help, labels=("group",))
-        for group in groups:
-            family.add_metric((group.name,), of_group.read(group))
-        yield family
+        yield _gauge(of_group, ("group",), [((group.name,), group) for group in groups])
     rows = [((group.name, group.label(row)), row) for group in groups for row in group.rows]
     for of_shard in table.SHARD_GAUGES:
-        family = GaugeMetricFamily(of_shard.name, of_shard.help, labels=_SHARD)
-        for labels, row in rows:
-            value = of_shard.read(row)
-            if value is not None:
-                family.add_metric(labels, value)
-        yield family
-    for info in table.SHARD_INFOS:
-        family = GaugeMetricFamily(info.name, info.help, labels=(*_SHARD, info.label))
-        for labels, row in rows:
-            text = info.read(row)
-            if text is not None:
-                family.add_metric((*labels, text), 1)
-        yield family
+        yield _gauge(of_shard, _SHARD, rows)
+
+
+def _gauge(gauge: table.Gauge[T], labels: Sequence[str], rows: Sequence[tuple[tuple[str, ...], T]]) -> Metric:
+    family = GaugeMetricFamily(gauge.name, gauge.help, labels=(*labels, *([gauge.label] if gauge.label else ())))
+    for values, row in rows:
+        value = gauge.read(row)
+        if isinstance(value, str):
+            family.add_metric((*values, value), 1)
+        elif value is not None:
+            family.add_metric(values, value)
+    return family

@@ -1,46 +1,33 @@
-"""Every metric: its name, what it means, and where in a snapshot or in the totals its value stands.
+"""Every metric: its name, its meaning, and where its value is in a snapshot or in the totals.
 
-Labels are `group` and `shard` (and of two the worker or the state), never a key or a task id: pages of metrics are
-open, and every value of a label is a series for ever.
+Labels are `group` and `shard` (on two of them also the worker or the state), never a key or a task id: metrics are
+public, and every value of a label is a series for ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus
 
 PREFIX = "celery_sharding"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class GroupGauge:
-    """A value of each group."""
+class Gauge(Generic[T]):
+    """A gauge of each group or queue. `read` returns its value; None: it is not known, and not shown.
+
+    With a `label`, the value of `read` stands in that label, and the gauge is 1.
+    """
 
     name: str
     help: str
-    read: Callable[[GroupStatus], float]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardGauge:
-    """A value of each queue of a group; None: not known, and not shown."""
-
-    name: str
-    help: str
-    read: Callable[[ShardStatus], float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """1 for each queue, and what is so in the label `label`; None: nothing is, and nothing shown."""
-
-    name: str
-    help: str
-    label: str
-    read: Callable[[ShardStatus], str | None]
+    read: Callable[[T], float | str | None]
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,73 +45,73 @@ WAIT = (f"{PREFIX}_wait_seconds", "From publishing a message to the start of its
 RUN = (f"{PREFIX}_run_seconds", "From the start of a run to its end, retried runs among them")
 HANDOVERS = (f"{PREFIX}_handovers_total", "Times that a worker became the owner of the shard")
 
-GROUP_GAUGES = (
-    GroupGauge(f"{PREFIX}_declared", "1 if the broker knows the group", lambda group: group.declared),
-    GroupGauge(f"{PREFIX}_generation", "Number of the live generation; 0: none yet", lambda group: group.generation),
-    GroupGauge(f"{PREFIX}_shards", "Shards of the live generation", lambda group: len(group.shards)),
-    GroupGauge(f"{PREFIX}_group_paused", "1 if the whole group is paused", lambda group: group.paused),
-    GroupGauge(f"{PREFIX}_dead_letters", "Messages in the dead-letter queue", lambda group: group.dead_letters),
-    GroupGauge(
+GROUP_GAUGES: tuple[Gauge[GroupStatus], ...] = (
+    Gauge(f"{PREFIX}_declared", "1 if the broker knows the group", lambda group: group.declared),
+    Gauge(f"{PREFIX}_generation", "Number of the live generation; 0: none yet", lambda group: group.generation),
+    Gauge(f"{PREFIX}_shards", "Shards of the live generation", lambda group: len(group.shards)),
+    Gauge(f"{PREFIX}_group_paused", "1 if the whole group is paused", lambda group: group.paused),
+    Gauge(f"{PREFIX}_dead_letters", "Messages in the dead-letter queue", lambda group: group.dead_letters),
+    Gauge(
         f"{PREFIX}_limbo_waiting_messages",
         "Messages that came without a ring: it was lost, or no worker has ever started",
         lambda group: group.limbo_ready,
     ),
-    GroupGauge(
+    Gauge(
         f"{PREFIX}_switch_open", "1 while a switch to another generation is under way", lambda group: bool(group.switch)
     ),
-    GroupGauge(
+    Gauge(
         f"{PREFIX}_switch_step",
         "Step at which the open switch is; 0: none is open",
         lambda group: 0 if group.switch is None else group.switch.step,
     ),
-    GroupGauge(
+    Gauge(
         f"{PREFIX}_segments_undrained",
         "Ended segments of the chain that are not drained yet",
         lambda group: sum(segment.ended and not segment.drained for segment in group.segments),
     ),
 )
 
-SHARD_GAUGES = (
-    ShardGauge(f"{PREFIX}_waiting_messages", "Messages that no worker holds", lambda row: row.ready),
-    ShardGauge(f"{PREFIX}_unacknowledged_messages", "Messages that the owner holds", lambda row: row.unacknowledged),
-    ShardGauge(f"{PREFIX}_running_tasks", "Tasks that run", lambda row: row.running),
-    ShardGauge(
+SHARD_GAUGES: tuple[Gauge[ShardStatus], ...] = (
+    Gauge(f"{PREFIX}_waiting_messages", "Messages that no worker holds", lambda row: row.ready),
+    Gauge(f"{PREFIX}_unacknowledged_messages", "Messages that the owner holds", lambda row: row.unacknowledged),
+    Gauge(f"{PREFIX}_running_tasks", "Tasks that run", lambda row: row.running),
+    Gauge(
         f"{PREFIX}_lag_seconds",
         "Age of the oldest waiting message, estimated while nobody owns the shard; not shown if it is not known",
         lambda row: row.lag_seconds,
     ),
-    ShardGauge(
+    Gauge(
         f"{PREFIX}_consumers",
         "Workers that consume it: the owner and the standbys",
         lambda row: len(row.standbys) + (row.owner is not None),
     ),
-    ShardGauge(
+    Gauge(
         f"{PREFIX}_store_waiting_messages",
         "Messages at the heads of their lanes that wait for the claim store to answer",
         lambda row: None if row.owner is None else row.store_waiting,
     ),
-    ShardGauge(
+    Gauge(
         f"{PREFIX}_store_unreachable_timestamp_seconds",
         "Since when the claim store has not answered, in seconds since the epoch; not shown if nothing waits for it",
         lambda row: row.store_away_since,
     ),
-    ShardGauge(
+    Gauge(
         f"{PREFIX}_claim_waiting_messages",
         "Messages at the heads of their lanes that wait for a claim which another run holds",
         lambda row: None if row.owner is None else row.claim_waiting,
     ),
-    ShardGauge(f"{PREFIX}_paused", "1 if it is paused", lambda row: row.state == "paused"),
-    ShardGauge(
+    Gauge(f"{PREFIX}_paused", "1 if it is paused", lambda row: row.state == "paused"),
+    Gauge(
         f"{PREFIX}_owned_timestamp_seconds",
         "When the owner took it, in seconds since the epoch; not shown if nobody owns it",
         lambda row: None if row.owner is None else row.since,
     ),
-)
-
-SHARD_INFOS = (
-    ShardInfo(f"{PREFIX}_owner_info", "1; `worker` is the owner", "worker", lambda row: row.owner),
-    ShardInfo(
-        f"{PREFIX}_state_info", "1; `state` is the shard's state, as in `shards status`", "state", lambda row: row.state
+    Gauge(f"{PREFIX}_owner_info", "1; `worker` is the owner", lambda row: row.owner, label="worker"),
+    Gauge(
+        f"{PREFIX}_state_info",
+        "1; `state` is the shard's state, as in `shards status`",
+        lambda row: row.state,
+        label="state",
     ),
 )
 
@@ -143,7 +130,9 @@ COUNTERS = (
     ),
 )
 
-NAMES = tuple(
-    [each[0] for each in (UP, AGE, WAIT, RUN, HANDOVERS)]
-    + [each.name for each in (*GROUP_GAUGES, *SHARD_GAUGES, *SHARD_INFOS, *COUNTERS)]
+NAMES = (
+    *(each[0] for each in (UP, AGE, WAIT, RUN, HANDOVERS)),
+    *(each.name for each in GROUP_GAUGES),
+    *(each.name for each in SHARD_GAUGES),
+    *(each.name for each in COUNTERS),
 )

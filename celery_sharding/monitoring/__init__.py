@@ -1,1 +1,1 @@
-"""What is so: the state of groups, for every face that shows it."""
+"""The state of groups, for everything that shows it: command line, Flower, metrics, doctor."""

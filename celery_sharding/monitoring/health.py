@@ -1,4 +1,4 @@
-"""What is wrong with a group, in one line each: for `status --check`, and whoever else raises an alarm."""
+"""What is wrong with a group, one line for each problem: for `status --check` and other alarms."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from celery_sharding.layout.protocol import describe_need, is_known
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus, Snapshot
 
-# A step of a switch takes milliseconds, and any worker carries on a switch whose author died.
+# A step of a switch takes milliseconds, and if the process that began it dies, any worker carries it on.
 SWITCH_SECONDS = 60.0
 _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`problems` need somebody; `warnings` are worth a look."""
+    """`problems` need action; `warnings` are worth a look."""
 
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def check_health(snapshot: Snapshot, *, max_lag_seconds: float | None = None) -> Health:
-    """Judge a snapshot. A shard that is paused is no problem, whatever waits in it.
+    """Return what is wrong in a snapshot. A paused shard is no problem, whatever waits in it.
 
     Args:
-        max_lag_seconds: A shard whose lag is larger is a problem; None: no lag is.
+        max_lag_seconds: A larger lag is a problem; None: no lag is.
     """
     problems = [line for group in snapshot.groups for line in _problems(group, snapshot.taken_at, max_lag_seconds)]
     warnings = [line for group in snapshot.groups for line in _warnings(group)]
@@ -58,8 +58,8 @@ def _problems(group: GroupStatus, now: float, max_lag_seconds: float | None) -> 
     switch = group.switch
     if switch is not None and switch.at is not None and now - switch.at > SWITCH_SECONDS:
         yield (
-            f"{group.name}: the switch to generation {switch.generation} stands at step {switch.step} "
-            f"for {now - switch.at:.0f} s; a worker, or `celery shards declare`, carries it on"
+            f"{group.name}: the switch to generation {switch.generation} has been at step {switch.step} "
+            f"for {now - switch.at:.0f} s; start a worker or run `celery shards declare` to carry it on"
         )
 
 

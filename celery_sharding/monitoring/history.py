@@ -1,15 +1,15 @@
-"""The history of a group: its manifest as an audit log, one entry for what was done, in words.
+"""The history of a group: its manifest as an audit log, in words.
 
     created, switch, ended, removed, pause, resume, operated     an entry each, where the event stands
     step, switched          the outcome of their switch's entry
     operated once more      the outcome of the operation's entry; without it, nobody knows how that ended
-    drained                 one entry for a segment, when the last of its queues has reported
+    drained                 one entry for a segment, when the last of its queues is drained
     reached, finished       none: they are between the end of a segment and `drained`
-    void events             an entry with the result "void": the group had changed when it was written, so nothing came
-                            of it
+    void events             an entry with the result "void": the group had changed before it was written, so it had no
+                            effect
     unknown events          an entry under their own name: a newer version wrote them
 
-`describe_history` is pure; `read_history` reads the manifest, and changes nothing but for the nonce that marks its end.
+`describe_history` is pure; `read_history` reads the manifest, which appends nothing but the nonce that marks its end.
 """
 
 from __future__ import annotations
@@ -20,26 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_sharding.errors import LogError
-from celery_sharding.layout.events import (
-    RESHARD,
-    Created,
-    Operated,
-    Paused,
-    Required,
-    Resumed,
-    SegmentEnded,
-    SegmentRemoved,
-    StepBegun,
-    SwitchBegun,
-    SwitchEnded,
-    parse_event,
-)
+from celery_sharding.layout import events
 from celery_sharding.layout.fold import fold
 from celery_sharding.layout.manifest import read
 from celery_sharding.layout.model import Layout
 from celery_sharding.layout.switch import STEPS
 from celery_sharding.rabbitmq.channels import Opener
-from celery_sharding.rabbitmq.events import StreamEvent
+from celery_sharding.rabbitmq.events import DAMAGED, StreamEvent
 from celery_sharding.rabbitmq.streams import Event
 from celery_sharding.texts import printable
 from celery_sharding.timestamps import format_moment, read_moment
@@ -71,48 +58,48 @@ class Entry:
 
 
 def read_history(connection: Opener, group: str, limit: int | None = None) -> list[Entry]:
-    """Return what was done to a group, the oldest first, as far back as the manifest reaches; empty: never declared.
+    """Return what was done to a group, oldest first, as far back as the manifest reaches; empty: never declared.
 
     Args:
         connection: Connected, and not read by an event loop.
-        limit: At most so many, the latest; None for all.
+        limit: Only the latest so many; None: all.
 
     Raises:
         LogError: The manifest could not be read.
     """
     try:
-        reading, events = read(connection, Names(group))
+        reading, records = read(connection, Names(group))
     except LogError as exc:
         if not exc.facts.get("missing"):
             raise
         return []
-    found = describe_history(group, events, since=reading.start)
+    found = describe_history(group, records, since=reading.start)
     return found if limit is None else found[max(0, len(found) - limit) :]
 
 
-def describe_history(group: str, events: Iterable[tuple[int, Event]], *, since: Layout | None = None) -> list[Entry]:
-    """Return the entries that the events of a manifest make, from its first one on, or from those behind `since`."""
+def describe_history(group: str, records: Iterable[tuple[int, Event]], *, since: Layout | None = None) -> list[Entry]:
+    """Return the entries for the events of a manifest, from its first one on, or for those after `since`."""
     layout = since or Layout()
     found: list[Entry] = []
     open_switch: int | None = None  # its place in `found`
     operations: dict[str, int] = {}  # theirs
-    for offset, event in events:
+    for offset, event in records:
         before, layout = layout, fold(layout, offset, event)
         said = _parse(event)
         counts = layout.offset == offset
         is_void = "base" in event and not counts
-        if counts and isinstance(said, StepBegun | SwitchEnded) and open_switch is not None:
+        if counts and isinstance(said, events.StepBegun | events.SwitchEnded) and open_switch is not None:
             result = _describe_outcome(said, str(event.get("by", "?")), before, found[open_switch])
             found[open_switch] = dataclasses.replace(found[open_switch], result=result)
-        elif isinstance(said, Operated) and said.operation in operations:
+        elif isinstance(said, events.Operated) and said.operation in operations:
             place = operations[str(said.operation)]
             found[place] = dataclasses.replace(found[place], result=_line(said.result))
         elif is_void or event.get("event") not in _PARTS_OF_OTHERS:
-            if isinstance(said, SwitchBegun) and not is_void:
+            if isinstance(said, events.SwitchBegun) and not is_void:
                 if open_switch is not None and before.switch is not None:
                     found[open_switch] = dataclasses.replace(found[open_switch], result="went on as a recovery")
                 open_switch = len(found)
-            elif isinstance(said, Operated) and said.operation is not None:
+            elif isinstance(said, events.Operated) and said.operation is not None:
                 operations[said.operation] = len(found)
             what = _describe(group, event, said, before)
             found.append(_entry(offset, event, what, VOID if is_void else _describe_result(said)))
@@ -125,7 +112,7 @@ def describe_history(group: str, events: Iterable[tuple[int, Event]], *, since: 
 
 
 def to_json(group: str, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Return a group's history in the shape that programs are promised; moments are ISO 8601 in UTC."""
+    """Return a group's history as JSON for programs; moments are ISO 8601 in UTC."""
     shown = [dataclasses.asdict(entry) for entry in entries]
     for entry in shown:
         entry["at"] = None if entry["at"] is None else format_moment(entry["at"])
@@ -134,8 +121,8 @@ def to_json(group: str, entries: Iterable[Entry]) -> dict[str, Any]:
 
 def _parse(event: Event) -> StreamEvent | None:
     try:
-        return parse_event(event)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return events.parse_event(event)
+    except DAMAGED:
         return None
 
 
@@ -146,33 +133,33 @@ def _entry(offset: int, event: Event, what: str, result: str = DONE) -> Entry:
 
 def _describe(group: str, event: Event, said: StreamEvent | None, before: Layout) -> str:
     match said:
-        case Created(limbo):
+        case events.Created(limbo):
             again = " again" if before.limbo else ""
             return f"exchanges and logs declared{again}; what cannot be routed goes to limbo{limbo:03d}"
-        case SwitchBegun():
+        case events.SwitchBegun():
             return _describe_switch(said, before)
-        case StepBegun(generation, step):
+        case events.StepBegun(generation, step):
             return f"step {step} to generation {generation}"
-        case SwitchEnded(generation):
+        case events.SwitchEnded(generation):
             return f"the switch to generation {generation} ended"
-        case SegmentEnded(segment):
+        case events.SegmentEnded(segment):
             return f"{segment} ended: its queues got their end markers"
-        case SegmentRemoved(segment):
+        case events.SegmentRemoved(segment):
             return f"{segment} removed: its queues are deleted"
-        case Paused(shard):
+        case events.Paused(shard):
             return f"{group if shard is None else f'{group}/{shard}'} paused"
-        case Resumed(shard):
+        case events.Resumed(shard):
             return f"{group if shard is None else f'{group}/{shard}'} resumed"
-        case Operated(verb):
+        case events.Operated(verb):
             return verb
-        case Required(protocol):
+        case events.Required(protocol):
             return f"from now on only a version that knows protocol {protocol} acts on it"
     return f"{event.get('event')} (this version does not know it)"
 
 
-def _describe_switch(switch: SwitchBegun, before: Layout) -> str:
+def _describe_switch(switch: events.SwitchBegun, before: Layout) -> str:
     shards, generation = switch.shards, switch.generation
-    if switch.kind == RESHARD:
+    if switch.kind == events.RESHARD:
         return f"from {before.shards} to {shards} shards, generation {generation}"
     if switch.adopted:
         return f"generation {generation} of {shards} shards found on the broker and taken over"
@@ -183,17 +170,17 @@ def _describe_switch(switch: SwitchBegun, before: Layout) -> str:
 
 def _describe_result(said: StreamEvent | None) -> str:
     match said:
-        case Operated():
+        case events.Operated():
             return said.result
-        case SwitchBegun():
+        case events.SwitchBegun():
             return _under_way(said.kind, said.step)
     return DONE
 
 
-def _describe_outcome(event: StepBegun | SwitchEnded, by: str, before: Layout, entry: Entry) -> str:
+def _describe_outcome(event: events.StepBegun | events.SwitchEnded, by: str, before: Layout, entry: Entry) -> str:
     """Return how far the switch of `entry` is after an event of it that `by` wrote."""
     who = "" if by == entry.by else f", carried on by {by}"
-    if isinstance(event, SwitchEnded):
+    if isinstance(event, events.SwitchEnded):
         return f"{DONE}{who}"
     return f"{_under_way('' if before.switch is None else before.switch.kind, event.step)}{who}"
 

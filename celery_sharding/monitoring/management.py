@@ -1,10 +1,10 @@
 """RabbitMQ's management API, for what plain AMQP does not tell: who is connected from where, and the queues' replicas.
 
-Optional: nothing that is decided rests on it. It is asked only if the setting `sharding_management_url` names it, with
-the credentials of the broker's URL unless the setting has its own. Passwords stay out of every text.
+Optional: no decision depends on it. It is asked only if the setting `sharding_management_url` names it, with the
+credentials of the broker's URL unless the setting has its own. Passwords stay out of every text.
 
-Statistics may be off on the broker (the plain container image turns them off): then totals and replicas are known, but
-neither memory nor consumers. Its counts are some seconds old.
+If statistics are off on the broker, as in the plain container image, totals and replicas are known, but neither memory
+nor consumers. Counts are some seconds old.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}
 
 @dataclass(frozen=True, slots=True)
 class QueueFacts:
-    """What the broker says of a queue; None where it does not.
+    """What the broker says of a queue; None: it does not say.
 
-    `leader` and `members` are the nodes of the queue's replicas, `online` those of them that are up; a classic queue
-    has one member.
+    `leader` and `members` are the nodes of its replicas, `online` those that are up; a classic queue has one member.
     """
 
     unacknowledged: int | None = None
@@ -48,7 +47,7 @@ class QueueFacts:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFacts:
-    """A consumer of a queue: the worker's name, whether it is the active one, its channel, and from where it comes."""
+    """A consumer of a queue: the worker's name, whether it is the active one, its channel, and its client's address."""
 
     worker: str
     active: bool
@@ -69,7 +68,7 @@ class Management:
         self.virtual_host = quote(virtual_host, safe="")
 
     def read_queues(self, names: Names) -> dict[str, QueueFacts]:
-        """Return what is said of each queue of a group, by name, without memory.
+        """Return the facts of each queue of a group, by name, without memory.
 
         Raises:
             ManagementUnavailable: It could not be asked; the message says why.
@@ -77,7 +76,7 @@ class Management:
         return {str(_field(each, "name", str)): _read_queue(each) for each in self.list_queues(names)}
 
     def list_queues(self, names: Names) -> list[Mapping[str, Any]]:
-        """Return the API's own words on each queue of a group, without statistics. Errors as for `read_queues`."""
+        """Return the API's own record of each queue of a group, without statistics. Errors as for `read_queues`."""
         found: list[Mapping[str, Any]] = []
         pattern = "^" + names.publish.replace(".", r"\.") + r"\."
         page, pages = 1, 1
@@ -90,7 +89,7 @@ class Management:
         return found
 
     def read_queue(self, queue: str) -> tuple[QueueFacts, tuple[ConsumerFacts, ...] | None]:
-        """Return what is said of one queue, and its consumers, the active one first; None if statistics are off.
+        """Return the facts of one queue, and its consumers, the active one first; None if statistics are off.
 
         Raises:
             ManagementUnavailable: As for `read_queues`, or there is no such queue.
@@ -120,7 +119,7 @@ class Management:
             raise self._unavailable("does not answer in JSON; is this the port of the management plugin?") from exc
 
     def _request(self, path: str) -> tuple[int, bytes]:
-        """Return the status and the body of the answer, which may come in drops, but not for ever."""
+        """Return the status and the body of the answer, which may come slowly, but not for ever."""
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         headers = {"Authorization": self._authorization, "Accept": "application/json", "Connection": "close"}
@@ -151,7 +150,7 @@ class Management:
     def _get(self, path: str) -> Mapping[str, Any]:
         found = self.get(path)
         if not isinstance(found, Mapping):
-            raise self._unavailable("answers what this version does not know")
+            raise self._unavailable("gives an answer of an unknown shape")
         return found
 
     def _unavailable(self, why: str) -> ManagementUnavailable:
@@ -180,7 +179,7 @@ def _explain_status(code: int) -> str:
     if code in (401, 403):
         return "refuses the user or the password; its user needs the tag 'monitoring' or 'management'"
     if code == 404:
-        return "knows no such thing; is its URL right, and the virtual host, and is the management plugin enabled?"
+        return "has no such path; check its URL, the virtual host, and whether the management plugin is enabled"
     return f"answers with the status {code}"
 
 

@@ -34,9 +34,9 @@ _LOOK_BACK_SECONDS, _LOOK_BACK_EVENTS = 0.5, 5_000
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """By queue: its owner, who stands by, and the last known owner, however long ago.
+    """By queue: its owner's vitals, its standbys, and the last vitals of any owner, however old.
 
-    `before` has an earlier word of the owner, at most `WINDOW_SECONDS` old, to measure rates with.
+    `before` has earlier vitals of the owner, at most `WINDOW_SECONDS` old, to measure rates with.
     """
 
     owners: Mapping[str, ShardVitals] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Ownership:
 
 
 class OwnershipLog:
-    """What the vitals said so far, noted in the order of the journal. Not safe for threads."""
+    """What the vitals said so far, in the order of the journal. Not safe for threads."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Vitals] = {}
@@ -54,7 +54,7 @@ class OwnershipLog:
         self._recent: dict[str, deque[ShardVitals]] = {}
 
     def note(self, event: Mapping[str, Any]) -> None:
-        """Note one event; others than vitals, and damaged ones, are passed over."""
+        """Note one event; other than vitals, and damaged ones, are ignored."""
         vitals = Vitals.parse(event)
         if vitals is not None:
             self._latest[vitals.by] = vitals
@@ -79,8 +79,8 @@ class OwnershipLog:
     def at(self, now: float) -> Ownership:
         """Return who owns what at `now`.
 
-        The last word of each worker counts, unless it is older than `FRESH_SECONDS`. If two claim a queue, it belongs
-        to the one who took it later.
+        The last vitals of each worker count, unless they are older than `FRESH_SECONDS`. If two workers claim a queue,
+        it belongs to the one that took it later.
         """
         owners: dict[str, ShardVitals] = {}
         standbys: dict[str, list[str]] = {}

@@ -1,11 +1,11 @@
-"""How fast messages come to a shard and leave it, from what its owner counted and what waits.
+"""How fast messages enter and leave a shard, from what its owner counted and what waits in its queue.
 
-What leaves is what the owner was delivered and holds no more. What comes is what it was delivered, and the change of
-what waits for it in the queue, which only the broker counts. Who looks once knows how much waits, but not how much
-waited before: that is then the mean since the newest message of those days was published, for a queue is in order.
+What leaves is what the owner was delivered and no longer holds. What enters is what it was delivered, plus the change
+of the queue's backlog, which only the broker counts. A single snapshot knows the backlog now, but not before. Then the
+rate is the mean since the newest message that the owner had at the time was published, since a queue is in order.
 
-Only words of one worker, of the time for which it owns the shard, are compared, by its own clock: a handover, a restart
-or a clock that is wrong makes a rate unknown, never wrong.
+Only vitals of one worker from one time of ownership are compared, by its own clock. So a handover, a restart or a wrong
+clock makes a rate unknown, never wrong.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 
 from celery_sharding.journal.events import ShardVitals
 
-# Vitals come once a second: over less time, one more or less would count for too much.
+# Vitals come once a second: over less time, one message more or less would count for too much.
 _LEAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Messages a second that come and that leave; None: not known."""
+    """Messages a second that enter and that leave; None: not known."""
 
     in_rate: float | None = None
     out_rate: float | None = None
 
     def clear_seconds(self, waiting: int) -> float | None:
-        """Return how long `waiting` messages take to clear; None if it is not known, or they do not get fewer."""
+        """Return how long `waiting` messages take to clear; None if that is not known, or they do not get fewer."""
         if self.in_rate is None or self.out_rate is None:
             return None
         if not waiting:
@@ -42,10 +42,10 @@ def measure_flow(
     """Return the flow through a shard.
 
     Args:
-        owner: Its owner's last word.
-        before: An earlier one of the same ownership, some seconds ago; None: there is none.
+        owner: Its owner's last vitals.
+        before: Earlier ones of the same ownership, some seconds ago; None: there are none.
         ready: What waits in its queue now.
-        counted: What waited there earlier, as (seconds ago, messages), the oldest first; empty for a single look.
+        counted: What waited there earlier, as (seconds ago, messages), oldest first; empty for a single snapshot.
     """
     seconds = 0.0 if before is None else owner.at - before.at
     if before is None or seconds < _LEAST_SECONDS:
@@ -55,6 +55,6 @@ def measure_flow(
     then = next(((ago, count) for ago, count in counted if _LEAST_SECONDS <= ago <= seconds + 1), None)
     if then is not None:
         return Flow(max(0.0, delivered / seconds + (ready - then[1]) / then[0]), out_rate)
-    # An owner that had room for much more held all there was.
+    # An owner that had room for much more held all that waited.
     behind_seconds = 0.0 if before.has_room else before.behind_seconds
     return Flow(None if behind_seconds is None else (delivered + ready) / (seconds + behind_seconds), out_rate)

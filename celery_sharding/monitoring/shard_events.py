@@ -13,7 +13,7 @@ from celery_sharding.rabbitmq.streams import read_backwards
 from celery_sharding.timestamps import read_moment
 from celery_sharding.topology import Names
 
-# Most of a journal is vitals: a busy day has millions, which nobody waits for.
+# Most of a journal is vitals: a busy day has millions, too many to wait for.
 _LOOK_BACK_SECONDS = 2.0
 _EACH = 5
 _KINDS = {"handover": "handovers", "failure": "failures", "dead": "dead_letters"}
@@ -21,8 +21,9 @@ _KINDS = {"handover": "handovers", "failure": "failures", "dead": "dead_letters"
 
 @dataclass(frozen=True, slots=True)
 class ShardEvents:
-    """The last few events of each kind, oldest first, and since when the journal was read (epoch seconds; None: there
-    is nothing in it). None holds a key; failures have the type of the error, not its text.
+    """The last few events of each kind, oldest first. The journal was read back to `since` (epoch; None: empty).
+
+    No event holds a key; failures have the type of the error, not its text.
     """
 
     since: float | None
@@ -30,7 +31,7 @@ class ShardEvents:
 
 
 def read_shard_events(connection: Opener, names: Names, queue: str) -> ShardEvents:
-    """Read what happened to `queue`, as far back as can be read in a moment.
+    """Read what happened to `queue`, as far back as a short read gets.
 
     Raises:
         LogError: The journal could not be read. One that does not exist is empty.

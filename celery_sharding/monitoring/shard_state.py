@@ -1,19 +1,18 @@
-"""What is to be said of one queue, from what is known of it; no broker.
+"""The state, lag and rates of one queue, from what is known of it; no broker.
 
 States of a shard, the first that fits:
 
     waiting      an earlier segment of the chain is not drained yet: nobody consumes it, on purpose
-    missing      its queue is gone, or out of reach
-    paused       an operator paused it, or the group: nothing of it starts until it is resumed
-    stuck        its last owner says nothing any more, and is connected still: it hangs, is stopped, or runs a long task
-                 in a solo pool
-    unowned      no worker reports to own it
-    draining     a queue of an earlier segment, on its way out
-    no standby   its owner is the only one who consumes it
+    missing      its queue is gone, or its node is down
+    paused       an operator paused it, or the group: no task of it starts until it is resumed
+    stuck        its last owner is silent but still connected: it hangs, is stopped, or runs a long task in a solo pool
+    unowned      no worker reports that it owns it
+    draining     a queue of an earlier segment, consumed to its end
+    no standby   its owner is its only consumer
     idle         nothing to do
     ok
 
-`STATES` says in words what each means, and what to do about it.
+`STATES` says what each means, and what to do about it.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ from dataclasses import dataclass
 from celery_sharding.journal.events import ShardVitals
 from celery_sharding.monitoring.rates import Flow, measure_flow
 
-# By then a broker has noticed that a lost owner is gone, and what it held is counted as ready again.
+# By then the broker has noticed that a lost owner is gone, and counts what it held as ready again.
 _RETURNED_SECONDS = 90.0
 
 # State → (what it means, what to do, "" for nothing).
 STATES = {
-    "ok": ("its owner works on it, and a standby is there", ""),
-    "idle": ("nothing to do, and a standby is there", ""),
+    "ok": ("its owner consumes it, and a standby is ready", ""),
+    "idle": ("nothing to do, and a standby is ready", ""),
     "no standby": (
-        "its owner is the only one who consumes it",
-        "start one more worker of this group, so that a lost one is replaced within seconds",
+        "its owner is its only consumer",
+        "start one more worker for this group, so that a lost one is replaced within seconds",
     ),
-    "paused": ("an operator paused it: messages wait in order", "`celery shards resume` lets it go on; see `history`"),
+    "paused": ("an operator paused it: messages wait in order", "`celery shards resume` resumes it; see `history`"),
     "unowned": (
-        "no worker reports to own it, so nothing of it runs",
-        "start a worker that consumes it; if some run, see their logs, and whether -Q or cancel_consumer leaves it out",
+        "no worker reports that it owns it, so nothing of it runs",
+        "start a worker that consumes it; if some run, read their logs; -Q or cancel_consumer may exclude it",
     ),
     "stuck": (
-        "its last owner is silent and connected still: it hangs, is stopped, or runs a long task in a solo pool",
-        "look at that worker's process; kill it if it does not come back, and a standby takes over in order",
+        "its last owner is silent but still connected: it hangs, is stopped, or runs a long task in a solo pool",
+        "look at that worker's process; if it does not recover, kill it, and a standby takes over in order",
     ),
     "missing": (
         "its queue is gone, or its broker node is down",
-        "look at the broker's nodes; if somebody deleted it, a worker makes a new generation by itself",
+        "check the broker's nodes; if somebody deleted the queue, a worker makes a new generation by itself",
     ),
-    "draining": ("a queue of an earlier segment, which is worked off before its successors", ""),
-    "waiting": ("an earlier segment is worked off before it, so that the order is kept", "see the rows above it"),
+    "draining": ("a queue of an earlier segment, which is consumed before its successors", ""),
+    "waiting": ("an earlier segment is consumed first, to keep the order", "see the rows above it"),
 }  # fmt: skip
 
 
@@ -59,10 +58,10 @@ class Known:
 
     Attributes:
         ready: Messages in it that nobody holds; None: it is gone, or out of reach.
-        consumers: How many consume it, the owner and the standbys, by the broker's word.
-        owner: What its owner said last, `before` some seconds earlier.
-        last: What its last owner said last, however long ago.
-        counted: What `ready` was earlier, as (seconds ago, messages), the oldest first.
+        consumers: How many it has, owner and standbys, by the broker's count.
+        owner: The last vitals of its owner, `before` some seconds earlier.
+        last: The last vitals of any owner, however old.
+        counted: What `ready` was earlier, as (seconds ago, messages), oldest first.
     """
 
     ready: int | None
@@ -105,8 +104,8 @@ def derive_lag(known: Known, now: float) -> tuple[float | None, bool]:
         if owner.lag_seconds is not None or not ready:
             return owner.lag_seconds or 0.0, False
         if not owner.held:
-            return 0.0, True  # it has just come, and is being delivered
-        # All that it holds runs. What waits was published after the newest of that.
+            return 0.0, True  # it has just come and is being delivered
+        # All that it holds runs. What waits was published after the newest of those.
         return (None, False) if owner.behind_seconds is None else (owner.behind_seconds, True)
     if last is not None and (ready or (last.held and now - last.at < _RETURNED_SECONDS)):
         return (last.lag_seconds or 0.0) + max(0.0, now - last.at), True
@@ -114,7 +113,7 @@ def derive_lag(known: Known, now: float) -> tuple[float | None, bool]:
 
 
 def derive_flow(known: Known) -> Flow:
-    """Return how fast messages come and go; not known without an owner, who may have left some to be returned."""
+    """Return the rates; they are not known without an owner, since what it held is still to be requeued."""
     if known.owner is None or known.ready is None:
         return Flow()
     return measure_flow(known.owner, known.before, ready=known.ready, counted=known.counted)

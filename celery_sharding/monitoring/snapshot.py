@@ -1,12 +1,12 @@
-"""How the groups are doing at one moment: the one source of what the faces show.
+"""How the groups are doing at one moment: the one source of what the command line, Flower, metrics and doctor show.
 
     manifest         what there is: generation, chain of segments, a switch that is under way
-    passive counts   what waits in the queues; consumers' messages are not in it, markers and probes are
+    passive counts   what waits in the queues: without what consumers hold, but with markers and probes
     journal          who owns what, and how it fares, from the vitals that each worker writes once a second
-    management API   if the settings name it: the broker's word on what is unacknowledged, and on replicas
+    management API   if the settings name it: unacknowledged messages and replicas, as the broker says
 
-`read_snapshot` reads them; `derive_status` makes of them what is shown, and knows no broker; `status` has what that is,
-`judging` the states. Nothing is changed on the broker but for the nonces by which the ends of the logs are found.
+`read_snapshot` reads them. `derive_status` derives what is shown, without a broker. `status` has the values, and
+`shard_state` the states. Nothing is changed on the broker, except that a nonce marks the end of each log.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from celery_sharding.topology import Names
 
 
 def read_snapshot(connection: Opener, groups: Iterable[str], *, management: Management | None = None) -> Snapshot:
-    """Read how `groups`, given by name, are doing. Only reads; a group that the broker does not know is no error.
+    """Read how `groups`, given by name, are doing. A group that the broker does not know is no error.
 
     Args:
         connection: Connected, and not read by an event loop.
-        management: Asked, too; that it does not answer is no error.
+        management: Asked, too; if it does not answer, that is no error.
 
     Raises:
         BrokerUnavailable: The connection was lost.
@@ -50,7 +50,7 @@ def read_snapshot(connection: Opener, groups: Iterable[str], *, management: Mana
 
 
 def ask_management(management: Management | None, groups: Iterable[str]) -> tuple[dict[str, QueueFacts], str]:
-    """Return what the management API says of the groups' queues, or why it says nothing ("": it is not configured)."""
+    """Return the management API's facts of the groups' queues, or why there are none ("": it is not configured)."""
     found: dict[str, QueueFacts] = {}
     if management is None:
         return found, ""
@@ -77,8 +77,8 @@ def derive_status(
 
     Args:
         ready: Waiting messages by queue; a queue that is missing here or None does not exist.
-        consumers: How many consumers each queue has, its owner and the standbys, by the broker's word.
-        counted: What `ready` was earlier, as (seconds ago, messages by queue), the oldest first.
+        consumers: How many consumers each queue has, owner and standbys, by the broker's count.
+        counted: What `ready` was earlier, as (seconds ago, messages by queue), oldest first.
         broker: What the management API says of each queue; None if it was not asked.
     """
     if not layout.limbo:
@@ -134,7 +134,7 @@ def _read_group(connection: Opener, name: str, broker: Mapping[str, QueueFacts])
 
 
 def counted_queues(names: Names, layout: Layout) -> list[str]:
-    """Return the queues whose messages count."""
+    """Return the queues whose messages are to be counted."""
     queues = [queue for segment in layout.segments for queue in segment.queues(names) if queue not in segment.drained]
     return [*queues, names.limbo(layout.limbo), names.dead]
 

@@ -1,4 +1,4 @@
-"""A snapshot as JSON, in the shape that programs are promised: of the command line, of Flower's page and its API."""
+"""A snapshot as JSON for programs: on the command line, in Flower's page and its API. Its shape is a promise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA = 1
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the snapshot in the shape that programs are promised; moments are ISO 8601 in UTC."""
+    """Return the snapshot as JSON; moments are ISO 8601 in UTC."""
     return {
         "schema": SCHEMA,
         "at": format_moment(snapshot.taken_at),

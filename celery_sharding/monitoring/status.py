@@ -1,6 +1,6 @@
-"""What is shown of the groups at one moment; values, which know no broker.
+"""What is shown of the groups at one moment: values that know no broker.
 
-`snapshot` makes them, and all faces show them: the command line, Flower, metrics, `doctor` and the health check.
+`snapshot` makes them; the command line, Flower, metrics, `doctor` and the health check show them.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class ShardStatus:
 
     Attributes:
         kind: "live": a shard of the live generation; "old", "limbo": of an earlier segment, not drained yet.
-        ready: Messages in the queue that no worker holds; a hint, brokers count late. None: no such queue.
+        ready: Messages in the queue that no worker holds, about, since brokers count late. None: no such queue.
         held: Messages that the owner was delivered and has not settled, of which `running` run. None without an owner.
         lag_seconds: Age of the oldest waiting message; None if it is not known.
-        lag_estimated: It is the last known age and the time since, because there is no owner to ask.
-        since: When the owner took it, or, without one, when the last was heard; seconds since the epoch.
-        in_rate: Messages a second that came, over the last seconds; None: not known. Under a backlog, who looks but
-            once is told the mean since the newest message that the owner was delivered was published.
+        lag_estimated: It is the last known age plus the time since, because there is no owner to ask.
+        since: When the owner took it, or, without one, when the last one was heard; seconds since the epoch.
+        in_rate: Messages a second that came, over the last seconds; None: not known. Under a backlog, a single snapshot
+            shows the mean since the newest message that the owner held was published.
         out_rate: Messages a second that were settled, over the last seconds; None: not known, or nobody owns it.
         clear_seconds: Until nothing waits, at these rates; None: not known, or it does not shrink.
         counters: What the owner counted since it took it: delivered, done, failed, retried, …
@@ -61,7 +61,7 @@ class ShardStatus:
 
     @property
     def unacknowledged(self) -> int | None:
-        """Messages delivered and not settled: by the broker's word, else by the owner's; None if nobody says."""
+        """Messages delivered and not settled: as the broker says, else as the owner does; None: not known."""
         counted = None if self.broker is None else self.broker.unacknowledged
         return self.held if counted is None else counted
 
@@ -73,7 +73,7 @@ class ShardStatus:
 
 @dataclass(frozen=True, slots=True)
 class SegmentStatus:
-    """A segment of the chain. `unfinished_keys` wait there for a retry, while the next segment is consumed."""
+    """A segment of the chain. `unfinished_keys` wait there for a retry while the next segment is consumed."""
 
     name: str
     ended: bool
@@ -95,7 +95,7 @@ class GroupStatus:
         limbo_ready: Messages that came since the ring was lost, or before the first worker.
         dead_letters: Messages in the dead-letter queue.
         paused: The whole group is paused; single shards have the state "paused".
-        protocol: What who acts on it must know; above `PROTOCOL`: nothing is done with it from here.
+        protocol: What a version must know to act on it; above `PROTOCOL`, this one leaves it alone.
     """
 
     name: str
@@ -122,7 +122,7 @@ class GroupStatus:
 
     @property
     def unowned(self) -> int:
-        """How many of its queues nobody owns, though they are to be consumed."""
+        """How many of its queues should be consumed, but have no owner."""
         return sum(row.state == "unowned" for row in self.rows)
 
     @property
@@ -132,7 +132,7 @@ class GroupStatus:
 
     @property
     def skew(self) -> float | None:
-        """The load of the busiest shard over an even share of all; 1 is even. None: there is next to no load.
+        """The load of the busiest shard over an even share of all; 1 is even. None: there is hardly any load.
 
         The load of a shard is what waits in it and what comes in a second.
         """
@@ -154,7 +154,7 @@ class GroupStatus:
 class Snapshot:
     """The groups as they were at `taken_at`, in seconds since the epoch.
 
-    `management_error` says why the management API, if it is configured, told nothing.
+    `management_error` says why the management API, if it is configured, did not answer.
     """
 
     taken_at: float

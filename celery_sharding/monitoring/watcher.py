@@ -1,14 +1,14 @@
-"""Following groups: the snapshot for faces that look all the time.
+"""Following groups: an up-to-date snapshot for Flower, metrics and `status --watch`.
 
-`read_snapshot` appends a nonce to two logs at each call, so who looks once a second must not call it. A `Watcher` reads
-the logs to their ends once, then tails them on a connection of its own, in a thread of its own, and only counts
-messages anew. What it shows is what `read_snapshot` would, and rates from its own counts besides.
+`read_snapshot` appends a nonce to two logs at each call, so it must not be called once a second. A `Watcher` reads the
+logs to their ends once, then tails them on a connection and in a thread of its own, and only counts messages anew. It
+shows what `read_snapshot` would, and better rates, from its own counts.
 
     connecting ──▶ following ──the connection or a log is lost──▶ waiting ──a second or more──▶ connecting
 
-While it is not following, the last snapshot stays, with its age, and `error` says why. A log that is deleted, as when a
-group is removed, counts as lost: the broker ends the consumer, and all is read anew. No error ends the thread. A forked
-child has no such thread: its watcher shows what was known at the fork, and says so.
+While it is not following, the last snapshot stays, and `error` says why. A log that is deleted, as when a group is
+removed, counts as lost: the broker cancels the consumer, and everything is read anew. No error ends the thread. A
+forked child has no such thread: its watcher shows what was known at the fork, and says so.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ logger = logging.getLogger(__name__)
 
 # How often a group that is not declared yet is looked for.
 _UNDECLARED_SECONDS = 5.0
-# How often the management API is asked, whose counts are seconds old; and after it did not answer.
+# How often the management API is asked, whose counts are seconds old; and how soon after it did not answer.
 _MANAGEMENT_SECONDS, _MANAGEMENT_PAUSE_SECONDS = 5.0, 30.0
 _PAUSE_FIRST_SECONDS, _PAUSE_MAX_SECONDS = 1.0, 10.0
 _COUNTS_SECONDS = 1.0
 _DRAIN_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 
-# A watcher looks every few seconds; one that has not for so long hangs.
+# A watcher counts every few seconds; if it has not for so long, it hangs.
 STALE_SECONDS = 30.0
 
 
@@ -66,9 +66,9 @@ _EXPECTED = (OperationalError, amqp_errors.AMQPError, ShardingError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a watcher knows: the last snapshot, None before the first, and why there is no newer one ("": nothing).
+    """What a watcher knows: the last snapshot, None before the first, and why there is no newer one ("": there is).
 
-    `totals` is what was counted by group and shard since the watcher was made; it never gets less.
+    `totals` is what was counted by group and shard since the watcher was made; it never shrinks.
     """
 
     snapshot: Snapshot | None = None
@@ -80,7 +80,7 @@ class View:
         if self.error or self.snapshot is None:
             return self.error
         age_seconds = now - self.snapshot.taken_at
-        return "" if age_seconds < STALE_SECONDS else f"the last look was {age_seconds:.0f} s ago, and none since"
+        return "" if age_seconds < STALE_SECONDS else f"the last snapshot is {age_seconds:.0f} s old; the watcher hangs"
 
 
 class Watcher:
@@ -119,7 +119,7 @@ class Watcher:
 
     @property
     def view(self) -> View:
-        """The latest; from any thread, at once."""
+        """The latest; from any thread, without waiting."""
         if os.getpid() != self._pid:
             return dataclasses.replace(
                 self._view, error="the process was forked; start a watcher of its own in the child"
@@ -127,18 +127,18 @@ class Watcher:
         return self._view
 
     def start(self) -> None:
-        """Begin to follow, in the background; once."""
+        """Start to follow, in the background; once."""
         self._thread = threading.Thread(target=self._run, name="shards-watcher", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for that; without effect if it was not started."""
+        """Stop, and wait for the thread; without effect if it was not started."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
 
     def wait_newer(self, than: View, *, timeout_seconds: float) -> View:
-        """Return the view as soon as it is another than `than`, or when the time is over."""
+        """Return the view as soon as it is not `than` any more, or when the time is over."""
         if os.getpid() == self._pid:
             with self._changed:
                 self._changed.wait_for(lambda: self._view is not than, timeout_seconds)
@@ -158,8 +158,8 @@ class Watcher:
             except _EXPECTED as exc:
                 self._fail(exc)
             except Exception as exc:
-                # A thread that ended would leave a picture that looks alive.
-                logger.exception("the groups cannot be followed")
+                # If the thread ended, the last snapshot would look up to date.
+                logger.exception("cannot follow the groups")
                 self._fail(exc)
             pause = _PAUSE_FIRST_SECONDS if self._view.snapshot is not before else min(pause * 2, _PAUSE_MAX_SECONDS)
             self._stopped.wait(pause)
@@ -167,7 +167,7 @@ class Watcher:
     def _fail(self, exc: Exception) -> None:
         error = " ".join(str(exc).split()) or type(exc).__name__
         if error != self._view.error:
-            logger.warning("the groups cannot be followed: %s", error)
+            logger.warning("cannot follow the groups: %s", error)
         self._show(dataclasses.replace(self._view, error=error))
 
     def _connect_and_follow(self) -> None:
@@ -272,7 +272,7 @@ class _Followed:
         """Note the last events, and return the offset of the next."""
         queues = [queue for segment in self._layout.open_segments for queue in segment.queues(self._names)]
         back_seconds = max(FRESH_SECONDS, self._history_seconds)
-        # The last owner of each queue is looked for, since a backlog without an owner may come at any time.
+        # The last owner of each queue is looked for, since a queue may lose its owner at any time.
         events = read_recent_events(self._connection, self._names, back_seconds=back_seconds, backlogged=queues)
         for _, event in events:
             self._note(event)
@@ -286,7 +286,7 @@ class _Followed:
         event = decode(body, stream=self._names.manifest, offset=offset)
         self._reading.note(offset, event)
         if self._reading.misses is not None:
-            # What was to be read next is gone; all is read anew.
+            # What was to be read next is gone; everything is read anew.
             raise LogError(f"{self._names.manifest}: what comes before record {offset} is gone", passes=True)
         self._layout = self._reading.layout
         self._ownership.keep(counted_queues(self._names, self._layout))

@@ -1,1 +1,1 @@
-"""What an operator does to a group."""
+"""What an operator does to a group: pause, purge, remove, replay, locate, export."""

@@ -1,16 +1,16 @@
-"""The dead letters of a group: looked at, replayed, discarded.
+"""The dead letters of a group: list, replay, discard.
 
-    dead ──replay──▶ published to the group again, under its key ──confirmed──▶ taken out of the queue
-    dead ──discard──▶ taken out of the queue
+    dead ──replay──▶ published to the group again, under its key ──confirmed──▶ acknowledged: gone from the queue
+    dead ──discard──▶ acknowledged: gone from the queue
 
-A look takes letters without acknowledging them and closes its channel, which gives them back. Meanwhile nobody else
-sees them, so looks and actions take turns under a lock of their own: thousands of letters take a while, and pausing and
-mending the group must not wait for that. Workers write letters at any time; one that comes when an action has begun is
-left alone. What another reader holds, as the management page may, is waited for a moment.
+Listing takes letters without acknowledging them and closes its channel, which requeues them. Meanwhile nobody else sees
+them, so all three take turns under a lock of their own: thousands of letters take a while, and pausing or repairing the
+group must not wait for that. Workers write letters at any time; one that comes after an action has begun is left alone.
+Letters that another reader holds, such as the management page, are waited for briefly.
 
-A process that is killed between confirm and acknowledgement leaves a letter that was replayed: it may be replayed a
-second time, under its task id, by which `@deduplicate` knows it. Nothing is ever lost. Letters of one key are replayed
-in the order in which they died, which is that in which they had been published; their successors have run long ago.
+A process that is killed between confirm and acknowledgement leaves a letter that was replayed. It may be replayed
+again, under its task id, by which `@deduplicate` recognizes it. Nothing is ever lost. Letters of one key are replayed
+in the order in which they died, which is the order in which they were published; their successors have run long ago.
 
 Every action is recorded in the manifest when it begins and when it ends (`audit`), without keys.
 """
@@ -38,10 +38,10 @@ from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names
 
-# Letters of one action, all held in memory; what is beyond is left to the next.
+# Letters of one action, all held in memory; the rest is left to the next action.
 LETTERS_MAX = 50_000
 _LOCK_SECONDS = 10.0
-# What another reader gave back comes a moment later.
+# What another reader has requeued comes a moment later.
 _LOOK_AGAIN_SECONDS, _WAIT_SECONDS = 0.1, 3.0
 _BATCH = 200
 _NOTED_IDS_MAX = 100
@@ -62,16 +62,11 @@ class Listing:
     more: int
 
 
-def list_dead(connect: Connect, group: str, *, limit: int) -> list[DeadLetter]:
-    """Return the first `limit` dead letters of a group. `read_dead` says more."""
-    return list(read_dead(connect, group, limit=limit).letters)
-
-
 def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
-    """Look at the first `limit` dead letters of a group, which stay where they are.
+    """Read the first `limit` dead letters of a group, which stay where they are.
 
-    Takes the lock of dead letters, and about a millisecond for each, and the broker counts a delivery of it: not for a
-    loop. How many there are stands in every snapshot.
+    Not for a loop: it takes the lock of dead letters and about a millisecond for each, and the broker counts a delivery
+    of each. A snapshot shows how many there are.
 
     Raises:
         LockHeld: Another process held the lock all the time.
@@ -176,8 +171,8 @@ def _locked(connect: Connect, names: Names) -> Iterator[Any]:
             yield connection
     except LockLost as exc:
         raise BrokerUnavailable(
-            f"the broker was lost ({exc.__cause__}); letters that were replayed just before may be there still, and "
-            "would run twice when they are replayed again",
+            f"the broker was lost ({exc.__cause__}); letters that were replayed just before may still be in the queue, "
+            "and would run twice if they are replayed again",
             group=names.group,
         ) from exc
 
@@ -251,7 +246,7 @@ def _publish(confirms: Confirms[int], names: Names, batch: Sequence[_Taken]) -> 
 
 
 def _await_acknowledged(channel: Any) -> None:
-    """Wait until the broker has taken the acknowledgements, as any call that it answers shows."""
+    """Wait until the broker has processed the acknowledgements, as its answer to any later call shows."""
     channel.basic_qos(0, 1, False)
 
 

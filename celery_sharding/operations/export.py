@@ -1,11 +1,11 @@
-"""What of a group other tools may declare: as RabbitMQ definitions, or for RabbitMQ's operators on Kubernetes.
+"""What other tools may declare of a group: as RabbitMQ definitions, or for RabbitMQ's operators on Kubernetes.
 
-Only what may be declared again at any moment without harm: the three fanout exchanges, a policy that guards the queues,
-and permissions. A worker, or `shards declare`, makes the rest, and takes the exchanges as they are.
+Only what may be declared again at any time without harm: the three fanout exchanges, a policy that guards the queues,
+and permissions. A worker, or `shards declare`, declares the rest.
 
-Never rings or shard queues: a ring is the order of its bindings. Neither the limbo nor its binding: the group leaves
-one limbo for the next, and a file that is imported once more would lead messages into the old one. Without a limbo the
-broker returns what is published before the group is declared, and the publisher gets an error.
+Never rings or shard queues: a ring is the order of its bindings. Nor the limbo and its binding: the group leaves one
+limbo for the next, and importing the file again would lead messages into the old one. Without a limbo the broker
+returns what is published before the group is declared, and the publisher gets an error.
 
 No passwords: users must exist, or, for the operator, have a secret with `username` and `password`.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from celery_sharding.operations.permissions import Permissions
 from celery_sharding.topology import DELIVERY_LIMIT, Names, fanout_arguments, fanouts
 
-# Above what people give to policies for all queues, of which only the one with the highest priority counts.
+# Above the usual priorities of policies for all queues; only the policy with the highest priority counts.
 GUARD_PRIORITY = 100
 _API = "rabbitmq.com/v1beta1"
 
@@ -36,7 +36,7 @@ class Fanout:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A policy that changes nothing, and keeps policies for all queues away from those of a group."""
+    """A policy that changes nothing, but keeps policies for all queues away from those of a group."""
 
     name: str
     pattern: str
@@ -59,7 +59,7 @@ def plan_export(groups: Sequence[str], *, virtual_host: str, users: Iterable[tup
     return Export(
         virtual_host,
         tuple(Fanout(name, fanout_arguments(alternate)) for each in names for name, alternate in fanouts(each)),
-        # Of a policy and an argument the lower limit counts, so this is what the queues have already.
+        # Of policy and argument the lower limit counts, so this changes nothing for the queues.
         tuple(Guard(each.publish, rf"^shards\.{each.group}\.", {"delivery-limit": DELIVERY_LIMIT}) for each in names),
         tuple(users),
     )

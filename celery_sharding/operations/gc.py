@@ -1,8 +1,8 @@
-"""Removing at once what a group has left behind, and saying why what cannot be removed yet stays.
+"""Removing at once what a group has left behind, and saying why the rest stays.
 
-Workers remove drained segments by themselves, a minute later (`removal`). Here an operator asks for it, and is told.
-Beside the chain there may be queues of segments that the manifest counts as removed: a process that was slow, or a
-broker that lost power, may bring one back. Queues beyond the manifest are none of these: a worker takes them in.
+Workers remove drained segments by themselves, a minute later (`layout.cleanup`). Here an operator asks for it.
+There may also be queues of segments that the manifest counts as removed: a slow process, or a broker that lost power,
+may bring one back. Queues that the manifest does not know yet are not among them: a worker adopts those.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.queues import count_consumers
 
-# Shorter than a worker waits, since somebody asks; longer than a message is on its way inside the broker.
+# Shorter than a worker waits, since somebody asks; longer than a message is under way inside the broker.
 KEEP_SECONDS = 5.0
 
 
-def collect(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Removal]:
-    """Remove what the group has left behind and return what was found, the oldest first.
+def remove_left_behind(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Removal]:
+    """Remove what the group has left behind, and return what was found, the oldest first.
 
     Args:
         by: Who does it, for the history.
@@ -36,10 +36,10 @@ def collect(connect: Connect, group: str, *, by: str, dry_run: bool) -> list[Rem
     """
     with locked_layout(connect, group, allow_switch=True) as locked:
         found = list(remove_segments(locked, by=by, keep_seconds=KEEP_SECONDS, dry_run=dry_run))
-        return found + list(_collect_queues(locked, by=by, dry_run=dry_run))
+        return found + list(_remove_strays(locked, by=by, dry_run=dry_run))
 
 
-def _collect_queues(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator[Removal]:
+def _remove_strays(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator[Removal]:
     """Remove queues and rings with numbers that the manifest has used, outside the chain."""
     connection, names, layout = locked.connection, locked.names, locked.layout
     in_chain = {(segment.kind, segment.number) for segment in layout.segments}
@@ -57,7 +57,7 @@ def _collect_queues(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator
         if queue not in prefixes and queue.rpartition(".")[0] not in prefixes:
             continue
         if count_consumers(connection, queue):
-            yield Removal(queue, "not in the chain, but somebody consumes it")
+            yield Removal(queue, "not in the chain, but it has a consumer")
         elif dry_run:
             yield Removal(queue)
         else:

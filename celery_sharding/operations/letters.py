@@ -1,7 +1,7 @@
-"""What a dead letter says: read from its message, made whole again for a replay. No broker.
+"""What a dead letter says, and how it becomes a message again for a replay. No broker.
 
-A letter was written by a worker (its headers say why it died), by the broker (`x-death` says it: expired, delivered too
-often, rejected; the worker's headers are missing), or by somebody else, who may have said nothing at all.
+A worker wrote the letter (its headers say why it died), or the broker did (`x-death` says why: expired, delivered too
+often, rejected), or somebody else, who may have said nothing at all.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _SAFE = prepare_accept_content(["json", "msgpack", "yaml"])
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message of a group that will not run by itself any more.
+    """A message of a group that will not run again by itself.
 
     Attributes:
-        id: What operators name it by: short, and the same at each look. Letters that differ in nothing are numbered.
-        key: Its shard key; None if it has none that can be published under, then it cannot be replayed.
-        queue: The queue it came from; None if nobody said.
+        id: What operators call it: short, and the same at each listing. Identical letters are numbered.
+        key: Its shard key; None if it has none that can be published under, so it cannot be replayed.
+        queue: The queue it came from; None: not known.
         attempts: How often it was begun, if its processes were lost; else 0.
-        dead_at: Seconds since the epoch; by the broker's clock in whole seconds if the broker moved it.
+        dead_at: Seconds since the epoch; in whole seconds, by the broker's clock, if the broker moved it.
         headers, body, properties: Of the message, as they are in the queue.
     """
 
@@ -105,7 +105,7 @@ def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
         "attempts": headers[ATTEMPTS_HEADER] if type(headers.get(ATTEMPTS_HEADER)) is int else 0,
         "dead_at": _moment(headers.get(DEAD_AT_HEADER)) or by_broker.get("dead_at"),
     }
-    # Not of all headers: the broker counts deliveries there, a listing's among them.
+    # Not of all headers: the broker counts deliveries there, including those of listings.
     marks = (_text(headers.get(name)) for name in (SENT_AT_HEADER, MESSAGE_ID_HEADER))
     told = json.dumps([*facts.values(), *marks]).encode()
     digest = hashlib.sha256(told + b"\0" + body).hexdigest()[:_ID_CHARACTERS]
@@ -115,8 +115,8 @@ def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
 def revive(letter: DeadLetter, group: str, *, at: float) -> amqp.Message:
     """Return the message to publish for a replay at `at`: the original one, sent anew.
 
-    What workers and the broker wrote when it died is taken off. So is when it expires: who replays it wants it to run.
-    It is a publish of its own, and so are its attempts.
+    What workers and the broker wrote when it died is removed. So is its expiry: who replays it wants it to run. It is a
+    publish of its own, whose attempts are counted anew.
     """
     headers = {
         name: value
@@ -142,17 +142,9 @@ def letter_to_json(letter: DeadLetter, *, details: bool = False, body: bool = Fa
         details: With headers and properties.
         body: With the body, and the headers that hold arguments; both may be secret.
     """
-    shown: dict[str, Any] = {
-        "id": letter.id,
-        "task_id": letter.task_id,
-        "task": letter.task,
-        "key": letter.key,
-        "queue": letter.queue,
-        "reason": letter.reason,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "dead_at": None if letter.dead_at is None else format_moment(letter.dead_at),
-    }
+    names = ("id", "task_id", "task", "key", "queue", "reason", "error", "attempts")
+    shown = {name: getattr(letter, name) for name in names}
+    shown["dead_at"] = None if letter.dead_at is None else format_moment(letter.dead_at)
     if details:
         hidden = () if body else _ARGUMENTS
         shown["headers"] = {name: _plain(value) for name, value in letter.headers.items() if name not in hidden}

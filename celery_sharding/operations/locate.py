@@ -1,9 +1,9 @@
 """Which shard takes a key: asked of the broker, never computed, since the hash is the broker's.
 
-A throw-away ring is declared, with as many exclusive queues as the generation has shards, bound in the same order and
-with the same weight, so it sends every key where the group's ring does. The keys are published to it, and whatever
-arrives tells the shard. The queues go with the channel that consumes them, and the ring with the last of them: nothing
-stays behind, also if the process is killed.
+A temporary ring is declared, with as many exclusive queues as the generation has shards, bound in the same order and
+with the same weight. So it routes every key as the group's ring does. The keys are published to it, and the queue where
+one arrives tells the shard. The queues are deleted with their consumers, and the ring with the last of them: nothing
+stays behind, even if the process is killed.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Located:
     """Where the messages of a key are, the older places first.
 
     Attributes:
-        places: One for each generation that is not drained; the last is where it is heading.
-        waits_in: The queue that takes what is published now before any shard does: a limbo. None: none does.
+        places: One for each generation that is not drained; the last is where new messages end up.
         takes: The generation that takes what is published now; None while a limbo does.
+        waits_in: The limbo that takes what is published now; None if no limbo does.
     """
 
     key: str
@@ -63,7 +63,7 @@ def locate_keys(connection: Opener, names: Names, layout: Layout, keys: Sequence
         layout: Of a group that has a generation.
 
     Raises:
-        PluginMissing, TopologyError: The broker, or the user's permissions, do not allow to ask.
+        PluginMissing, TopologyError: The broker, or the user's permissions, do not allow it.
         LogError: The broker did not answer in time.
     """
     rings = [segment for segment in layout.segments if segment.kind == "ring" and not segment.is_drained]
@@ -128,7 +128,7 @@ def _ask_ring(connection: Opener, names: Names, shards: int, keys: Sequence[str]
         while len(found) < len(set(keys)):
             left = deadline - time.monotonic()
             if left <= 0 or returned:
-                raise LogError(f"the broker did not say where the keys are (asked by {ring!r})", stream=ring)
+                raise LogError(f"the broker did not say where the keys go (asked by {ring!r})", stream=ring)
             with contextlib.suppress(TimeoutError):
                 channel.connection.drain_events(timeout=left)
     return found

@@ -1,16 +1,16 @@
-"""Pausing a group, or one shard of it, and resuming it: two events of its manifest, which every worker obeys.
+"""Pausing and resuming a group, or one shard of it: two events of its manifest, which every worker obeys.
 
     consumed ──pause──▶ paused ──resume──▶ consumed
 
-A pause lasts until it is resumed, whatever restarts meanwhile. It is obeyed in `worker.group`: nothing of what is
-paused starts, what runs may end, and then nobody consumes it; messages wait in their queues, in order.
+A pause lasts until it is resumed, whatever restarts meanwhile. Workers (`worker.consume.group`) start no further task
+of what is paused, let running ones end, and then stop consuming; messages wait in their queues, in order.
 
-A shard and the whole group are paused apart from each other. Who pauses the group pauses what comes before its shards,
-too: the limbo. Who resumes the group resumes all that was paused in it.
+A shard and the whole group are paused separately. Pausing the group also pauses its limbo. Resuming the group resumes
+all of its shards.
 
-The end of a queue can only be seen by who consumes it. So while a shard with an end to come is paused (a switch has
-left it: a reshard, or a broker that lost its ring at a restart), the chain waits for it, and with it all shards of the
-next generation. A reshard is refused while single shards are paused.
+Only a consumer can see the end of a queue. So while a shard is paused that a switch has left (a reshard, or a recovery
+after the broker lost its ring), the chain waits for it, and with it all shards of the next generation. A reshard is
+refused while single shards are paused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOCK_SECONDS = 15.0
 def pause(connect: Connect, group: ShardGroup, index: int | None, *, by: str) -> bool:
     """Pause one shard of a group, or all of it (None); return False if it was paused already.
 
-    When this has returned, workers are told within milliseconds. What runs then goes on to its end.
+    Workers know within milliseconds. Running tasks go on to their end.
 
     Args:
         connect: Makes a connection to RabbitMQ; its settings are used.
@@ -41,7 +41,7 @@ def pause(connect: Connect, group: ShardGroup, index: int | None, *, by: str) ->
         TopologyError: The group is not declared.
         BrokerUnavailable: The broker could not be reached.
         LockHeld: Another process held the group's lock all the time.
-        LogError, LockLost: The broker failed on the way; it may be paused or not. It may be done again.
+        LogError, LockLost: The broker failed on the way; it may be paused or not. Try again.
     """
     return _change(connect, group, index, by=by, verb="pause")
 

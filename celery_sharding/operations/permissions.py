@@ -1,14 +1,14 @@
 """The least permissions on the broker: the one place that says who needs what.
 
-    publisher   publishes, once the group is declared. One that may be the first declares it, and needs what a worker
-                needs but for Celery's own names.
-    worker      all of the group, and Celery's own queues and exchanges; also `shards declare` and what removes.
-    operator    looks and acts on what is there: status, describe, locate, doctor, history, pause and resume, dead
-                letters. It needs not declare, but RabbitMQ 4.3 wants the right to for a look at a queue (a passive
-                declaration); up to 4.0 `admin`, `dead.admin` and `locate.…` are enough.
+    publisher   publishes, once the group is declared. If it may be the first and so declares the group, it needs what a
+                worker needs, but for Celery's own names.
+    worker      everything of the group, and Celery's own queues and exchanges; also `shards declare` and removing.
+    operator    status, describe, locate, doctor, history, pause and resume, dead letters. It declares nothing, but
+                RabbitMQ 4.3 asks for the right to configure at a passive declaration; up to 4.0 `admin`, `dead.admin`
+                and `locate.…` are enough.
 
 Write on `amq.default` lets a user put messages into any queue of the virtual host, by its name. The logs are written
-that way, and read: their end is found by a nonce.
+that way, and also read: a reader appends a nonce to find the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def permissions_for(role: Role, groups: Sequence[str], *, celery_names: Collecti
 
     Args:
         groups: Names; at least one.
-        celery_names: Regular expressions of what else a worker uses, each for a whole name (`task_names`).
+        celery_names: Regular expressions of what else a worker uses, each for a whole name (`celery_names`).
     """
     ours = _join(groups)
     if role == "publisher":
@@ -58,10 +58,10 @@ def permissions_for(role: Role, groups: Sequence[str], *, celery_names: Collecti
 def celery_names(
     *, queues: Collection[str], control_exchange: str, event_exchange: str, event_queue_prefix: str, delays: bool
 ) -> list[str]:
-    """Return the expressions for what a worker of Celery uses beside groups.
+    """Return the expressions for what a worker uses besides groups.
 
     Args:
-        queues: Those that it consumes; their exchanges bear the same names.
+        queues: Those that it consumes; their exchanges have the same names.
         delays: It uses Celery's native delayed delivery, as with ordinary quorum queues.
     """
     found = [f"{re.escape(name)}$" for name in sorted(set(queues))]

@@ -1,8 +1,8 @@
 """Throwing away what waits in the shards of a group.
 
-What a worker holds stays and runs. Markers and seals, which say where a segment ends, stay: they are only in earlier
-segments, which are emptied by consuming them, and only if no worker does. The live segment holds none as long as no
-switch is under way, and none begins, since the group's lock is held; so its queues are purged by the broker.
+What a worker holds stays and runs. The markers and seals that say where a segment ends stay, too. Only earlier segments
+hold any: they are emptied by consuming them, if no worker does. The live segment holds none unless a switch is under
+way, and none can begin under the group's lock; so the broker purges its queues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _THROWN_AWAY = "{} messages thrown away"
 
 
 def count_purgeable(connect: Connect, group: str, index: int | None) -> dict[str, int]:
-    """Return by queue how much `purge` would throw away; a hint. Errors as for `purge`."""
+    """Return by queue about how much `purge` would throw away. Errors as for `purge`."""
     with locked_layout(connect, group) as locked:
         return {queue: count_ready(locked.connection, queue) or 0 for queue in _find_queues(locked, index)}
 
@@ -61,7 +61,8 @@ def _find_queues(locked: LockedLayout, index: int | None) -> dict[str, bool]:
     if index is not None:
         if not layout.generation:
             raise TopologyError(
-                f"group {group!r} has no shards yet; what waits is in its limbo, and goes without a number", group=group
+                f"group {group!r} has no shards yet; its messages are in limbo; purge it without a number",
+                group=group,
             )
         check_shard(group, index, layout.shards)
         return {names.shard(layout.generation, index): False}
@@ -71,8 +72,8 @@ def _find_queues(locked: LockedLayout, index: int | None) -> dict[str, bool]:
     consumed = [queue for queue in queues if count_consumers(connection, queue)]
     if consumed:
         raise TopologyError(
-            f"group {group!r}: workers are about to finish {', '.join(consumed)}, of an earlier segment; wait until "
-            "they have, or stop them, or purge one shard of the live generation",
+            f"group {group!r}: workers are about to finish {', '.join(consumed)}, of an earlier segment; wait for "
+            "them, or stop them, or purge single shards of the live generation",
             group=group,
         )
     queues |= dict.fromkeys((q for segment in layout.segments[-1:] for q in segment.queues(names)), False)

@@ -1,12 +1,12 @@
-"""Removing a whole group from the broker, and refusing to while anything of it waits or is consumed.
+"""Removing a whole group from the broker, unless anything of it waits or is consumed.
 
     whole ──nothing waits, no worker──▶ closed: `shards.<group>` is deleted, so every publish is an error
-    closed ──what was on its way has arrived, still nothing waits──▶ gone: queues and rings, the manifest last
-    closed ──a message had arrived──▶ whole again: the exchange is made anew and bound as it was
+    closed ──what was under way has arrived, still nothing waits──▶ gone: queues and rings, the manifest last
+    closed ──a message had arrived──▶ whole again: the exchange is declared and bound as it was
 
-All of it under both locks of the group. Whoever is killed in between leaves a group that a worker or `shards declare`
-makes whole, or the next removal removes. A publisher that finds no exchange may declare the group anew when the lock is
-free; then its message waits in the new one, and is not lost.
+All of it under both locks of the group. A process that is killed in between leaves a group that a worker or `shards
+declare` repairs, or the next removal removes. A publisher that finds no exchange may declare the group anew once the
+lock is free; then its message waits in the new group, and is not lost.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from celery_sharding.rabbitmq.tail import Tail
 from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 10.0
-# A message that the broker is routing while the exchange is deleted has reached its queue within this time.
+# A message that the broker routes while the exchange is deleted reaches its queue within this time.
 _SETTLING_SECONDS = 1.0
-# Workers that follow the group, even without consuming anything of it, write to the journal once a second.
+# Workers that follow the group write to the journal once a second, even if they consume nothing of it.
 _LISTEN_SECONDS = 2.5
 
 
@@ -65,13 +65,13 @@ def remove_group(connect: Connect, group: str) -> None:
 def _locked(connect: Connect, group: str) -> Iterator[LockedLayout]:
     names = Names(group)
     with (
-        # Who replays dead letters holds some that nobody else sees.
+        # A replay holds dead letters that nobody else sees.
         GroupLock(connect, names, timeout_seconds=_LOCK_SECONDS, queue=names.dead_admin),
         locked_layout(connect, group, timeout_seconds=_LOCK_SECONDS, allow_undeclared=True) as locked,
     ):
         if not group_exists(locked.connection, names):
             raise TopologyError(
-                f"no such group on the broker: there is nothing that is called {names.publish} or begins with it",
+                f"no such group on the broker: nothing there is called {names.publish} or begins with it",
                 group=group,
             )
         yield locked
@@ -92,17 +92,17 @@ def _refuse(names: Names, obstacles: list[str]) -> None:
 
 
 def _find_waiting(locked: LockedLayout) -> list[str]:
-    """Return what speaks against a removal: consumers of the group's queues, and what waits there."""
+    """Return what is in the way of a removal: consumers of the group's queues, and what waits there."""
     connection, names, layout = locked.connection, locked.names, locked.layout
     found = []
     for queue in existing_queues(connection, names, layout):
         if count_consumers(connection, queue):
-            found.append(f"somebody consumes {queue}")
+            found.append(f"{queue} has a consumer")
         elif holds_tasks(connection, queue):
             found.append(f"messages wait in {queue}, about {count_ready(connection, queue) or 1}")
     if queue_exists(connection, names.dead):
         if count_consumers(connection, names.dead):
-            found.append(f"somebody consumes {names.dead}")
+            found.append(f"{names.dead} has a consumer")
         with brief_channel(connection) as channel:
             letter = channel.basic_get(names.dead)
             if letter is not None:
@@ -132,7 +132,7 @@ def _listen_for_workers(connection: Any, names: Names) -> list[str]:
 
 @contextlib.contextmanager
 def _closed(locked: LockedLayout) -> Iterator[None]:
-    """Take the publishers' exchange away; make it anew, as it was, if the block fails."""
+    """Delete the publishers' exchange; declare and bind it as it was if the block fails."""
     connection, names, layout = locked.connection, locked.names, locked.layout
     existed = topology.fixed_exists(connection, names)
     with brief_channel(connection) as channel, explained(names.group, names.publish):
@@ -141,7 +141,7 @@ def _closed(locked: LockedLayout) -> Iterator[None]:
         yield
     except BaseException:
         if existed:
-            # A connection that was lost leaves it to a worker or `shards declare`.
+            # If the connection is lost, a worker or `shards declare` does it.
             with contextlib.suppress(AMQPError, OSError), brief_channel(connection) as channel:
                 topology.declare_entrance(channel, names.group)
                 ring = layout.generation if not layout.cut_off else 0

@@ -1,4 +1,4 @@
-"""The errors that a publish may end in; `publisher` says when."""
+"""The errors of a publish; `publisher` says what each means."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _E = TypeVar("_E", bound=PublishError)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One try to publish a message, and the errors that it may end in."""
+    """One try to publish a message, and the errors it may end in."""
 
     message: Outgoing
     took_seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, doing: str) -> Iterator[None]:
-        """Note how long the `with` block takes, for the error that there may be."""
+        """Note how long the `with` block takes; a later error says so."""
         began_at = time.monotonic()
         try:
             yield

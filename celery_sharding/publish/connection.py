@@ -1,11 +1,11 @@
 """One connection of a publisher, with one channel in confirm mode.
 
 A link sends one message at a time and says what became of it. It never waits without a limit, never sends a message
-twice, never opens itself again, and is used by one thread at a time. The connection below kombu's is used directly,
-since kombu's would reconnect in silence, under a channel that is gone.
+twice, never reconnects, and is used by one thread at a time. It uses py-amqp's connection directly: kombu's would
+reconnect in silence, under a channel that is gone.
 
     open ─send─▶ open        confirmed, returned, unsendable, or unknown while the broker blocks publishers
-    open ─send─▶ unusable    nacked, refused, unsent, or unknown for any other reason; to be closed by its user
+    open ─send─▶ unusable    nacked, refused, unsent, or unknown for any other reason; its user closes it
     unusable ─close─▶ closed
 """
 
@@ -36,7 +36,7 @@ from celery_sharding.wire import MESSAGE_ID_HEADER
 
 logger = logging.getLogger(__name__)
 
-# What opening the channel of a new connection may take at least, however little is left for the publish.
+# Opening a connection and its channel may take this long at least, however little time is left for the publish.
 _OPEN_SECONDS_MIN = 1.0
 _CLOSE_SECONDS = 1.0
 # Of a frame: its own 8 bytes, and 12 of a header's before the properties.
@@ -69,7 +69,7 @@ class Answer:
 
     @property
     def is_unsent(self) -> bool:
-        """Say whether the connection failed before the message had left; another connection may do."""
+        """Say whether the connection failed before the message had left; another connection may work."""
         return self.fate is Fate.UNSENT
 
     @property
@@ -104,7 +104,7 @@ class Link:
         template: Its settings are used; the connection itself is not.
         policy: How often connecting is tried, in the words of Celery's `task_publish_retry_policy`.
         deadline: For connecting, all tries together, and for opening the channel (monotonic).
-        first_node: The node of the broker to try first, by its number in the URL; `node` is the one that was reached.
+        first_node: The node of the broker to try first, by its number in the URL; `node` is the one reached.
         pool: Told when the broker blocks publishers, and when it does no more.
 
     Raises:
@@ -128,7 +128,7 @@ class Link:
         self._amqp: Any = None
         limit_seconds = max(deadline - time.monotonic(), _OPEN_SECONDS_MIN)
         deadline = time.monotonic() + limit_seconds
-        # Nobody ticks heartbeats of a link that lies idle; TCP keepalive, which py-amqp turns on, finds a dead peer.
+        # Nobody sends heartbeats on an idle link; TCP keepalive, which py-amqp turns on, finds a dead peer.
         kombu_connection: Any = template.clone(
             heartbeat=0,
             connect_timeout=min(template.connect_timeout or limit_seconds, limit_seconds),
@@ -144,7 +144,7 @@ class Link:
             self.node = connect_from(kombu_connection, first_node, deadline=deadline, timeout=limit_seconds, **policy)
             self._amqp = kombu_connection.connection
             doing = "opening a channel"
-            # py-amqp waits without a limit for the answers to most methods, and writes without one.
+            # Without this, py-amqp writes, and waits for most answers, without a limit.
             self._amqp.sock.settimeout(limit_seconds)
             with cleared_is_lost():
                 self.channel = self._amqp.channel()
@@ -167,7 +167,7 @@ class Link:
 
     @contextmanager
     def within(self, deadline: float) -> Iterator[Any]:
-        """Yield the connection; no read on it goes on beyond `deadline` (monotonic) meanwhile."""
+        """Yield the connection; until the block ends, no read on it goes beyond `deadline` (monotonic)."""
         bound_reads(self._amqp, deadline)
         try:
             with cleared_is_lost():
@@ -191,8 +191,6 @@ class Link:
         return self._send(self.channel.prepare_message(b"probe"), "", queue, deadline)
 
     def _send(self, message: Any, exchange: str, key: str, deadline: float) -> Answer:
-        # An earlier message, of unknown outcome, may be answered late.
-        self._confirms.forget()
         try:
             properties = message._serialize_properties()
         except Exception as exc:  # whatever the type of a header raises
@@ -213,7 +211,7 @@ class Link:
             begun_at = self._amqp.bytes_sent  # counts frames, each after its last byte was handed over
             return properties  # type: ignore[no-any-return]
 
-        # py-amqp asks for them as it begins to write; before, it reads, and answers what it has read. Read of 5.4.2.
+        # py-amqp calls this when it begins to write; before that, it reads and answers. Read in 5.4.2.
         message._serialize_properties = begin
         try:
             remaining = deadline - time.monotonic()
@@ -240,25 +238,26 @@ class Link:
         """Return what a publish ends in that the broker has not answered for."""
         self.usable = False
         if is_unsent:
-            # The old connection is closed by our user, so what may have left of the message is never completed.
+            # Our user closes this connection, so a part of the message that may have left is never completed.
             return Answer(Fate.UNSENT, error)
         if isinstance(error, ChannelError) or _is_unreadable(error):
             return Answer(Fate.REFUSED, error)
-        # A blocked connection is kept: what it holds is processed when the alarm clears, and the next publish must see
-        # that the broker is blocked instead of trying a new connection.
+        # A blocked connection is kept: the broker processes what it holds when the alarm clears, and the next publish
+        # must see that the broker is blocked instead of trying a new connection.
         self.usable = self.blocked and isinstance(error, TimeoutError)
+        self._confirms.forget()  # it may be answered late
         return Answer(Fate.UNKNOWN, error)
 
     def refresh(self, *, deadline: float = 0.0) -> bool:
-        """Read what the broker has sent meanwhile; False if the connection is gone.
+        """Read what the broker has sent since; return False if the connection is gone.
 
         Args:
             deadline: How long (monotonic) to wait for a broker that blocks publishers to unblock.
         """
         try:
             while self._amqp.connected:
-                patience = deadline - time.monotonic() if self.blocked else 0.0
-                if not _readable(self._amqp.sock, max(0.0, patience)):
+                patience = max(0.0, deadline - time.monotonic()) if self.blocked else 0.0
+                if not _is_readable(self._amqp.sock, patience):
                     return True
                 with cleared_is_lost():
                     self._amqp.drain_events(timeout=_CLOSE_SECONDS)
@@ -280,7 +279,7 @@ class Link:
             logger.debug("closing a publisher's connection failed", exc_info=True)
 
     def forget(self) -> None:
-        """Give up the copy of a connection that a fork left here; the parent goes on using the real one.
+        """Give up a connection that this process inherited by a fork; the parent goes on using it.
 
         Closing it the usual way would shut the shared TCP stream down.
         """
@@ -300,12 +299,12 @@ class Link:
         self._pool.note_blocked(self)
 
 
-def _readable(sock: Any, timeout_seconds: float) -> bool:
+def _is_readable(sock: Any, timeout_seconds: float) -> bool:
     """Say whether the socket has something to read, decrypted bytes in a TLS buffer included."""
     if getattr(sock, "pending", None) is not None and sock.pending():
         return True
     if not hasattr(select, "poll"):
-        # eventlet takes it away, and has its own `select`, which knows no limit of file descriptors.
+        # eventlet removes it; its own `select` has no limit of file descriptors.
         return bool(select.select([sock], [], [], timeout_seconds)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN | select.POLLERR | select.POLLHUP)
@@ -313,9 +312,10 @@ def _readable(sock: Any, timeout_seconds: float) -> bool:
 
 
 def _is_unreadable(error: Exception) -> bool:
-    """Say whether the broker could not read what came on the connection, which was one message, and made nothing of it.
+    """Say whether the broker could not read the message, and so has not stored it.
 
-    py-amqp raises the same error for what it cannot read itself, which says nothing; then there is no method.
+    py-amqp raises the same error for what it cannot read itself, which says nothing about the message; then the error
+    names no method.
     """
     return isinstance(error, amqp_errors.FrameError) and error.method_sig is not None
 

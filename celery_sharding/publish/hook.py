@@ -1,10 +1,11 @@
 """The one hook through which task messages leave.
 
-Celery builds every task message in `app.amqp.send_task_message`. `send_sharded` stands around it: signals, serializers,
-compression and task-sent events stay Celery's, while the message itself is published by the backing, confirmed and
-mandatory, instead of the caller's producer. Other messages pass untouched.
+Celery builds every task message in `app.amqp.send_task_message`, and `send_sharded` wraps it. Signals, serializers,
+compression and task-sent events stay Celery's; the message itself is published by the backing, confirmed and mandatory,
+and not by the caller's producer. Messages of ordinary tasks pass untouched.
 
-A sharded task leaves here for its group or raises; what would overtake or outlive its order is refused or dropped.
+A sharded task leaves for its group, or the call raises. Options that would break the order of a key are refused, or
+dropped where Celery sets them by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from celery_sharding.wire import GROUP_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER
 
 logger = logging.getLogger(__name__)
 
-# AMQP properties that a caller may set; the others are Celery's, or could break the order.
+# The AMQP properties that a caller may set. The others are Celery's, or could break the order.
 _PROPERTIES = ("correlation_id", "reply_to", "message_id", "app_id", "user_id", "type", "timestamp", "cluster_id")
 
 
@@ -77,7 +78,7 @@ def send_sharded(
     is_delayed = (message.headers.get("eta") if message.headers else message.body.get("eta")) is not None
     if group is not None and is_delayed and sender.is_sharded(name):
         raise refuse_delay(name)
-    # Past the router a group is only named by headers that were handed on.
+    # A message that did not pass our router names a group only by headers that were handed on.
     if group is None or options.get("exchange") != Names(group).publish:
         if sender.is_sharded(name) and not is_ordinary_retry():
             raise refuse_router(name)
@@ -86,7 +87,7 @@ def send_sharded(
         return stock(producer, name, message, **options)
     if not sender.is_own_broker(producer.connection):
         raise refuse_broker(name)
-    # Quorum queues of RabbitMQ 4 deliver a higher priority first; and the broker would dead-letter what has expired,
+    # Quorum queues of RabbitMQ 4 deliver a higher priority first. And the broker would dead-letter an expired message,
     # where Celery's worker stores REVOKED: it reads `expires` from the headers.
     for dropped in ("priority", "expiration"):
         options.pop(dropped, None)
@@ -97,8 +98,7 @@ def send_sharded(
     try:
         return stock(_ShardProducer(producer, channel), name, message, **options)
     except BaseException:
-        # Celery's pool closes the connection that it lent for a publish that failed, and waits without a limit for the
-        # broker's answer to that.
+        # When a publish fails, Celery's pool closes the connection it lent, and waits for the broker without a limit.
         if isinstance(producer.__connection__, PooledConnection):
             bound_waits(producer.connection, FAREWELL_SECONDS)
         raise
@@ -132,10 +132,10 @@ def refuse_broker(task: str) -> UnsupportedOption:
 
 
 class _ShardProducer(Producer):
-    """Stands in for the caller's producer: publishes the task itself, leaves events to the real one.
+    """Stands in for the caller's producer: publishes the task, and leaves events to the real one.
 
-    A producer of kombu's, so that whoever wraps `Producer.publish` or `Producer._publish` to see what leaves, as
-    instrumentation does, sees this, too, and may add headers. What is other is the channel that it ends in.
+    It is kombu's producer with another channel, so instrumentation that wraps `Producer.publish` or `Producer._publish`
+    sees the message, and may add headers.
     """
 
     def __init__(self, producer: Any, channel: _ShardChannel) -> None:
@@ -165,10 +165,7 @@ class _ShardProducer(Producer):
 
 
 class _ShardChannel:
-    """What `Producer._publish` needs of a channel, and who wraps it.
-
-    Datadog's asks for `channel.connection.host`, and a publish failed if there were none.
-    """
+    """What `Producer._publish` needs of a channel, and what wraps it: Datadog's asks for `channel.connection.host`."""
 
     def __init__(self, sender: Sender, group: str, options: Mapping[str, Any], connection: Any) -> None:
         self.group = group
@@ -180,7 +177,7 @@ class _ShardChannel:
 
     @property
     def connection(self) -> SimpleNamespace:
-        """What is asked of the connection of a channel: where it leads to, and kombu's."""
+        """Where the channel's connection leads to, and kombu's connection."""
         client = self._client
         port = client.port or client.transport.default_port
         return SimpleNamespace(host=f"{client.hostname or 'localhost'}:{port}", client=client)

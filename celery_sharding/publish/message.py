@@ -46,7 +46,7 @@ class Outgoing:
     retry_options: Mapping[str, Any] = field(default_factory=dict)
 
     def patience_seconds(self, application: Application) -> float:
-        """Return how long its publish, made now in this thread, may begin anew while the broker takes nothing."""
+        """Return how long its publish, made now in this thread, may be tried again; see `patience`."""
         conf, consumer_thread = application.app.conf, application.consumer_thread
         return patience_seconds(conf, self.retry_options, consumer_thread=consumer_thread)
 

@@ -1,12 +1,13 @@
-"""How long a publish begins anew while the broker takes nothing.
+"""How long a publish is tried again while the broker takes nothing.
 
-A caller is told at once, and knows best what to do. What a worker publishes for a run has nobody to tell: a link, the
-next step of a chain, the body of a chord, a replacement, a task called by a task. If it failed in a short outage, the
-run would count as failed though its work is done. So it waits, as long as `task_publish_retry_policy` says, and at
-least 30 s. With `task_publish_retry` off, or `retry=False` at the call, nothing waits.
+An ordinary caller gets the error at once, and knows best what to do. What a worker publishes for a run has no such
+caller: a link, the next step of a chain, the body of a chord, a replacement, a task called by a task. If it failed in a
+short outage, the run would count as failed although its work is done. So it waits as long as
+`task_publish_retry_policy` says, and at least 30 s. Nothing waits with `task_publish_retry` off, or `retry=False` in
+the call.
 
-The thread that consumes never waits so long: the worker would be given up for dead. It publishes when a run has ended
-that could not do so itself, as one whose process was killed.
+The thread that consumes never waits: the worker would be taken for dead. It publishes for a run whose process was
+killed, for example.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PATIENCE_SECONDS_MIN = 30.0
 
 
 def patience_seconds(conf: Any, options: Mapping[str, Any], *, consumer_thread: int | None) -> float:
-    """Return how long the publish that is made now, in this thread, may begin anew; 0: not at all.
+    """Return how long the publish that is made now, in this thread, may be tried again; 0: not at all.
 
     Args:
         conf: Celery's configuration.
@@ -37,11 +38,11 @@ def patience_seconds(conf: Any, options: Mapping[str, Any], *, consumer_thread: 
 
 
 def _is_for_a_run(consumer_thread: int | None) -> bool:
-    # A task that applies itself is there twice, and `request` is that of the inner one only.
+    # A task that applies itself is on the stack twice, and `request` is only the inner one's.
     requests = [request for task in _task_stack.stack for request in task.request_stack.stack]
     running = [request for request in requests if not request.called_directly]
     if running:
-        # Eager ones run inside their caller, who may be a run.
+        # Eager tasks run inside their caller, which may be a run.
         return not all(request.is_eager for request in running)
     return consumer_thread is not None and threading.get_ident() != consumer_thread
 
@@ -52,7 +53,7 @@ _WAITS = ("max_retries", "interval_start", "interval_step", "interval_max")
 def _waits_seconds(
     max_retries: int | None = 3, interval_start: float = 0.0, interval_step: float = 0.2, interval_max: float = 0.2
 ) -> float:
-    """Return how long a policy waits in all; 0 if it does for ever, which Celery does not grant a worker either."""
+    """Return how long a policy waits in all; 0 if it waits for ever, which Celery does not grant a worker either."""
     if max_retries is None:
         return 0.0
     rising = math.ceil(max(0.0, interval_max - interval_start) / interval_step) if interval_step > 0 else max_retries

@@ -1,26 +1,26 @@
 """Confirmed, mandatory publishes to groups on RabbitMQ.
 
-What a publish may end in, and what was stored then:
+How a publish may end, and what is stored then:
 
     confirmed           stored; the call returns
-    PublishRefused      the broker refuses the user or the message, or AMQP cannot carry it; the error names the cause
-                        and the fix: not stored
-    Unroutable          returned by the broker: not stored
-    Nacked              refused by the broker, on new channels too: not stored
-    OutcomeUnknown      sent, and no answer within the time-out or before the connection died: stored or not. It is
+    PublishRefused      not stored: the broker refuses the user or the message, or AMQP cannot carry it; the error names
+                        the cause and the fix
+    Unroutable          not stored: returned by the broker
+    Nacked              not stored: refused by the broker, on new channels too
+    OutcomeUnknown      stored or not: sent, and no answer within the time-out, or before the connection died. It is
                         never sent again from here: bytes on an old connection may still be processed, and a second copy
                         would arrive behind its successors
-    BrokerBlocked       an alarm blocks publishers: nothing was sent
-    BrokerUnavailable   no connection, or it died before all of the message had left: not stored
-    a TopologyError     the group is missing and could not be declared: nothing was sent
+    BrokerBlocked       nothing was sent: an alarm blocks publishers
+    BrokerUnavailable   not stored: no connection, or it died before all of the message had left
+    a TopologyError     nothing was sent: the group is missing and could not be declared
 
-All of it within the time-out. Who cannot tell anybody, a task whose chain goes on, is patient: as long as nothing is
-stored, and that may pass, the publish begins anew.
+All of it happens within the time-out. A publish for a run is patient (`patience`): while nothing is stored and the
+cause may pass, it is tried again.
 
 A publisher keeps connections of its own (`Link`), each used by one thread at a time. While the broker blocks
-publishers, only a connection that it has told so is watched; no other is tried, since what is sent on it would wait
-there, too, and arrive in an order that nobody knows. A forked child never touches its parent's connections: it drops
-their file descriptors without a word to the broker and opens its own.
+publishers, only a connection that was told so is watched. No other is tried: what is sent on it would wait, too, and
+arrive in an unknown order. A forked child never touches its parent's connections: it closes their file descriptors
+without a word to the broker, and opens its own.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ class Publisher:
     def publish(self, message: Outgoing) -> None:
         """Publish a message and return when the broker has confirmed it.
 
-        Whoever is patient (`patience`) begins anew as long as nothing is stored and the reason may pass; the last try
-        may take its time-out longer.
+        A patient publish takes up to one time-out longer than its patience.
 
         Raises:
             PublishError: As the module says; `task_id` and `group` tell which message.
@@ -102,7 +101,9 @@ class Publisher:
         while True:
             link = self._take(call, deadline, fresh=bool(refused or unsent))
             try:
-                answer = self._ensure_group(link, call, deadline) or link.send(call.message, deadline=deadline)
+                is_known = call.message.group in link.groups
+                answer = None if is_known else self._ensure_group(link, call, deadline)
+                answer = answer or link.send(call.message, deadline=deadline)
             except BaseException:
                 self._discard(link)
                 raise
@@ -122,9 +123,9 @@ class Publisher:
             raise call.failed(answer) from answer.cause
 
     def _take(self, call: Call, deadline: float, *, fresh: bool) -> Link:
-        """Take a live link for this thread alone; a new one if none is idle, or if it has to be `fresh`.
+        """Take a live link for this thread alone: an idle one, or a new one if none is idle or it must be `fresh`.
 
-        While the broker blocks publishers, take one that it has told so, or wait until another thread brings it back,
+        While the broker blocks publishers, take a link that was told so, or wait for another thread to give one back,
         and watch it until the broker unblocks or the time is over.
         """
         while True:
@@ -182,25 +183,23 @@ class Publisher:
             The answer to a publish on a link that turned out to be dead; None if all is well.
         """
         group = call.message.group
-        if group in link.groups:
-            return None
         names = Names(group)
         try:
             with call.timed("looking for the group's exchange"), link.within(deadline) as connection:
                 try:
                     exists = fixed_exists(connection, names)
                 except AccessRefused:
-                    # RabbitMQ 4.3 wants the right to configure for a look, which who only publishes has not.
+                    # RabbitMQ 4.3 wants the right to configure for a look; a user who only publishes lacks it.
                     exists = True
             if not exists:
-                # Declaring writes to the manifest, and would wait long for a broker that blocks publishers. It tells
-                # so who publishes; this goes to no queue. Without a body it would slip through: RabbitMQ blocks at the
-                # frame before the body.
+                # Declaring writes to the manifest, and would wait long while the broker blocks publishers, which it
+                # tells only those that publish. The probe goes to no queue. It has a body because RabbitMQ blocks at
+                # the frame before the body.
                 answer = link.probe(f"{names.publish}.probe", deadline=deadline)
                 if answer.fate is Fate.UNKNOWN and link.blocked:
                     return Answer(Fate.BLOCKED, answer.cause)
                 if answer.fate is Fate.REFUSED and isinstance(answer.cause, AccessRefused):
-                    # Who may write to the group only may not declare it either: the manifest is written to that way.
+                    # A user who may write to the group only cannot declare it: the manifest needs the same right.
                     with explained(group, names.publish):
                         raise answer.cause
                 if answer.fate is not Fate.RETURNED:
@@ -235,7 +234,7 @@ class Publisher:
             self._discard(link)
 
     def _discard(self, link: Link) -> None:
-        # Its node may hang; the one after it is as good.
+        # Its node may hang; the next node is as good.
         self._first_node = link.node + 1
         self._links.discard(link)
         with self._changed:
@@ -268,7 +267,7 @@ _CONNECT_OPTIONS = frozenset({"max_retries", "interval_start", "interval_step", 
 
 
 def _may_pass(error: ShardingError) -> bool:
-    """Say whether a publish that stored nothing may go through later, without anybody doing anything."""
+    """Say whether a publish that stored nothing may succeed later without anybody's help."""
     if isinstance(error, TopologyError):
         return isinstance(error, LockHeld) or passes_by_itself(error)
     return isinstance(error, BrokerUnavailable | BrokerBlocked | Nacked | Unroutable)

@@ -1,18 +1,17 @@
 """Which tasks are sharded, and how a call becomes an exchange and a key.
 
 Celery asks its router once for every message that leaves: from `apply_async`, signatures, chains, groups, chords,
-links, beat and `send_task`. `ShardRouter` answers for sharded tasks and leaves every other task to Celery's own rules.
-It is asked before `task_routes`, so a catch-all there cannot lead a sharded task away. A sharded task leaves for its
-group or raises; it never leaves unrouted.
+links, beat and `send_task`. `ShardRouter` answers for sharded tasks, before `task_routes`, so no catch-all there can
+lead one away. Celery's own rules route every other task. A sharded task leaves for its group, or the call raises.
 
-Eager mode (`task_always_eager`) publishes nothing; its calls are led here by `eager`, for the same refusals.
+Eager mode (`task_always_eager`) publishes nothing; `celery_hooks.eager` asks the router for the same refusals.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from celery_sharding.wire import GROUP_HEADER, KEY_HEADER, without_handed_on, wi
 
 
 class HasSettings(Protocol):
-    """What the router needs of the extension: the configuration, read at first use."""
+    """The configuration, read at first use."""
 
     @property
     def settings(self) -> Settings: ...
@@ -55,7 +54,8 @@ class TaskRules:
     def rule_for(self, name: str, task: Any | None) -> TaskRule | None:
         """Return the rule of the task called `name`, None if it is not sharded.
 
-        `task` is the registered task, None in a process that does not have it.
+        Args:
+            task: The registered task; None in a process that does not have it.
 
         Raises:
             ConfigurationError: Its options contradict each other or name an unknown group.
@@ -66,6 +66,15 @@ class TaskRules:
         rule = self._find(name, task)
         self._known[name] = (task, rule)
         return rule
+
+    def groups_of(self, tasks: Mapping[str, Any]) -> dict[str, str]:
+        """Return task name → group name, of those that are sharded.
+
+        Raises:
+            ConfigurationError: As for `rule_for`.
+        """
+        rules = {name: self.rule_for(name, task) for name, task in tasks.items()}
+        return {name: rule.group.name for name, rule in rules.items() if rule is not None}
 
     def _find(self, name: str, task: Any | None) -> TaskRule | None:
         task = maybe_evaluate(task)  # a task that was not made yet is a proxy
@@ -114,7 +123,7 @@ class ShardRouter(Router):
         stamps = frozenset(options.get("stamped_headers") or ())
         if rule is not None:
             _refuse_stamps(stamps, name)
-        # A stamp is an option, too, as Celery hands it on; one of an ordinary task may be called as it likes.
+        # Celery hands stamps on as options; an ordinary task's stamp may have any name.
         given_key = options.pop("shard_key") if "shard_key" in options and "shard_key" not in stamps else _ABSENT
         if rule is None:
             if given_key is not _ABSENT:
@@ -149,7 +158,7 @@ class ShardRouter(Router):
         return stock
 
     def _refuse_priority(self, options: dict[str, Any], name: str, task: Any | None) -> None:
-        """Refuse a priority that the application asks for; one that comes from Celery's defaults is dropped later."""
+        """Refuse a priority that the application asks for; the hook drops one of Celery's defaults."""
         priority = options.get("priority")
         if priority is None or self._is_inherited(priority):
             return
@@ -163,7 +172,7 @@ class ShardRouter(Router):
         )
 
     def _is_inherited(self, priority: Any) -> bool:
-        """Say whether Celery hands on the priority of the task that runs: to links and to the rest of its chain."""
+        """Say whether Celery hands the running task's priority on, to links and to the rest of its chain."""
         if not self.app.conf.task_inherit_parent_priority:
             return False
         parent = self.app.current_worker_task
@@ -174,7 +183,7 @@ _ABSENT = object()
 _TASK_OPTIONS = ("shard_group", "shard_key")
 _CALL_OPTIONS = ("shard_key",)
 _CELERYS = frozenset(dir(CeleryTask))
-# How like an option of ours a name must be to be taken for a misspelt one.
+# How similar to one of our options a name must be to count as misspelt.
 _MISSPELT = 0.8
 _is_ordinary_retry: ContextVar[bool] = ContextVar("is_ordinary_retry", default=False)
 _REPLACED = frozenset({"queue", "exchange", "exchange_type", "routing_key", "declare", "redelivered"})
@@ -182,10 +191,10 @@ _PLACES = _REPLACED | {"shard_key", "priority", "headers"}
 
 
 def _refuse_misspelt(name: str, task: Any | None) -> None:
-    """Refuse an option of a task that looks like one of ours: Celery takes any name, and the task would be unsharded.
+    """Refuse a task option that looks like one of ours: Celery takes any name, and the task would not be sharded.
 
-    What stands in a class that the application wrote may be its own, and so may be what the decorator sets anew: only
-    what is nearly one of ours is refused there, and no method.
+    An attribute of the application's own class, or one that the decorator overrides, may be meant: there only a near
+    miss is refused, and never a method.
     """
     for cls in type(task).__mro__ if task is not None else ():
         if cls.__module__ == "celery.app.task":
@@ -206,9 +215,9 @@ def _refuse_misspelt(name: str, task: Any | None) -> None:
 
 
 def _nearest(option: str) -> str | None:
-    """Return the option of ours that this one is a misspelt form of, None if it is a word of its own.
+    """Return which of our options this is a misspelling of, None if it is a word of its own.
 
-    `card_group`, `smart_group` and `share_key` are as like as a slip of the finger, which seldom hits the beginning.
+    `card_group`, `smart_group` and `share_key` are as similar as a typing error, which rarely hits the beginning.
     """
     if not option.startswith("sh") or option.startswith("share"):
         return None
@@ -216,9 +225,9 @@ def _nearest(option: str) -> str | None:
 
 
 def _refuse_call_option(option: str, options: dict[str, Any], name: str, *, is_sharded: bool) -> None:
-    """Refuse an option at the call that looks like one of ours: Celery would take it for a property of the message.
+    """Refuse a call's option that looks like one of ours: Celery would take it for a property of the message.
 
-    Of an ordinary task, what is not nearly one of ours may be meant for a router of the application, as `shard="eu"`.
+    On an ordinary task only a near miss is refused: `shard="eu"` may be meant for a router of the application.
     """
     if option in (options.get("stamped_headers") or ()) or not (is_sharded or _nearest(option)):
         return
@@ -231,19 +240,19 @@ def _refuse_call_option(option: str, options: dict[str, Any], name: str, *, is_s
 
 
 def _without_marks(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of an ordinary task without our headers, which it has from a sharded message."""
+    """Return an ordinary task's options without the headers that were handed on from a sharded message."""
     headers = options.get("headers")
     return {**options, "headers": without_handed_on(headers)} if headers else options
 
 
 def _is_resent(options: dict[str, Any], rule: TaskRule) -> bool:
-    """Say whether this is a message of the group once more: it names the group's exchange."""
+    """Say whether a message of the group is sent again: only then the options name the group's exchange."""
     exchange = options.get("exchange")
     return exchange is not None and getattr(exchange, "name", exchange) == rule.exchange
 
 
 def _refuse_place(options: dict[str, Any], name: str, rule: TaskRule) -> None:
-    """Refuse a place of the caller's own."""
+    """Refuse a queue, exchange or routing key that the caller gives."""
     for option in ("queue", "exchange", "routing_key"):
         if options.get(option) is not None:
             raise UnsupportedOption(
@@ -264,7 +273,7 @@ def refuse_retry(task: str, option: str) -> UnsupportedOption:
 
 
 def _refuse_stamps(stamps: frozenset[str], name: str) -> None:
-    """Refuse stamps that are called as what says where a message goes: they have taken its place among the options."""
+    """Refuse stamps with the names of options that say where a message goes: a stamp replaces the option."""
     for stamp in sorted(stamps & _PLACES):
         raise UnsupportedOption(
             f"task {name!r} is sharded and has a stamp named {stamp!r}, which takes the place of the option of that "
@@ -276,9 +285,9 @@ def _refuse_stamps(stamps: frozenset[str], name: str) -> None:
 
 @contextmanager
 def ordinary_retry() -> Iterator[None]:
-    """Let a retry go back to the ordinary queue that its run came from, though its task is sharded by now.
+    """Let a retry go back to the ordinary queue that its run came from, although its task is sharded by now.
 
-    While a task moves onto a group, its old queue is still worked off; refusing the retry would lose the message.
+    While a task moves to a group, its old queue is still drained; refusing the retry would lose the message.
     """
     token = _is_ordinary_retry.set(True)
     try:
@@ -288,12 +297,12 @@ def ordinary_retry() -> Iterator[None]:
 
 
 def is_ordinary_retry() -> bool:
-    """Say whether the message that leaves now is such a retry."""
+    """Say whether the message that leaves now is an `ordinary_retry`."""
     return _is_ordinary_retry.get()
 
 
 def task_key_rule(task: Any | None) -> KeyRule | None:
-    """Return the `shard_key` set on a task: read from its class, since an instance would bind a plain function."""
+    """Return a task's `shard_key`, read from its class: an instance would bind a plain function."""
     if task is None:
         return None
     rule = inspect.getattr_static(task, "shard_key", None)
@@ -301,11 +310,10 @@ def task_key_rule(task: Any | None) -> KeyRule | None:
 
 
 def explicit_option(task: Any, name: str) -> Any:
-    """Return the value that the application itself gave a task's option, None if it gave none.
+    """Return the value that the application itself gave to a task's option, None if it gave none.
 
-    Celery writes its defaults onto the task's class when it binds it to the app (`Task.bind`), after the class was made
-    with the options of the decorator; so an attribute that stands before `__bound__` in the class was given by the
-    application. Read in Celery 5.7.0; a test fails if a version changes it.
+    `Task.bind` writes Celery's defaults onto the task's class, after the decorator's options. So the application gave
+    what stands before `__bound__` in the class. Read in Celery 5.7.0; a test fails if a version changes it.
     """
     for cls in type(task).__mro__:
         if cls.__module__ == "celery.app.task":

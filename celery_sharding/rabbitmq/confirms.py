@@ -24,7 +24,6 @@ import amqp
 from amqp import exceptions as amqp_errors
 
 from celery_sharding.errors import TopologyError
-from celery_sharding.rabbitmq.connect import cleared_is_lost
 
 T = TypeVar("T")
 
@@ -113,8 +112,7 @@ class Confirms(Generic[T]):
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("no confirm in time")
-        with cleared_is_lost():
-            self.channel.connection.drain_events(timeout=remaining)
+        self.channel.connection.drain_events(timeout=remaining)
 
     def take_settled(self) -> list[tuple[T, Outcome]]:
         """Take what was answered since the last call, in the order of the answers."""

@@ -1,13 +1,13 @@
 """Opening connections that reach every node of the broker and never wait for ever.
 
-A broker of several nodes is there as long as one of them answers, so each is tried, beginning with the one that the
-caller names by its number in the URL: a node that hangs takes connections and does not answer, and would cost every
-caller a time-out before the next is tried.
+A broker of several nodes is up as long as one of them answers, so each is tried, beginning with the one that the
+caller names by its number in the URL. Otherwise a node that hangs, which takes connections and does not answer, would
+cost every caller a time-out before the next node is tried.
 
-py-amqp waits without a limit for the answers to most methods, so every wait on the socket gets one. A wait that comes
-to it raises TimeoutError, after which the connection is to be closed: the answer may still come, and would be taken for
-that to something else. A limit may hold for each answer, or for all of them together (`bound_reads`): a broker that is
-far away, or slow, answers each question in time, and a hundred of them too late.
+py-amqp waits without a limit for the answers to most methods, so every wait on the socket gets a limit. A wait that
+reaches it raises TimeoutError. Then the connection must be closed: a late answer would be taken for the answer to
+something else. A limit holds for each answer, or for all of them together (`bound_reads`): a slow or distant broker
+answers each question in time, and a hundred of them too late.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def open_connection(
     answer_seconds: float = ANSWER_SECONDS,
     deadline: float | None = None,
 ) -> Any:
-    """Connect an unconnected kombu connection to the first of its nodes that answers, one round, and return it.
+    """Connect a kombu connection to the first of its nodes that answers, trying each once, and return it.
 
     Args:
         answer_seconds: For each answer.
         deadline: For all of them together, on the monotonic clock; None: none.
 
     Raises:
-        OSError, kombu and amqp errors: No node could be reached; the error is that of the last.
+        OSError, kombu and amqp errors: No node could be reached; the error is the last node's.
     """
     opened: Any = connection  # kombu is typed in part only
     try:
@@ -107,7 +107,7 @@ def connect_from(connection: Any, first_node: int, *, deadline: float | None = N
             raise error
         node += 1
 
-    # kombu calls this one again and again, and asks its transport for the class; read of 5.7.0.
+    # kombu calls this one again and again, and asks its transport for the class; read in 5.7.0.
     connection._connection_factory = connect
     connection.ensure_connection(go_on, reraise_as_library_errors=False, **options)
     return node % nodes
@@ -132,7 +132,7 @@ def unbound_reads(connection: Any) -> None:
 
 
 def bound_waits(connection: Any, answer_seconds: float) -> None:
-    """Let no wait for an answer on a connected kombu connection take longer; other transports than AMQP have none."""
+    """Limit each wait for an answer on a connected kombu connection; only AMQP's transports wait."""
     if connection.connected:
         sock = getattr(getattr(connection.connection, "transport", None), "sock", None)
         if sock is not None:
@@ -140,7 +140,7 @@ def bound_waits(connection: Any, answer_seconds: float) -> None:
 
 
 def close_connection(connection: Any) -> None:
-    """Close a kombu connection; in short time also if the broker does not answer any more."""
+    """Close a kombu connection, quickly even if the broker does not answer any more."""
     with contextlib.suppress(amqp_errors.AMQPError, OSError), cleared_is_lost():
         bound_waits(connection, FAREWELL_SECONDS)
     with contextlib.suppress(amqp_errors.AMQPError, OSError):
@@ -156,9 +156,8 @@ def process_name() -> str:
 def cleared_is_lost() -> Iterator[None]:
     """Raise RecoverableConnectionError where py-amqp stumbles over a connection that it has cleared itself.
 
-    When the broker closes a connection, py-amqp sets its attributes to None, and goes on with what it was doing: it
-    raises AttributeError on None (read of 5.4.2). One on anything else is a fault, such as a feature that this platform
-    lacks, and passes.
+    When the broker closes a connection, py-amqp sets its attributes to None, and goes on with what it was doing: that
+    raises AttributeError on None (read in 5.4.2). An AttributeError on anything else is a fault, and passes.
     """
     try:
         yield

@@ -1,13 +1,13 @@
-"""Messages that a client library other than py-amqp can publish and py-amqp cannot read, as it stands.
+"""Messages of other client libraries that py-amqp cannot read.
 
-It decodes the routing key, the properties and the headers of each message before anybody is told of it, and raises out
-of the worker's event loop if that fails (read of py-amqp 5.4.2): a routing key of any bytes, a moment far ahead. Every
-consumer that the message is delivered to again would fall the same way. Here such a message is read as far as it can
-be, so that it becomes a dead letter.
+py-amqp decodes routing key, properties and headers before it hands on a message, and raises out of the worker's event
+loop if that fails (read in py-amqp 5.4.2): on a routing key of arbitrary bytes, or a timestamp far ahead. Each consumer
+that got the message next would end in the same way. Here such a message is read as far as possible, so that it becomes
+a dead letter.
 
-    read_foreign      of one channel: routing keys of any bytes; bodies as they came
-    read_properties   of this process: properties that cannot be decoded are replaced by a header that says so
-    decoded_message   what py-amqp does to a body that came as it is
+    read_foreign      for one channel: routing keys of any bytes; bodies as they came
+    read_properties   for this process: properties that cannot be decoded are replaced by a header that says so
+    decoded_message   what py-amqp would have done to a body that was left as it came
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_foreign(channel: Any) -> None:
             key_at = exchange_at + 1 + payload[exchange_at]
             key = payload[key_at + 1 : key_at + 1 + payload[key_at]]
             if not key.isascii() and not _is_utf8(key):
-                # Without a public way: what `dispatch_method` calls when it has decoded these.
+                # No public way: what `dispatch_method` calls when it has decoded these.
                 (tag,) = unpack_from(">Q", payload, exchange_at - 9)
                 channel._on_basic_deliver(
                     payload[5 : 5 + payload[4]].decode(),
@@ -62,7 +62,7 @@ def read_properties() -> None:
         try:
             return stock(buffer, offset)  # type: ignore[no-any-return]
         except Exception as exc:
-            # It has no errors of its own for this: UnicodeDecodeError, OverflowError, struct.error, …
+            # There is no one error for this: UnicodeDecodeError, OverflowError, struct.error, …
             return {"application_headers": {UNREADABLE_HEADER: repr(exc)}}, len(buffer)
 
     decode.reads_all = True  # type: ignore[attr-defined]
@@ -70,13 +70,13 @@ def read_properties() -> None:
 
 
 def decoded_message(message: Any) -> Any:
-    """Return `message`, kombu's, with its body as text if it says that it is some: bytes are taken for UTF-8 later."""
+    """Return kombu's `message` with its body as text if it declares an encoding; later, bytes are taken for UTF-8."""
     encoding = message.content_encoding
     if encoding not in _UTF8 and isinstance(message.body, bytes) and not message.errors:
         try:
             message.body = message.body.decode(encoding)
         except (LookupError, ValueError, TypeError):
-            pass  # py-amqp leaves it, too; decoding it says what is wrong
+            pass  # py-amqp leaves it as it is, too; decoding it later says what is wrong
     return message
 
 

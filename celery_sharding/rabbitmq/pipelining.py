@@ -1,17 +1,18 @@
 """Many questions to a broker in the time of one.
 
-A broker answers one after the other, so nobody needs to wait for the answer to one question before the next is sent:
-on a line of 100 ms each way, the first publish to a new group would take 20 s else.
+A broker answers in order, so the next question can be sent before the last one is answered. Otherwise the first publish
+to a new group would take 20 s on a line of 100 ms each way.
 
-    exist_at_once      looks, each on a channel of its own, since one that finds nothing costs its channel
-    declare_at_once    declarations on one channel; what comes behind a refused one is not done
+    exist_at_once      looks, each on a channel of its own, since a look that finds nothing costs its channel
+    declare_at_once    declarations on one channel; those behind a refused one are not done
 
-The library beneath, py-amqp, waits by itself for most answers; how this gets round it is read of 5.4.2.
+py-amqp waits by itself for most answers; how this avoids it was read in 5.4.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,17 +21,19 @@ from amqp import spec
 
 from celery_sharding.rabbitmq.refusals import is_out_of_reach
 
-Look = Callable[[Any], None]
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A question whether an exchange of a type, or a queue, exists."""
 
-def look_for_exchange(name: str, kind: str) -> Look:
-    """Return a look for an exchange, for `exist_at_once`."""
-    return lambda channel: channel.exchange_declare(name, kind, passive=True, nowait=True)
+    name: str
+    exchange_type: str | None = None
 
-
-def look_for_queue(name: str) -> Look:
-    """Return a look for a queue, for `exist_at_once`."""
-    return lambda channel: channel.queue_declare(name, passive=True, nowait=True)
+    def ask(self, channel: Any) -> None:
+        if self.exchange_type is None:
+            channel.queue_declare(self.name, passive=True, nowait=True)
+        else:
+            channel.exchange_declare(self.name, self.exchange_type, passive=True, nowait=True)
 
 
 def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.NotFound | None]:
@@ -61,8 +64,8 @@ def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.No
         channel._callbacks[spec.Channel.Close] = partial(note_refused, number)
         channel._callbacks[spec.Basic.QosOk] = partial(note_there, number)
         channel.send_method(spec.Channel.Open, "s", ("",))
-        look(channel)
-        # Something that is answered, if the channel still stands.
+        look.ask(channel)
+        # Something that is answered if the channel is still open.
         channel.send_method(spec.Basic.Qos, "lBb", (0, 0, False))
     while len(found) < len(looks):
         inner.drain_events()
@@ -76,14 +79,14 @@ def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.No
 
 
 def all_exist(connection: Any, *looks: Look) -> bool:
-    """Tell whether all that is looked for exists, be it out of reach at the moment."""
+    """Say whether all that is looked for exists, even if it is out of reach at the moment."""
     return all(refusal is None or is_out_of_reach(refusal) for refusal in exist_at_once(connection, looks))
 
 
 def declare_at_once(connection: Any, declare: Callable[[Any], None]) -> None:
     """Let `declare` declare and bind on a channel, and return when the broker has done all of it.
 
-    If something is refused, it is called again, and waits for each answer: so the error is that of what was refused.
+    After a refusal it is called again, and waits for each answer, so that the error names what was refused.
     """
     channel = connection.channel()
     try:
@@ -96,7 +99,7 @@ def declare_at_once(connection: Any, declare: Callable[[Any], None]) -> None:
 
 
 def close_soon(channel: Any) -> None:
-    """Close a channel, and do not wait until the broker says so; it is read with what comes on the connection."""
+    """Close a channel without waiting for the broker's answer, which is read with what comes next."""
     channel.is_closing = True
     channel.send_method(spec.Channel.Close, "BsBB", (0, "", 0, 0))
 

@@ -1,7 +1,7 @@
-"""Which queues exist, what waits in them, and how many consume them, by passive declarations: plain AMQP, and cheap.
+"""Which queues exist, and how many messages and consumers they have, by passive declarations.
 
-Many queues are asked for at once, and the answers are taken one after the other, so that a look at hundreds of shards
-costs a few round trips. Counts are hints: brokers count late.
+Many queues are asked about at once, so a look at hundreds of shards costs a few round trips. Counts are hints: brokers
+count quorum queues late, and streams wrongly.
 """
 
 from __future__ import annotations
@@ -13,30 +13,27 @@ from amqp import exceptions as amqp_errors
 from amqp import spec
 
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
-from celery_sharding.rabbitmq.pipelining import all_exist, exist_at_once, look_for_queue
+from celery_sharding.rabbitmq.pipelining import Look, all_exist, exist_at_once
 from celery_sharding.rabbitmq.refusals import explained, is_out_of_reach
 
 _AT_ONCE = 100
 
 
 def queue_exists(connection: Opener, queue: str) -> bool:
-    """Tell whether `queue` exists, be it out of reach at the moment."""
-    return all_exist(connection, look_for_queue(queue))
+    """Say whether `queue` exists, even if it is out of reach at the moment."""
+    return all_exist(connection, Look(queue))
 
 
 def existing_queues(connection: Opener, queues: Sequence[str]) -> list[str]:
-    """Return which of `queues` exist, be they out of reach at the moment."""
-    answers = exist_at_once(connection, [look_for_queue(queue) for queue in queues])
+    """Return which of `queues` exist, even if they are out of reach at the moment."""
+    answers = exist_at_once(connection, [Look(queue) for queue in queues])
     return [
         queue for queue, refusal in zip(queues, answers, strict=True) if refusal is None or is_out_of_reach(refusal)
     ]
 
 
 def count_ready(connection: Opener, queue: str) -> int | None:
-    """Return the number of waiting messages, without those that a consumer holds; None if there is no such queue.
-
-    The number is a hint: brokers count quorum queues late, and streams wrongly.
-    """
+    """Return the number of waiting messages, without those that a consumer holds; None if there is no such queue."""
     with brief_channel(connection) as channel:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)
@@ -54,7 +51,7 @@ def count_consumers(connection: Opener, queue: str) -> int:
 
 
 def count_queues(connection: Opener, group: str, queues: Iterable[str]) -> tuple[dict[str, int | None], dict[str, int]]:
-    """Return the waiting messages of each queue (None: it is gone, or out of reach), and its consumers.
+    """Return each queue's waiting messages (None: it is gone, or out of reach), and its consumers.
 
     Raises:
         TopologyError: The broker's user may not see a queue.

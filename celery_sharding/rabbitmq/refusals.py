@@ -1,7 +1,7 @@
 """The broker's refusals, as errors that name the fix.
 
-What a broker answers to a connection, a declaration, a look or a message differs from version to version; this is the
-one place that reads its codes and texts.
+A broker's answers to a connection, a declaration, a look or a message differ from version to version. Only this module
+reads their codes and texts.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
 
 
 def explain_connecting(exc: BaseException) -> str | None:
-    """Return why the broker does not let a client in, with the fix; None if trying again may help."""
+    """Return why the broker refuses a client's connection, with the fix; None if trying again may help."""
     text = str(getattr(exc, "reply_text", None) or exc)
     if isinstance(exc, amqp_errors.AccessRefused):
         return f"the broker refuses the login ({text}); correct the user and the password in broker_url"
     if isinstance(exc, amqp_errors.NotAllowed):
-        if "limit" in text:  # of connections, of a user or virtual host: it may have room again
+        if "limit" in text:  # on the connections of a user or virtual host: there may be room again
             return None
         if "not found" in text:
             fix = "correct the virtual host in broker_url, or make it: `rabbitmqctl add_vhost NAME`"
@@ -81,7 +81,7 @@ def explain_connecting(exc: BaseException) -> str | None:
             f"the broker's certificate is not trusted ({exc.verify_message}); set the authority that signed it, "
             "ca_certs, in broker_use_ssl, and connect by the name that the certificate is for"
         )
-    # These are what a connection ends with that is lost in the middle of the handshake.
+    # A connection that is lost in the middle of the handshake ends with one of these two.
     if isinstance(exc, ssl.SSLError) and not isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         if exc.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
             fix = "there is no TLS on this port: name that of TLS (5671 by default), or remove broker_use_ssl"
@@ -102,10 +102,10 @@ def explain_publish(exc: BaseException | None, exchange: str) -> str:
 
 
 def is_out_of_reach(exc: Exception) -> bool:
-    """Tell whether the broker refused a queue whose node is down or not ready yet, which is not gone.
+    """Say whether the broker refused a queue that is not gone: its node is down, or not ready yet.
 
-    It answers 404 as for a queue that does not exist, with another text. Until then messages to it are returned. Of a
-    stream, a node that has just come back says 406 until its replica follows.
+    It answers 404 as for a queue that does not exist, with another text, and returns messages to it. A node that has
+    just come back answers 406 for a stream until its replica follows.
     """
     text = str(getattr(exc, "reply_text", ""))
     return "down or inaccessible" in text or "does not have a replica on the local node" in text

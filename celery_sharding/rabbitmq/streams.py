@@ -1,13 +1,13 @@
 """Appending to a stream, and reading one to its end.
 
-A stream is the group's append-only log. Events are JSON objects with a name in `event` and `"v": 1`; names and fields
-that this version does not know are passed on as they are, so newer writers do not stop older readers.
+Events are JSON objects with a name in `event` and `"v": 1`. Names and fields that this version does not know are passed
+on as they are, so newer writers do not stop older readers.
 
-The end of a stream is found by appending a nonce and reading up to it: message counts can't tell (a stream of five
-messages shows 0 or 5, by version of the broker). Nonces are never returned to the caller.
+The end of a stream is found by appending a nonce and reading up to it. Message counts cannot tell: a stream of five
+messages shows 0 or 5, depending on the broker's version. Callers never see nonces.
 
-Nothing here is safe for two threads on one connection, and reading drains the connection's events: use a connection
-that no event loop reads.
+Nothing here is safe for two threads on one connection. Reading drains the connection's events, so use one that no event
+loop reads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Event = dict[str, Any]
 def append(channel: Any, stream: str, event: Mapping[str, Any], *, timeout_seconds: float = 10.0) -> None:
     """Append one event and wait until the broker has confirmed it.
 
-    After a failure the channel is closed, since a late confirm would be taken for that of the next event.
+    After a failure the channel is closed.
 
     Raises:
         LogError: The event was refused, or its confirm did not come in time; then it may be in the log or not.
@@ -132,9 +132,9 @@ def read_backwards(
 ) -> Iterator[list[tuple[int, Event]]]:
     """Yield the events of `stream`, the last few first, then ever larger batches before them, to its beginning.
 
-    Within a batch, events stand in the order of the log. What was confirmed before the call is there. A moment to start
-    from would be no use: if the reader's clock is ahead, the broker waits for that moment before it sends anything
-    (measured on 3.10, 4.0 and 4.3).
+    Within a batch, events stand in the order of the log. All that was confirmed before the call is there. Starting from
+    a moment would not work: if the reader's clock is ahead, the broker sends nothing before that moment (measured on
+    3.10, 4.0 and 4.3).
 
     Args:
         timeout_seconds: For each batch.
@@ -161,7 +161,7 @@ def read_backwards(
 
 
 def nonce_event() -> Event:
-    """Return an event that means nothing; who finds it again has read what was there before."""
+    """Return an event that means nothing: whoever reads it has read everything before it."""
     return {"event": NONCE, "nonce": uuid.uuid4().hex}
 
 

@@ -1,4 +1,4 @@
-"""A stream read by whoever drains the connection, from some offset on, for as long as the connection lives."""
+"""Following a stream, from some offset on, for as long as the connection lives; whoever drains it reads the stream."""
 
 from __future__ import annotations
 

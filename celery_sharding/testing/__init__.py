@@ -1,4 +1,4 @@
-"""What tests of ordered tasks need: an order checker, brokers and workers that can be killed, and broken networks."""
+"""For tests of ordered tasks: an order checker, brokers and workers that can be killed, and broken networks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """A private cluster of three RabbitMQ nodes on 127.0.0.1.
 
-The nodes share a port mapper and an Erlang cookie, are joined when they are first started, and stop serving when they
-see less than half of the cluster (`pause_minority`). Each has its own AMQP port; what can be done to a single node can
-be done to each:
+The nodes share a port mapper and an Erlang cookie, are joined when they first start, and stop serving when they see
+less than half of the cluster (`pause_minority`). Each has its own AMQP port, and works like a single node:
 
     with RabbitCluster() as cluster:
         cluster.nodes[0].kill()
@@ -36,8 +35,8 @@ class RabbitCluster(Node):
     As a context manager it is started on entry, in half a minute or so, and removed on exit, data and all.
 
     Args:
-        net_tick_seconds: After how much silence a node counts as gone for the others, about. RabbitMQ's own default is
-            60; a node that is killed is missed at once.
+        net_tick_seconds: After about how much silence a node counts as gone; 60 is RabbitMQ's default. A killed node
+            is missed at once.
     """
 
     def __init__(self, *, net_tick_seconds: int = 60) -> None:
@@ -59,18 +58,18 @@ class RabbitCluster(Node):
 
     @property
     def url(self) -> str:
-        """The URLs of all nodes, for a client that goes to the next when one is down."""
+        """The URLs of all nodes, for clients that fail over."""
         return ";".join(node.url for node in self.nodes)
 
     def start(self) -> None:
-        """Start the nodes that do not run, one after the other, and join those that are new.
+        """Start the nodes that do not run, one after another, and join new ones.
 
         Raises:
             ServerMissing: There is no rabbitmq-server.
             ServerNotReady: A node does not answer; the log's last lines are in the message.
         """
         self._mapper.start()
-        # The node that was stopped last has to come first: the others wait for what it knows.
+        # The node that was stopped last must start first: the others wait for its data.
         for node in self.nodes:
             node.start()
         for node in self.nodes[self._joined :]:
@@ -95,7 +94,7 @@ class RabbitCluster(Node):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def leader_of(self, queue: str) -> RabbitNode | None:
-        """Return the node that leads a quorum queue or a stream, as the first node that answers says; None: nobody."""
+        """Return the node that leads a quorum queue or a stream, by the word of the first node that answers."""
         asked = next((node for node in self.nodes if node.answers()), None)
         if asked is None:
             return None

@@ -1,11 +1,11 @@
-"""The order checker: what ran, compared with what was published.
+"""The order checker: compares what ran with what was published.
 
-Tasks under test write a line at their start and at their end into a trace, a file that any number of processes append
-to. `check_order` reads it and says what was lost, repeated, overlapping or out of order, with the first example of each
-in words; `find_violations` tells each of them, for those who want to know more.
+Tasks under test append a line to a trace, a file, at their start and at their end; any number of processes may do so.
+`check_order` reads it and reports what was lost, repeated, overlapping or out of order, with the first example of each;
+`find_violations` yields every case.
 
-A trace is read line by line, and no mark is kept longer than it takes; what a check remembers is a number for each
-message. Counting goes on from where the last count ended, so it may be asked often of a long trace.
+A trace is read line by line; a check keeps only a number for each message. `Trace.count` goes on where it last ended,
+so it is cheap to repeat on a long trace.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from celery_sharding.testing.processes import wait_until
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A start or an end of a run of message number `number` of `key`; `at` in seconds since the epoch."""
+    """The start or end of a run of message `number` of `key`; `at` in seconds since the epoch."""
 
     kind: str
     key: str
@@ -35,7 +35,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How many messages were lost, run to their end more than once, run beside another of their key, or too early."""
+    """How many messages were lost, ended more than once, ran beside another of their key, or started too early."""
 
     published: int
     ended: int
@@ -59,10 +59,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One message that was "repeated", "overlapping" or "out of order", in words.
+    """One message that was "repeated", "overlapping" or "out of order", described in `text`.
 
-    `mark` is what broke the rule: the second end, the end of the run that another was started beside, the start that
-    came too late. `other` is the start of its key that it came after.
+    `mark` broke the rule: the second end, the end of a run beside which another started, or the start that came too
+    late. `other` is the start of its key that came before it.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Violation:
 
 
 class Trace:
-    """Where runs leave their marks. Safe for many processes: each mark is one append. To be read by one thread."""
+    """The file of marks. Any number of processes may write, as each mark is one append; only one thread may read."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -88,7 +88,7 @@ class Trace:
         self.mark("end", key, number, run)
 
     def mark(self, kind: str, key: object, number: int, run: str = "") -> None:
-        """Append one mark; kinds beside "start" and "end" are for the test's own use."""
+        """Append one mark; tests may use other kinds than "start" and "end" as they like."""
         line = json.dumps([kind, str(key), number, run, time.time()]) + "\n"
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -97,11 +97,11 @@ class Trace:
             os.close(handle)
 
     def read(self) -> list[Mark]:
-        """Return all marks so far, in the order in which they were made."""
+        """Return all marks so far, in the order they were made."""
         return list(self.scan())
 
     def scan(self) -> Iterator[Mark]:
-        """Return all marks so far, one at a time."""
+        """Yield all marks so far."""
         for mark, _ in self._scan_from(0):
             yield mark
 
@@ -117,23 +117,20 @@ class Trace:
         return sum(map(len, self._counted[kind].values()))
 
     def _scan_from(self, offset: int) -> Iterator[tuple[Mark, int]]:
-        """Return the marks from `offset` on, each with the offset behind it."""
+        """Yield the marks from `offset` on, each with the offset after it."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # somebody is writing it
+                    return  # it is being written
                 offset += len(line)
                 yield Mark(*json.loads(line)), offset
 
 
 def find_violations(marks: Iterable[Mark], ends: defaultdict[str, Counter[int]]) -> Iterator[Violation]:
-    """Tell what is wrong with the runs that left `marks`, and count their ends by key and number into `ends`.
-
-    The rules are those of `check_order`.
-    """
+    """Yield what is wrong with `marks` by the rules of `check_order`, and count ends by key and number in `ends`."""
     latest: dict[str, Mark] = {}
     furthest: dict[str, Mark] = {}
     for mark in marks:
@@ -156,10 +153,10 @@ def find_violations(marks: Iterable[Mark], ends: defaultdict[str, Counter[int]])
 
 
 def check_order(trace: Trace, published: Iterable[tuple[object, int]]) -> Verdict:
-    """Compare a trace with the messages published, (key, number) in their order of publishing.
+    """Compare a trace with the published messages, (key, number) in the order they were published.
 
-    Numbers of a key must rise. Starting a message again that has ended is a repetition, no matter what ran since. Runs
-    overlap if another of the key started before one that came to its end; a run that died says nothing of when.
+    Numbers of a key must rise. A message that starts again after it ended is a repetition, whatever ran since. Runs
+    overlap if another of the key started before one ended; a run that died has no end.
     """
     ends: defaultdict[str, Counter[int]] = defaultdict(Counter)
     counts: Counter[str] = Counter()

@@ -5,7 +5,7 @@ In `conftest.py`: `pytest_plugins = ["celery_sharding.testing.plugin"]`. Then te
     sharding_broker   a private RabbitMQ for all tests of the run; `.url`, `.restart()`, `.kill()`, `.ctl(…)`
     sharding_redis    a private Redis for all tests of the run
     sharding_proxy    a proxy in front of the broker that cuts, stalls and swallows; one for each test
-    sharding_trace    where runs leave their marks, for `check_order`; one for each test
+    sharding_trace    a trace of runs, for `check_order`; one for each test
     sharding_worker   starts workers, which are killed at the end of the test
 
 The servers listen on free ports of 127.0.0.1, keep their data in a temporary folder, and leave nothing behind. They
@@ -42,14 +42,14 @@ def sharding_redis() -> Iterator[RedisNode]:
 
 @pytest.fixture
 def sharding_proxy(sharding_broker: RabbitNode) -> Iterator[FaultProxy]:
-    """A proxy in front of `sharding_broker`; give its `url` to the workers whose network is to break."""
+    """A proxy in front of `sharding_broker`; give its `url` to workers whose network is to break."""
     with FaultProxy(sharding_broker.url) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def sharding_trace(tmp_path: Path) -> Trace:
-    """Where runs leave their marks."""
+    """A trace of the runs of this test."""
     return Trace(tmp_path / "trace")
 
 
@@ -57,7 +57,7 @@ def sharding_trace(tmp_path: Path) -> Trace:
 def sharding_worker(tmp_path: Path) -> Iterator[Callable[..., WorkerNode]]:
     """Start a worker: `sharding_worker("shop", "-c", "4", env={"BROKER_URL": …})`, ready when it returns.
 
-    The first argument is what `celery -A` takes, the others are those of `celery worker`.
+    The first argument is that of `celery -A`, the others are those of `celery worker`.
     """
     nodes: list[WorkerNode] = []
 

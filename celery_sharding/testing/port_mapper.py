@@ -1,4 +1,4 @@
-"""What Erlang nodes find and trust each other by: a port mapper (epmd) and a cookie. A cluster's nodes share both."""
+"""How Erlang nodes find and trust each other: by a port mapper (epmd) and a cookie, which a cluster's nodes share."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from celery_sharding.testing.processes import (
     wait_until,
 )
 
-# Nothing of the caller's environment but the path reaches a node.
+# Nodes get only the path from the caller's environment.
 BARE_ENV = {"PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/sbin", "/bin"])}
 
 
 class PortMapper:
-    """The Erlang port mapper (epmd) of one node, or of all nodes of a cluster. Its id is noted in `folder`."""
+    """The Erlang port mapper (epmd) of one node, or of all nodes of a cluster. Its process id is in `folder`."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.port = port
         self._folder = folder
 
     def start(self) -> None:
-        """Start it in the foreground: only so is its process id known. If it runs, it is left alone."""
+        """Start it unless it runs; in the foreground, as otherwise its process id would be unknown."""
         if read_pid(self._folder, "epmd") is not None:
             return
         spawn(
@@ -42,5 +42,5 @@ class PortMapper:
 
 
 def make_cookie() -> str:
-    """Return an Erlang cookie that nobody knows."""
+    """Return a new Erlang cookie."""
     return secrets.token_hex(10).upper()

@@ -1,6 +1,6 @@
 """Ports and processes of private servers: find a free port, wait for an answer, end exactly what was started.
 
-Knows no server. A process is ended by its id only, and counts as ended when it is gone or a zombie.
+A process is ended by its id only, and counts as ended when it is gone or a zombie.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-# Below the range that Linux gives to outgoing connections: a port must still be free when its server is restarted.
+# Below the range of outgoing connections on Linux: a port must still be free when its server restarts.
 _PORTS = range(20_000, 32_000)
 _POLL_SECONDS = 0.05
 
 
 class ServerMissing(RuntimeError):
-    """A server's program is not installed; the message says which package has it."""
+    """A server is not installed; the message names its package."""
 
 
 class ServerNotReady(RuntimeError):
@@ -30,7 +30,7 @@ class ServerNotReady(RuntimeError):
 
 
 def find_free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on. Another process may still take it first."""
+    """Return a free port of 127.0.0.1. Another process may still take it first."""
     for _ in range(200):
         port = random.choice(_PORTS)
         with socket.socket() as probe:
@@ -42,7 +42,7 @@ def find_free_port() -> int:
 
 
 def exchange_bytes(port: int, request: bytes, *, timeout_seconds: float = 2.0) -> bytes:
-    """Send `request` to 127.0.0.1 and return the first bytes of the answer, b"" if there is none."""
+    """Send `request` to a port of 127.0.0.1 and return the first bytes of the answer, b"" if there is none."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=timeout_seconds) as link:
             link.sendall(request)
@@ -52,7 +52,7 @@ def exchange_bytes(port: int, request: bytes, *, timeout_seconds: float = 2.0) -
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether `pid` still runs. A zombie, which only waits for its parent, does not."""
+    """Say whether `pid` still runs. A zombie does not."""
     with suppress(OSError, IndexError):
         # Our own children must be collected, or they stay zombies.
         os.waitpid(pid, os.WNOHANG)
@@ -68,7 +68,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_seconds: float) -> bool:
-    """Poll `condition` and return its last answer: True as soon as it holds, False after `timeout_seconds`."""
+    """Poll `condition`: return True as soon as it holds, False after `timeout_seconds`."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -78,7 +78,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_seconds: float) -> bool
 
 
 def end_process(pid: int, *, grace_seconds: float) -> None:
-    """Ask `pid` to end, and kill it if it still runs after `grace_seconds`. A process that is gone is fine."""
+    """Ask `pid` to end, and kill it if it still runs after `grace_seconds`. It may be gone already."""
     if send_signal(pid, signal.SIGTERM) and not wait_until(lambda: not is_alive(pid), timeout_seconds=grace_seconds):
         kill_process(pid)
 
@@ -99,21 +99,18 @@ def send_signal(pid: int, number: int) -> bool:
 
 
 def spawn(folder: Path, name: str, command: list[str], *, env: Mapping[str, str]) -> None:
-    """Start `command` in a session of its own and note its id, so that another process can end it.
-
-    Its log is `log/NAME` in `folder`, its id in `NAME.pid`.
-    """
+    """Start `command` in a session of its own, with its log in `FOLDER/log/NAME` and its id in `FOLDER/NAME.pid`."""
     with (folder / "log" / name).open("ab") as log:
         process = subprocess.Popen(
             command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     (folder / f"{name}.pid").write_text(str(process.pid))
-    # From here on the noted id is what counts; a Popen object would warn that its process still runs.
+    # The noted id is enough to end it; without this, the Popen object would warn that its process still runs.
     process.returncode = 0
 
 
 def read_pid(folder: Path, name: str) -> int | None:
-    """Return the id of a process that `spawn` has started; None if it does not run."""
+    """Return the id of a process that `spawn` started; None if it does not run."""
     try:
         pid = int((folder / f"{name}.pid").read_text())
     except (OSError, ValueError):
@@ -125,11 +122,10 @@ def find_program(*names: str) -> str:
     """Return the path of the first of `names` that is installed.
 
     Raises:
-        ServerMissing: None is; the message says which package has it.
-
-    Debian's /usr/sbin/rabbitmq-server and rabbitmqctl switch to the user rabbitmq and its configuration; the programs
-    themselves lie in /usr/lib/rabbitmq/bin.
+        ServerMissing: None is; the message names the package.
     """
+    # Debian's /usr/sbin/rabbitmq-server and rabbitmqctl switch to the user rabbitmq and its configuration; the programs
+    # themselves are in /usr/lib/rabbitmq/bin.
     folders = ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
     for name in names:
         found = shutil.which(name, path=os.pathsep.join(folders))

@@ -1,15 +1,15 @@
 """A TCP proxy that breaks connections the way networks do.
 
-It stands between clients and one server, listens on a free port of 127.0.0.1, and passes bytes on until it is told
-otherwise, for one direction or both:
+It stands between clients and one server, listens on a free port of 127.0.0.1, and passes bytes on, unless told
+otherwise for one direction or both:
 
     passing ─stall─▶ stalled         bytes wait, the sender is slowed down; `heal` delivers them, in order
-    passing ─blackhole─▶ swallowing  bytes are read and lost; `heal` cuts what lost some, as its stream has a hole
+    passing ─blackhole─▶ swallowing  bytes are read and lost; `heal` cuts connections that lost some
     any ─cut─▶                       open connections are closed or reset; new ones work
 
-`refuse` also turns new connections away, as a server that is down does. With a latency, whatever passes takes so long
-on its way, each way; as on a long line, more may follow meanwhile. Each direction of each connection has a thread, two
-with a latency; the state belongs to `_changed` and is moved by the methods here only.
+`refuse` also closes new connections, like a server that is down. A latency delays all bytes, each way, without limiting
+how many are on their way. Each direction of each connection has a thread, two with a latency; `_changed` guards the
+state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -45,7 +45,7 @@ class FaultProxy:
     As a context manager it listens on entry, and closes everything on exit.
 
     Args:
-        latency_seconds: How long bytes are on their way, each way.
+        latency_seconds: Of bytes in each direction.
     """
 
     def __init__(self, url: str, *, latency_seconds: float = 0.0) -> None:
@@ -61,29 +61,28 @@ class FaultProxy:
         self._swallowing: frozenset[Direction] = frozenset()
         self._refusing = self._closed = False
         self._pairs: set[_Pair] = set()
-        self._taken = 0
-        self._passed = dict.fromkeys(Direction, 0)
-        self._swallowed = dict.fromkeys(Direction, 0)
+        # Connections under "taken"; bytes under ("passed", direction) and ("swallowed", direction).
+        self._counts: Counter[object] = Counter()
         self._acceptor = threading.Thread(target=self._accept, name="fault-proxy", daemon=True)
 
     def stall(self, *directions: Direction) -> None:
-        """Let bytes wait; without directions in both."""
+        """Let bytes wait, by default in both directions."""
         with self._changed:
             self._stalled = frozenset(directions) or BOTH
 
     def blackhole(self, *directions: Direction) -> None:
-        """Read bytes and lose them; without directions in both."""
+        """Read bytes and lose them, by default in both directions."""
         with self._changed:
             self._swallowing = frozenset(directions) or BOTH
 
     def refuse(self) -> None:
-        """Close all connections, and each new one at once."""
+        """Close all connections, and every new one at once."""
         with self._changed:
             self._refusing = True
         self.cut()
 
     def heal(self) -> None:
-        """Pass bytes on again, and take connections; those that lost bytes are cut."""
+        """Pass bytes and accept connections again; cut connections that lost bytes."""
         with self._changed:
             self._stalled = self._swallowing = frozenset()
             self._refusing = False
@@ -93,7 +92,7 @@ class FaultProxy:
             self._end(pair, reset=True)
 
     def cut(self, *, reset: bool = False) -> None:
-        """Close all open connections, with a reset (RST) if told so; on return the peers' sockets have it."""
+        """Close all open connections, with a reset (RST) if wanted; on return the peers' sockets know it."""
         with self._changed:
             pairs = list(self._pairs)
         for pair in pairs:
@@ -105,16 +104,18 @@ class FaultProxy:
     def wait_for(
         self, direction: Direction, *, passed: int = 0, swallowed: int = 0, timeout_seconds: float = 20.0
     ) -> bool:
-        """Wait until that many bytes in all went through, or were lost; False if they did not in time."""
+        """Wait until that many bytes in total went through, or were lost; False after the time-out."""
+        counts = self._counts
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._passed[direction] >= passed and self._swallowed[direction] >= swallowed, timeout_seconds
+                lambda: counts["passed", direction] >= passed and counts["swallowed", direction] >= swallowed,
+                timeout_seconds,
             )
 
     def passed(self, direction: Direction) -> int:
-        """Return how many bytes went through so far."""
+        """Return how many bytes have gone through."""
         with self._changed:
-            return self._passed[direction]
+            return self._counts["passed", direction]
 
     @property
     def open_connections(self) -> int:
@@ -123,16 +124,16 @@ class FaultProxy:
 
     @property
     def taken_connections(self) -> int:
-        """How many connections it has taken since it listens, open or not."""
+        """How many connections it has accepted so far, open or not."""
         with self._changed:
-            return self._taken
+            return self._counts["taken"]
 
     def close(self) -> None:
         """Stop listening and close all connections."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        # Closing alone does not wake a thread in accept().
+        # Closing does not wake a thread in accept().
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -171,7 +172,7 @@ class FaultProxy:
                 )
             with self._changed:
                 self._pairs.add(pair)
-                self._taken += 1
+                self._counts["taken"] += 1
                 for thread in pair.threads:
                     thread.start()
 
@@ -183,7 +184,6 @@ class FaultProxy:
                 with self._changed:
                     self._changed.wait_for(lambda: direction not in self._stalled or pair.ended or self._closed)
                     swallow = direction in self._swallowing
-                    count = self._swallowed if swallow else self._passed
                 if swallow:
                     pair.has_hole = True
                 elif line is not None:
@@ -191,7 +191,7 @@ class FaultProxy:
                 else:
                     sink.sendall(data)
                 with self._changed:
-                    count[direction] += len(data)
+                    self._counts["swallowed" if swallow else "passed", direction] += len(data)
                     self._changed.notify_all()
         if line is not None:
             line.close()
@@ -208,7 +208,7 @@ class FaultProxy:
             with suppress(OSError):
                 if reset:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                # Wakes a thread that reads; only then does closing have an effect.
+                # Wakes a reading thread; only then does closing take effect.
                 sock.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
             sock.close()
 
@@ -225,7 +225,7 @@ class _Pair:
 
 
 class _Line:
-    """What is on its way to `sink`; each piece arrives a latency after it was sent."""
+    """Delays what is sent to `sink` by a latency."""
 
     def __init__(self, sink: socket.socket, latency_seconds: float) -> None:
         self._sink = sink
@@ -241,7 +241,7 @@ class _Line:
             self._changed.notify()
 
     def close(self) -> None:
-        """Let what is on its way arrive, and end."""
+        """Deliver what is on its way, and end."""
         self.send(b"")
         self._thread.join(self._latency_seconds + _JOIN_SECONDS)
 

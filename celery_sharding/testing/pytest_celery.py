@@ -1,18 +1,18 @@
 """An opt-in pytest plugin: pytest-celery's clusters on private servers and workers, without a container engine.
 
 In `conftest.py`: `pytest_plugins = ["celery_sharding.testing.pytest_celery"]`, and the fixture `sharding_app`. Then
-`celery_setup` and all that belongs to it run on the nodes of this package:
+`celery_setup` and its parts use the servers and workers of this package:
 
-    sharding_app                 override it: what `celery -A` takes, such as "shop"
-    sharding_worker_arguments    override it for more workers, or others: the arguments of `celery worker` for each
+    sharding_app                 override it: the argument of `celery -A`, such as "shop"
+    sharding_worker_arguments    override it for more or other workers: the arguments of `celery worker` for each
     celery_broker_cluster        `sharding_broker`, one RabbitMQ for all tests of the run
     celery_backend_cluster       `sharding_redis`, one Redis for all tests of the run
     celery_worker_cluster        workers of `sharding_app`, new for each test
-    celery_setup_cls             its app is `sharding_app` itself, told where broker and backend are
+    celery_setup_cls             its app is `sharding_app`, with the URLs of broker and backend
 
-Workers are told by `CELERY_BROKER_URL` and `CELERY_RESULT_BACKEND`, which Celery prefers to what the app says. Nodes
-behave as pytest-celery's do: `kill()` takes a signal, `restart()` starts again what was killed. What only a container
-has, such as `exec_run`, is missing.
+Workers get the URLs in `CELERY_BROKER_URL` and `CELERY_RESULT_BACKEND`, which override the app's settings. Nodes behave
+like pytest-celery's: `kill()` takes a signal, `restart()` also starts what was killed. Features of containers, such as
+`exec_run`, are missing.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from celery_sharding.testing.workers import WorkerNode
 pytest_plugins = ["celery_sharding.testing.plugin"]
 
 _PING_TASKS = "pytest_celery.vendors.worker.tasks"
-# pytest-celery cuts the id of a container to what is a worker's host name.
+# pytest-celery cuts the id of a container to this length and uses it as a worker's host name.
 _ID_LENGTH = 12
 _STOP_SECONDS = 60.0
 
 
 class ServerContainer:
-    """What pytest-celery asks of a container, answered by a broker or backend node."""
+    """The part of a container that pytest-celery uses, for a broker or backend."""
 
     def __init__(self, node: RabbitNode | RedisNode) -> None:
         self._node = node
@@ -59,7 +59,7 @@ class ServerContainer:
 
     @property
     def celeryconfig(self) -> dict[str, Any]:
-        """Where it is; the same for workers and for the test."""
+        """Its URL, the same for workers and for the test."""
         return {"url": self._node.url, "host_url": self._node.url}
 
     @property
@@ -80,19 +80,19 @@ class ServerContainer:
             self._node.stop()
 
     def reload(self) -> None:
-        """Its state is asked for anew each time."""
+        """Do nothing: `status` is always up to date."""
 
     def restart(self, timeout: float = _STOP_SECONDS) -> None:
-        """Start it again, on the same address; a RabbitMQ keeps its data, a Redis does not."""
+        """Restart it on the same address; RabbitMQ keeps its data, Redis does not."""
         self._node.restart()
 
     def teardown(self) -> None:
-        """Start it again if a test has left it dead: it serves the tests that follow, too."""
+        """Start it if a test has left it dead: later tests use it, too."""
         self._node.start()
 
 
 class WorkerContainer:
-    """What pytest-celery asks of a worker's container, answered by a worker node."""
+    """The part of a container that pytest-celery uses, for a worker."""
 
     def __init__(self, node: WorkerNode, *, queue: str) -> None:
         self._node = node
@@ -109,11 +109,11 @@ class WorkerContainer:
         return True
 
     def logs(self) -> str:
-        """All it has logged, also before its last start."""
+        """Return all it has logged, also before its last start."""
         return self._node.log.read_text(errors="replace")
 
     def kill(self, signal: str | int = "SIGKILL") -> None:
-        """Kill it with its pool; any other signal goes to its main process, and its end is waited for."""
+        """Kill it with its pool; send any other signal to its main process, and wait for its end."""
         if _signal(signal) == _signal("SIGKILL"):
             self._node.kill()
         else:
@@ -121,10 +121,10 @@ class WorkerContainer:
             self._node.wait(timeout_seconds=_STOP_SECONDS)
 
     def reload(self) -> None:
-        """Its state is asked for anew each time."""
+        """Do nothing: `status` is always up to date."""
 
     def restart(self, timeout: float = _STOP_SECONDS) -> None:
-        """Stop it warm if it runs, start it, and return when it is ready."""
+        """Stop it warmly if it runs, start it, and return when it is ready."""
         if self._node.is_running:
             self._node.stop(timeout_seconds=timeout)
         self._node.start()
@@ -147,8 +147,8 @@ class WorkerContainer:
 
 @pytest.fixture
 def sharding_app() -> str:
-    """What `celery -A` takes; to be overridden."""
-    pytest.fail("define the fixture `sharding_app`: it returns what `celery -A` takes, such as 'shop'", pytrace=False)
+    """The argument of `celery -A`; to be overridden."""
+    pytest.fail("define the fixture `sharding_app`: it returns the app for `celery -A`, such as 'shop'", pytrace=False)
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """A private RabbitMQ node: started, killed, restarted and removed, without touching any other server.
 
 It listens on free ports of 127.0.0.1 only, its own port mapper and distribution included, keeps its data in a folder of
-its own, and never starts or stops a service of the system. It runs as whoever starts it.
-
-    new ─start─▶ running ─stop | kill─▶ stopped (data kept) ─start─▶ running … ─remove─▶ gone
+its own, and never starts or stops a service of the system. It runs as whoever starts it. Stopped or killed, it keeps
+its data.
 
 A node's whole state is in its folder, so another process may drive it: `RabbitNode.open(folder)`, or
 `python -m celery_sharding.testing restart FOLDER`. One process at a time may do so.
@@ -13,27 +12,20 @@ Nodes that share a port mapper and a cookie can be joined to a cluster; `RabbitC
 from __future__ import annotations
 
 import json
-import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from celery_sharding.testing.node import Node
+from celery_sharding.testing.node import ServerNode
 from celery_sharding.testing.port_mapper import BARE_ENV, PortMapper, make_cookie
 from celery_sharding.testing.processes import (
     ServerNotReady,
-    end_process,
     exchange_bytes,
     find_free_port,
     find_program,
-    kill_process,
-    read_pid,
-    send_signal,
     spawn,
-    tail,
     wait_until,
 )
 
@@ -41,22 +33,23 @@ _AMQP_HELLO = b"AMQP\x00\x00\x09\x01"
 _PLUGINS = ("rabbitmq_consistent_hash_exchange",)
 _MANAGEMENT = "rabbitmq_management"
 _START_SECONDS = 90.0
-_STOP_SECONDS = 30.0
 
 
-class RabbitNode(Node):
+class RabbitNode(ServerNode):
     """A private RabbitMQ node with the consistent-hash exchange, user guest.
 
     As a context manager it is started on entry and removed, data and all, on exit.
 
     Args:
-        mapper: The port mapper to use; it is started and stopped by others. None: one of its own.
-        cookie: The Erlang cookie, equal on nodes that are to be joined; None: one that nobody knows.
-        config: Further lines of rabbitmq.conf.
-        net_tick_seconds: After how much silence another node counts as gone, about; equal on joined nodes.
-        boots_max: How often `start` starts it if it ends while it boots.
+        mapper: A port mapper that others start and stop; None: one of its own.
+        cookie: The Erlang cookie, equal on nodes to be joined; None: a new one.
+        config: More lines of rabbitmq.conf.
+        net_tick_seconds: After about how much silence another node counts as gone; equal on joined nodes.
+        boots_max: How often `start` tries if it ends while it boots.
         management: Serve the management API.
     """
+
+    process_name = "broker"
 
     def __init__(
         self,
@@ -121,58 +114,31 @@ class RabbitNode(Node):
         if self._mapper is not None:
             self._mapper.start()
         for _ in range(self._facts["boots_max"]):
-            # Told that input is allowed, the start script replaces itself with the broker: the id is the broker's.
+            # If input is allowed, the start script replaces itself with the broker, so that the id is the broker's.
             env = self._env() | {"RABBITMQ_ALLOW_INPUT": "true"}
             if self._pid() is None:
-                spawn(self.folder, "broker", [find_program("rabbitmq-server"), "-noinput"], env=env)
+                spawn(self.folder, self.process_name, [find_program("rabbitmq-server"), "-noinput"], env=env)
             wait_until(lambda: self.answers() or self._pid() is None, timeout_seconds=_START_SECONDS)
             if self.answers():
                 return
             if self._pid() is not None:
                 break
-        raise ServerNotReady(f"RabbitMQ does not answer on {self.url}\n{self._log_tail()}")
+        raise ServerNotReady(f"RabbitMQ does not answer on {self.url}\n{self.log_tail()}")
 
     def stop(self) -> None:
-        """Stop the node as an operator would; its data is kept."""
-        pid = self._pid()
-        if pid is not None:
-            end_process(pid, grace_seconds=_STOP_SECONDS)
-        if self._mapper is not None:
-            self._mapper.stop()
+        super().stop()
+        self._stop_mapper()
 
     def kill(self) -> None:
-        """Kill the node (SIGKILL), as a crash of its machine would; what it wrote to disk is kept."""
-        pid = self._pid()
-        if pid is not None:
-            kill_process(pid)
-        if self._mapper is not None:
-            self._mapper.stop()
-
-    def pause(self) -> None:
-        """Halt the node (SIGSTOP): its connections stay open, and nothing answers, as on a machine that hangs."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let a paused node go on (SIGCONT)."""
-        self._signal(signal.SIGCONT)
-
-    def restart(self) -> None:
-        """Stop the node, start it on the same data and ports, and return when it answers."""
-        self.stop()
-        self.start()
-
-    def remove(self) -> None:
-        """Kill the node if it runs, and delete its data."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().kill()
+        self._stop_mapper()
 
     def answers(self) -> bool:
-        """Say whether the node takes AMQP connections."""
-        # The node's own health check is green before the listener is up; the first frame of the protocol is not.
+        # The node's own health check passes before the listener is up; an AMQP handshake does not.
         return exchange_bytes(self._facts["amqp"], _AMQP_HELLO)[:1] == b"\x01"
 
     def ctl(self, *arguments: str) -> str:
-        """Run `rabbitmqctl` on the node and return what it prints.
+        """Run `rabbitmqctl` on the node and return its output.
 
         Raises:
             subprocess.CalledProcessError: It failed.
@@ -183,13 +149,8 @@ class RabbitNode(Node):
         )  # fmt: skip
         return done.stdout
 
-    @property
-    def output(self) -> str:
-        """What it has logged."""
-        return "\n".join(path.read_text(errors="replace") for path in self._logs())
-
     def _env(self) -> dict[str, str]:
-        """Return the whole environment of the node: nothing of the system's configuration reaches it."""
+        """Return the node's whole environment, without the system's configuration."""
         interface = "-kernel inet_dist_use_interface {127,0,0,1}"
         return BARE_ENV | {
             "LANG": "C.UTF-8",
@@ -212,19 +173,6 @@ class RabbitNode(Node):
             "RABBITMQ_CTL_ERL_ARGS": interface,
         }
 
-    def _pid(self) -> int | None:
-        return read_pid(self.folder, "broker")
-
-    def _signal(self, number: int) -> None:
-        pid = self._pid()
-        if pid is None:
-            raise ServerNotReady(f"the RabbitMQ node on {self.url} does not run")
-        send_signal(pid, number)
-
-    def _log_tail(self) -> str:
-        return "\n".join(tail(path) for path in self._logs())
-
-    def _logs(self) -> list[Path]:
-        """Return its log files, the one that was written last at the end."""
-        logs = [path for path in (self.folder / "log").glob("*") if path.suffix in ("", ".log")]
-        return sorted(logs, key=lambda path: path.stat().st_mtime)
+    def _stop_mapper(self) -> None:
+        if self._mapper is not None:
+            self._mapper.stop()

@@ -18,11 +18,11 @@ class WorkerNode:
     """One `celery worker` process and its pool.
 
     Args:
-        app: What `celery -A` takes.
+        app: The argument of `celery -A`.
         name: Node name; unique among the workers of a broker.
         arguments: Of `celery worker`.
         env: Added to the environment.
-        folder: Where its log goes.
+        folder: Of its log.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class WorkerNode:
         return self.log.read_text(errors="replace")[self._log_start :] if self.log.exists() else ""
 
     def start(self, *, wait_seconds: float = 40.0) -> Self:
-        """Start it, and return when it is ready to take tasks; at once if `wait_seconds` is 0."""
+        """Start it, and return when it is ready; at once if `wait_seconds` is 0."""
         self._log_start = len(self.log.read_text(errors="replace")) if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -77,10 +77,10 @@ class WorkerNode:
         return self
 
     def wait_for(self, text: str, *, timeout_seconds: float = 40.0) -> None:
-        """Wait until `text` stands in its log.
+        """Wait until its log contains `text`.
 
         Raises:
-            ServerNotReady: It did not come, or the worker ended; the message holds the end of the log.
+            ServerNotReady: It does not, or the worker ended; the message has the end of the log.
         """
         if not wait_until(lambda: text in self.output or not self.is_running, timeout_seconds=timeout_seconds) or (
             text not in self.output
@@ -92,7 +92,7 @@ class WorkerNode:
         return self._process is not None and self._process.poll() is None
 
     def stop(self, *, timeout_seconds: float = 60.0) -> int:
-        """Shut it down warm and return its exit status."""
+        """Shut it down warmly and return its exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout_seconds=timeout_seconds)
 

@@ -31,6 +31,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from celery_sharding.celery_hooks.connecting import WorkerConnection
 from celery_sharding.celery_hooks.installer import install_hooks
+from celery_sharding.celery_hooks.loop import loop_of
 from celery_sharding.celery_hooks.naming import describe_process
 from celery_sharding.celery_hooks.pool import WorkerPool
 from celery_sharding.celery_hooks.prefork import PreforkPool, direct_writer
@@ -39,9 +40,6 @@ from celery_sharding.celery_hooks.table import Stage
 from celery_sharding.dedup.notices import Notices
 from celery_sharding.errors import ShardingError
 from celery_sharding.worker.calls import Calls
-from celery_sharding.worker.celery_hooks.request import install
-from celery_sharding.worker.celery_hooks.run_exits import guard_exits
-from celery_sharding.worker.celery_hooks.turns import loop_of
 from celery_sharding.worker.claim_notices import ClaimNotices
 from celery_sharding.worker.consume.groups import Groups
 from celery_sharding.worker.consume.receiver import Intake
@@ -74,7 +72,7 @@ class ShardsStep(bootsteps.StartStopStep):
         super().__init__(c, **kwargs)
         sharding = c.app.sharding
         backing = sharding.backing()
-        sharded = install(c.app, sharding.rules)
+        sharded = sharding.rules.groups_of(c.app.tasks)
         sharding.tell_doubts(c.app.amqp.queues.doubts, worker=True)
         connection = WorkerConnection(c)
         pool = WorkerPool(c, connection)
@@ -115,10 +113,10 @@ class ShardsStep(bootsteps.StartStopStep):
             runs=executor,
             shards=groups,
             heartbeat_seconds=sharding.settings.heartbeat_seconds,
+            sharded=sharded,
             reads_more=pool.is_green and backing.has_logs,
             around_tasks=[] if pulse is None else [pulse],
         )
-        guard_exits(self._site)
         install_hooks(Stage.COMMANDS)
         install_hooks(Stage.WORKER, self._site)
 
@@ -153,8 +151,8 @@ class ShardsStep(bootsteps.StartStopStep):
 
     def stop(self, c: Any) -> None:
         """Forget a lost connection, or freeze before the pool drains."""
-        self._site.pool.is_stopping = c.blueprint.state != bootsteps.RUN
-        if self._site.pool.is_stopping:
+        if c.blueprint.state != bootsteps.RUN:
+            self._site.pool.stop()
             # The ends of a prefork pool's runs come in this thread, while the pool drains.
             self._executor.stop(self._shutdown.give_up if self._children is not None else None)
             self._shutdown.begin()

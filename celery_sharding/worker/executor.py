@@ -31,6 +31,7 @@ from typing import Any
 
 from celery.worker.state import task_ready, task_reserved
 
+from celery_sharding.celery_hooks.retry import InPlaceRetry, encode_call
 from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.journal.events import RetryAsked
 from celery_sharding.rabbitmq.streams import encode
@@ -44,7 +45,6 @@ from celery_sharding.worker.run.failures import UNRECORDED, Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.limits import Limits
 from celery_sharding.worker.run.pump import Turn
-from celery_sharding.worker.run.retry import InPlaceRetry, encode_call
 from celery_sharding.worker.run.settling import Settling
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.run.waits import Waits

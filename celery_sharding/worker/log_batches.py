@@ -1,14 +1,14 @@
 """Batches of confirmed writes on a connection of their own, and what a failure of one means.
 
-    waiting ──▶ sent ──▶ confirmed ──▶ its callback is posted
+    waiting ──▶ sent ──▶ confirmed ──▶ `then` is posted
       ▲          │
-      ├──────────┤ connection lost, nacked or returned: sent again (these writes may come twice), or dropped if optional
-      │          └─▶ refused for good: set aside, and who gave it is told; its neighbours go on
-      └───────────── sent together with what was refused: sent again, one by one until that is found
+      ├──────────┤ connection lost, nacked or returned: sent again (and may be stored twice), or dropped if optional
+      │          └─▶ refused for good: set aside, and `refused` is posted; its neighbours go on
+      └───────────── sent together with a refused one: sent again, one by one until that one is found
 
-Refused for good is what cannot be encoded, headers that fit no frame of this connection, and what makes the broker
-close the channel or the connection with an error about the message (too large, or malformed). The first two are found
-before they are sent, since what answers a frame that is too large may be a connection that is reset.
+Refused for good is what cannot be encoded, what has headers that fit no frame of this connection, and what makes the
+broker close the channel or the connection because of the message (too large, or malformed). The first two are found
+before they are sent: the broker may answer a frame that is too large by a reset of the connection.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 BATCH_WRITES_MAX = 500
 CONFIRM_SECONDS = 10.0
-# A broker that is only slow must not be sent the same again and again, so each time-out doubles the next.
+# A slow broker must not be sent the same writes again and again, so each time-out doubles the next.
 _CONFIRM_FIRST_SECONDS = 2.0
 _OPTIONAL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 _LARGE_BYTES = 64 * 1_024
 _LOST = (OSError, AMQPError, OperationalError, LogError)
-# Replies of the broker that will be the same next time: content too large, precondition failed (the message is above
-# `max_message_size`), frame error, syntax error, unexpected frame. Missing rights may be given.
+# Replies that will be the same next time: content too large, precondition failed (the message is above
+# `max_message_size`), frame error, syntax error, unexpected frame. Missing rights may be granted later.
 _REPLIES_FOR_GOOD = frozenset({311, 406, 501, 502, 505})
 # Of a frame, beside the properties: its own eight bytes and the twelve before them, and a message id that grows.
 _FRAME_RESERVED_BYTES = 64
@@ -61,7 +61,7 @@ class BatchWriter:
         self._patience_seconds = _CONFIRM_FIRST_SECONDS
 
     def write_from(self, waiting: deque[Write]) -> None:
-        """Write a batch from the head of `waiting`, and put back what is to be written again, after a pause."""
+        """Write a batch from the head of `waiting`; put back what must be written again, and pause."""
         batch = self._take_batch(waiting)
         unsent, refused = deque(batch), list[Write]()
         pending: list[Write] = []
@@ -89,7 +89,7 @@ class BatchWriter:
                 time.sleep(_PAUSE_SECONDS)
 
     def _take_batch(self, waiting: deque[Write]) -> list[Write]:
-        """Take what is to be confirmed together; what is large goes alone, since it is what a broker may refuse."""
+        """Take what is confirmed together; a large write goes alone, since the broker may refuse it."""
         most = 1 if self._alone else BATCH_WRITES_MAX
         batch: list[Write] = []
         while waiting and len(batch) < most:
@@ -102,7 +102,7 @@ class BatchWriter:
         return batch
 
     def _send(self, confirms: Confirms[Write], write: Write) -> None:
-        """Publish one write, or set it aside if it can be seen that the broker would refuse it."""
+        """Publish one write, or set it aside if the broker is certain to refuse it."""
         message = amqp.Message(write.body, message_id=str(confirms.next_tag), **write.properties)
         if not write.is_event:
             refusal = _find_refusal(message, frame_bytes_max=confirms.channel.connection.frame_max)
@@ -112,7 +112,7 @@ class BatchWriter:
         confirms.publish(write, message, "", write.queue)
 
     def _settle(self, confirms: Confirms[Write]) -> list[Write]:
-        """Tell who gave the writes that were confirmed; return those that were nacked or returned."""
+        """Post `then` of each confirmed write; return those that were nacked or returned."""
         refused = []
         for write, outcome in confirms.take_settled():
             self._answered_at = time.monotonic()
@@ -131,7 +131,7 @@ class BatchWriter:
         return refused
 
     def _await_confirms(self, confirms: Confirms[Write], refused: list[Write]) -> None:
-        """Wait until the batch is confirmed; for what is optional not long: it must not hold up the next batch.
+        """Wait until the batch is confirmed, and not long for optional writes, which must not delay the next batch.
 
         A queue without a leader may keep its confirms for as long as it has none, or lose them: then a run would wait
         for its record although a new channel could write it.
@@ -179,7 +179,7 @@ class BatchWriter:
         return False
 
     def _set_aside(self, write: Write, refusal: Refusal) -> None:
-        """Tell who gave a write that it can never be stored as it is."""
+        """Report that a write can never be stored as it is."""
         if write.refused is not None:
             self._calls.post(partial(write.refused, refusal))
         elif (write.queue, refusal.why[:40]) not in self._told:

@@ -1,13 +1,13 @@
 """Confirmed writes of a worker to its groups' logs and queues, beside the event loop.
 
-A worker writes attempts, drained facts, vitals, seals and dead letters. It must not publish from inside a message
-handler: py-amqp reads the socket before it writes, so another message would be handled in the middle of the first. So
-one thread publishes what it is given, in order and in batches (`log_batches`), and each confirm is reported through
-`calls.post`, which runs the callback where lanes may be moved.
+A worker writes attempts, drained facts, vitals, seals and dead letters. It must not publish inside a message handler:
+py-amqp reads the socket before it writes, so it would handle another message in the middle of the first. So one thread
+publishes what it is given, in order and in batches (`log_batches`), and reports each confirm through `calls.post`,
+which runs the callback where lanes may be moved.
 
-A pool that runs tasks in the main thread has no loop that another thread could wake: there `InlineLogWriter` publishes
-at once, in the caller, under a lock. What is optional there does not make the caller wait for each: it goes along with
-the next write that must be confirmed, or with the first a fifth of a second later, such as the vitals.
+A pool that runs tasks in the main thread has no loop that another thread could wake. There `InlineLogWriter` publishes
+at once, in the caller, under a lock. Optional writes do not make the caller wait: they go along with the next write
+that must be confirmed, or with the first optional one a fifth of a second later.
 """
 
 from __future__ import annotations

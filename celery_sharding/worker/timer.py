@@ -2,12 +2,11 @@
 
     waiting ──due──▶ posted ──▶ called          ──cancel──▶ not called, also if it was posted already
 
-Celery's own timers are up to a second late (read of kombu 5.7.0 and Celery 5.7.0: the event loop fires them with
-`min_delay=1`, and sleeps so long although a timer is due sooner; the timer of the pools without an event loop sleeps a
-second where nothing was waiting).
+Celery's own timers are up to a second late (read in kombu 5.7.0 and Celery 5.7.0: the event loop fires them with
+`min_delay=1`, and sleeps that long even if a timer is due sooner; the timer of pools without an event loop sleeps a
+second after it was empty).
 
-A timer outlives connections: who calls after a moment sees for itself whether what it is about is still there.
-Safe for threads.
+A timer outlives connections: each call checks whether what it is about is still there. Safe for threads.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_lines_of_json_and_chosen_columns(desk):
 
 
 WRONG = [
-    (("status", "--check", "--max-lag", "5x"), "'5x' is no duration"),
+    (("status", "--check", "--max-lag", "5x"), "'5x' is not a duration"),
     (("status", "--max-lag", "5m"), "add --check"),
     (("status", "--columns", "laag_seconds"), "did you mean 'lag_seconds'"),
     (("status", "--watch", "--check"), "leave out --watch"),
@@ -171,7 +171,7 @@ def test_describe_tells_what_happened_and_what_to_do(desk):
     # Then it says so
     assert text.exit_code == 0
     for words in (
-        "no standby: its owner is the only one",
+        "no standby: its owner is its only consumer",
         "start one more worker",
         "2 failed",
         "3m20s",

@@ -11,11 +11,10 @@ from kombu import Connection
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
-
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
 
 
 @pytest.fixture
@@ -24,10 +23,10 @@ def proxy(broker_url: str) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", "threads", slow=("solo",)))
 def test_a_worker_whose_connection_is_cut_goes_on_in_order(shop: Shop, proxy: FaultProxy, pool: str) -> None:
     # Given a worker behind a proxy, at work
-    shop.worker(*POOLS[pool], SHOP_BROKER=proxy.url)
+    shop.worker(*pool_options(pool), SHOP_BROKER=proxy.url)
     for number in range(240):
         shop.send("step", f"k{number % 8}", number)
     # When its connections are cut twice
@@ -71,7 +70,7 @@ def test_a_run_that_a_thread_has_still_to_begin_when_the_connection_is_cut_keeps
     shop: Shop, proxy: FaultProxy
 ) -> None:
     # Given a run that was handed to a pool of threads and has not begun
-    shop.worker(*POOLS["threads"], SHOP_BROKER=proxy.url)
+    shop.worker(*pool_options("threads"), SHOP_BROKER=proxy.url)
     shop.send("slow_to_begin", "a", 1)
     shop.send("step", "a", 2)
     assert shop.trace.wait_for(1, kind="submitted")

@@ -24,7 +24,7 @@ from celery_sharding.errors import DeadLetterError, LockHeld, TopologyError
 from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.monitoring.history import read_history
 from celery_sharding.operations import remove_group as group_removal
-from celery_sharding.operations.dead_letters import discard, list_dead, read_dead, replay
+from celery_sharding.operations.dead_letters import discard, read_dead, replay
 from celery_sharding.operations.pause import pause
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.streams import publish_confirmed, read_to_end
@@ -122,7 +122,7 @@ def test_what_went_wrong_is_replayed_when_it_is_put_right_and_runs_in_order(shop
     listed: list[Any] = []
 
     def look() -> bool:
-        listed[:] = list_dead(connect, shop.group, limit=10)
+        listed[:] = read_dead(connect, shop.group, limit=10).letters
         return len(listed) == 4
 
     assert wait_until(look, timeout_seconds=60), listed
@@ -191,7 +191,7 @@ def test_what_the_broker_moved_is_told_and_replayed_too(connect, connection, gro
     found: list[Any] = []
 
     def look() -> bool:
-        found[:] = list_dead(connect, group.name, limit=10)
+        found[:] = read_dead(connect, group.name, limit=10).letters
         return bool(found)
 
     assert wait_until(look, timeout_seconds=30)
@@ -209,7 +209,7 @@ def test_what_the_broker_moved_is_told_and_replayed_too(connect, connection, gro
 def test_one_that_cannot_be_done_lets_nothing_be_done(connect, connection, group, names):
     # Given two letters, one of which has no key
     bury(connection, names, ("a", 1, 1.0), (None, 2, 2.0))
-    good, keyless = list_dead(connect, group.name, limit=10)
+    good, keyless = read_dead(connect, group.name, limit=10).letters
     assert keyless.key is None
     # When they are replayed together, or with one that is not there
     with pytest.raises(DeadLetterError, match=f"{keyless.id}: without a shard key"):
@@ -217,28 +217,28 @@ def test_one_that_cannot_be_done_lets_nothing_be_done(connect, connection, group
     with pytest.raises(DeadLetterError, match=r"no such dead letter.*nobody"):
         replay(connect, group, [good.id, "nobody"], by=BY)
     # Then both are there still, and the history says nothing
-    assert [letter.id for letter in list_dead(connect, group.name, limit=10)] == [good.id, keyless.id]
+    assert [letter.id for letter in read_dead(connect, group.name, limit=10).letters] == [good.id, keyless.id]
     assert notes(connection, names) == []
     # and what has no key can be discarded
     assert [letter.id for letter in discard(connect, group.name, [keyless.id], by=BY)] == [keyless.id]
-    assert [letter.id for letter in list_dead(connect, group.name, limit=10)] == [good.id]
+    assert [letter.id for letter in read_dead(connect, group.name, limit=10).letters] == [good.id]
     assert notes(connection, names) == [("discard", BY, 1, "1 of 1 done")]
 
 
 def test_letters_that_differ_in_nothing_have_ids_of_their_own(connect, connection, group, names):
     bury(connection, names, ("a", 1, 1.0), ("a", 1, 1.0))
-    first, second = (letter.id for letter in list_dead(connect, group.name, limit=10))
+    first, second = (letter.id for letter in read_dead(connect, group.name, limit=10).letters)
     assert second == f"{first}.2"
 
     discard(connect, group.name, [second], by=BY)
 
-    assert [letter.id for letter in list_dead(connect, group.name, limit=10)] == [first]
+    assert [letter.id for letter in read_dead(connect, group.name, limit=10).letters] == [first]
 
 
 def test_several_at_once_replay_each_letter_once(connect, connection, group, names):
     # Given many letters, and three operators, one of whom names some, while a worker writes on
     bury(connection, names, *((f"k{number % 7}", number, float(number)) for number in range(300)))
-    some = [letter.id for letter in list_dead(connect, group.name, limit=50)]
+    some = [letter.id for letter in read_dead(connect, group.name, limit=50).letters]
     replayed: list[str] = []
     errors: list[Exception] = []
 
@@ -264,7 +264,7 @@ def test_several_at_once_replay_each_letter_once(connect, connection, group, nam
 
 def test_what_another_reader_holds_for_a_moment_is_waited_for(connect, connection, group, names, broker_url):
     bury(connection, names, ("a", 1, 1.0))
-    (letter,) = list_dead(connect, group.name, limit=10)
+    (letter,) = read_dead(connect, group.name, limit=10).letters
     # Given somebody who looks at it with other means
     other = Connection(broker_url)
     assert other.channel().basic_get(names.dead) is not None
@@ -297,7 +297,7 @@ def test_a_replay_that_is_killed_before_it_acknowledges_loses_nothing_and_repeat
     bury(connection, names, *((f"k{number % 2}", number, float(number)) for number in range(5)))
     command = [sys.executable, "-c", KILLED, broker_url, group.name]
     assert subprocess.run(command, env=os.environ, timeout=60).returncode == -signal.SIGKILL
-    assert wait_until(lambda: len(list_dead(connect, group.name, limit=9)) >= 4, timeout_seconds=20)
+    assert wait_until(lambda: len(read_dead(connect, group.name, limit=9).letters) >= 4, timeout_seconds=20)
     # When all that is left is replayed
     left = [letter.task_id for letter in replay(connect, group, None, by=BY)]
     # Then nothing is lost; the one that was published and not acknowledged comes twice, and the order of keys is kept
@@ -342,7 +342,7 @@ def test_a_letter_that_the_group_does_not_take_stays(connect, connection, group,
     # When a letter is replayed, then it stays, and whoever does it is told what to do
     with pytest.raises(TopologyError, match=r"[rR]un `celery shards declare`"):
         replay(connect, group, None, by=BY)
-    assert len(list_dead(connect, group.name, limit=10)) == 1
+    assert len(read_dead(connect, group.name, limit=10).letters) == 1
     ((verb, _, count, result),) = notes(connection, names)
     assert (verb, count, result.startswith("0 of 1 done, then: ")) == ("replay", 1, True)
 
@@ -353,7 +353,7 @@ def test_a_letter_that_the_group_does_not_take_stays(connect, connection, group,
         (("replay", "{group}"), 2, "say --all"),
         (("replay", "{group}", "abc", "--all", "--yes"), 2, "say --all"),
         (("discard", "{group}", "--reason", "x", "--yes"), 2, "say --all"),
-        (("discard", "{group}", "--all"), 2, "say --yes"),
+        (("discard", "{group}", "--all"), 2, "use --yes"),
         (("discard", "{group}", "abc", "--yes"), 1, "no such dead letter in {group}: abc"),
         (("list", "{group}x"), 2, "did you mean '{group}'"),
         (("show", "{group}", "abc"), 1, "no such dead letter"),
@@ -377,7 +377,7 @@ def test_discard_asks_and_takes_those_whose_reason_is_named(shop, connect, conne
     def discard_lost(answer: str) -> tuple[int, str, int]:
         arguments = ("dead-letters", "discard", group.name, "--all", "--reason", "lost")
         done = run_shards("shop", *arguments, env=shop.env, answer=answer)
-        return done.returncode, done.stdout, len(list_dead(connect, group.name, limit=10))
+        return done.returncode, done.stdout, len(read_dead(connect, group.name, limit=10).letters)
 
     assert discard_lost("n") == (1, "", 3)
     assert discard_lost("y") == (0, f"{group.name}: 2 discarded\n", 1)

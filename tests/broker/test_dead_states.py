@@ -14,18 +14,13 @@ from celery import chord, signature
 from celery.result import AsyncResult
 from kombu import Connection
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 
-POOLS = {
-    "prefork": ("-c", "2"),
-    "threads": ("-c", "2", "-P", "threads"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-c", "2", "-P", "gevent"),
-}
 BODY = json.dumps([[], {"key": "a", "number": 1}, {}])
 PROTOCOL_1 = json.dumps({"task": "shop.step", "id": "named-here", "args": [], "kwargs": ["key"]})
 
@@ -66,10 +61,10 @@ BURIED: dict[str, tuple[Callable[[Shop], AsyncResult], str]] = {
 }
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo", "gevent")))
 def test_every_dead_letter_has_a_state_that_gives_the_reason(shop: Shop, pool: str) -> None:
     # Given a worker
-    shop.worker(*POOLS[pool], SHOP_MAX_ATTEMPTS="2")
+    shop.worker(*pool_options(pool, 2), SHOP_MAX_ATTEMPTS="2")
     # When messages are published of which each becomes a dead letter for another reason
     results = {name: make(shop) for name, (make, _) in BURIED.items()}
     letters = {letter.headers["id"]: letter for letter in shop.dead_letters(len(BURIED))}
@@ -93,7 +88,7 @@ def test_a_message_that_is_named_in_its_body_only_has_a_state(shop: Shop) -> Non
     result = shop.app.AsyncResult(task_id)
     assert wait_until(lambda: result.state == "FAILURE", timeout_seconds=40), result.state
     assert "no mapping" in str(result.result)
-    [letter] = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=10)
+    [letter] = read_dead(lambda: Connection(shop.broker_url), shop.group, limit=10).letters
     assert letter.task_id == task_id
 
 
@@ -133,15 +128,22 @@ def test_the_errbacks_and_the_chord_of_a_dead_letter_learn_of_it(shop: Shop) -> 
     assert wait_until(lambda: result.state == "FAILURE", timeout_seconds=40), result.state
 
 
-@pytest.mark.parametrize("backend", ["rpc://", "disabled://"])
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize(
+    ("backend", "pool"),
+    [
+        ("rpc://", "prefork"),
+        ("disabled://", "threads"),
+        pytest.param("rpc://", "threads", marks=pytest.mark.slow),
+        pytest.param("disabled://", "prefork", marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_backend_that_can_be_asked_the_shard_goes_on(
     group_name: str, broker_url: str, tmp_path: Path, backend: str, pool: str
 ) -> None:
     # Given a worker without a result backend, or with one of which only the caller reads
     shop = Shop(group_name, broker_url, tmp_path, backend=backend)
     try:
-        worker = shop.worker(*POOLS[pool], SHOP_MAX_ATTEMPTS="2")
+        worker = shop.worker(*pool_options(pool, 2), SHOP_MAX_ATTEMPTS="2")
         # When messages become dead letters
         for make, _ in BURIED.values():
             make(shop)

@@ -19,6 +19,7 @@ from celery_sharding.dedup.stores import store_for
 from celery_sharding.errors import ClaimLost
 from celery_sharding.rabbitmq.streams import read_backwards
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
@@ -31,12 +32,10 @@ def shop(group_name: str, broker_url: str, redis_url: str, tmp_path: Path) -> It
     shop.kill_workers()
 
 
-@pytest.mark.parametrize(
-    "pool", [("-c", "4"), ("-c", "4", "-P", "threads"), ("-P", "solo")], ids=["prefork", "threads", "solo"]
-)
-def test_a_duplicate_gets_the_stored_result_and_does_not_run(shop: Shop, pool: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("pool", pools("prefork", "threads", slow=("solo",)))
+def test_a_duplicate_gets_the_stored_result_and_does_not_run(shop: Shop, pool: str) -> None:
     # Given a worker
-    shop.worker(*pool)
+    shop.worker(*pool_options(pool))
     # When one event is sent three times
     event = f"{shop.group}-1"
     results = [shop.send("once", "a", number, event=event) for number in range(3)]
@@ -58,14 +57,10 @@ def test_a_duplicate_in_another_shard_waits_for_the_run(shop: Shop) -> None:
     assert shop.trace.count() == 1
 
 
-@pytest.mark.parametrize(
-    "pool",
-    [("-c", "1"), ("-c", "1", "-P", "threads"), ("-P", "solo"), ("-c", "1", "-P", "gevent")],
-    ids=["prefork", "threads", "solo", "gevent"],
-)
-def test_duplicates_that_wait_for_a_claim_leave_the_only_slot_to_others(shop: Shop, pool: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("pool", pools("prefork", "gevent", slow=("threads", "solo")))
+def test_duplicates_that_wait_for_a_claim_leave_the_only_slot_to_others(shop: Shop, pool: str) -> None:
     # Given a worker with one slot, and an event whose run is parked for its retry
-    shop.worker(*pool)
+    shop.worker(*pool_options(pool, 1))
     event = f"{shop.group}-1"
     first = shop.send("twice", "a", 0, event=event)
     assert shop.trace.wait_for(1, kind="begin")
@@ -155,7 +150,7 @@ def test_tasks_that_are_not_sharded_are_deduplicated_in_any_ack_mode(shop: Shop,
         assert shop.trace.count() == 2
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_a_duplicate_comes_again_though_the_claim_is_parked_for_longer_than_a_retry_may_take(
     shop: Shop, pool: str
 ) -> None:
@@ -191,7 +186,7 @@ def test_a_skipped_duplicate_writes_no_state_over_that_of_the_run(shop: Shop) ->
     assert shop.trace.count() == 1
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_events_and_counters_say_what_was_deduplicated(shop: Shop, pool: str) -> None:
     # Given a worker that sends events, and somebody who listens
     shop.worker("-c", "2", "-E", "-P", pool)
@@ -287,10 +282,10 @@ def counted(shop: Shop, what: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize("pool", [("-c", "1"), ("-c", "1", "-P", "threads"), ("-P", "solo")])
-def test_without_a_store_for_claims_a_worker_ends_with_one_line(shop: Shop, pool: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
+def test_without_a_store_for_claims_a_worker_ends_with_one_line(shop: Shop, pool: str) -> None:
     # Given deduplicated tasks without a result backend, when a worker starts
-    worker = shop.worker(*pool, wait_seconds=0, SHOP_BACKEND="rpc://")
+    worker = shop.worker(*pool_options(pool, 1), wait_seconds=0, SHOP_BACKEND="rpc://")
     # Then it ends with a failure, and one line lists what serves
     assert worker.wait() != 0
     [line] = [line for line in worker.output.splitlines() if "does not start" in line]

@@ -11,16 +11,11 @@ import pytest
 from kombu import Connection
 
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 
-POOLS = {
-    "prefork": ("-c", "2"),
-    "threads": ("-c", "2", "-P", "threads"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-c", "2", "-P", "gevent"),
-}
 # Of an exit the worker learns late in a prefork pool; 10 s unless told otherwise.
 SETTINGS = json.dumps({"worker_lost_wait": 1})
 
@@ -80,7 +75,7 @@ def test_no_end_of_a_run_locks_its_key_or_keeps_its_slot(hostile: Shop, pool: st
         hostile.send("step", key, 3)
     # When a worker with few slots runs them
     worker = hostile.worker(
-        *POOLS[pool], "-E", SHOP_ON_FAILURE=on_failure, SHOP_MAX_ATTEMPTS="2", SHOP_SETTINGS=SETTINGS
+        *pool_options(pool, 2), "-E", SHOP_ON_FAILURE=on_failure, SHOP_MAX_ATTEMPTS="2", SHOP_SETTINGS=SETTINGS
     )
     # Then all good ones run, in order
     hostile.published = good
@@ -99,10 +94,10 @@ def test_no_end_of_a_run_locks_its_key_or_keeps_its_slot(hostile: Shop, pool: st
     assert hostile.trace.wait_for(before + 4, timeout_seconds=30), hostile.verdict()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo", "gevent")))
 def test_a_failure_without_a_text_is_a_dead_letter_with_its_reason(hostile: Shop, pool: str) -> None:
     # Given a group that keeps failures, and an error that has no text
-    hostile.worker(*POOLS[pool], SHOP_ON_FAILURE="dead-letter")
+    hostile.worker(*pool_options(pool, 2), SHOP_ON_FAILURE="dead-letter")
     # When a task raises it
     hostile.send("raises", "a", 1, what="unprintable")
     # Then its dead letter names the error

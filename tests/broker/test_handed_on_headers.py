@@ -6,6 +6,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
@@ -22,15 +23,12 @@ HOWS = (
     "ordinary",
     "replace",
 )  # fmt: skip
-POOLS = pytest.mark.parametrize(
-    "pool", [("-c", "4"), ("-c", "4", "-P", "threads"), ("-P", "solo")], ids=["prefork", "threads", "solo"]
-)
 
 
-@POOLS
-def test_what_a_task_calls_with_its_own_headers_leaves_under_its_own_key(shop: Shop, pool: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
+def test_what_a_task_calls_with_its_own_headers_leaves_under_its_own_key(shop: Shop, pool: str) -> None:
     # Given tasks of one key, each of which calls a task of another key with all of its own headers
-    shop.worker(*pool, "-Q", f"{shop.group},{shop.group}-plain")
+    shop.worker(*pool_options(pool), "-Q", f"{shop.group},{shop.group}-plain")
     for number, how in enumerate(HOWS):
         shop.app.send_task(
             "shop.hand_on", kwargs={"key": "parent", "number": number, "child": f"child-{number}", "how": how}

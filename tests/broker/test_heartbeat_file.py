@@ -12,16 +12,11 @@ import pytest
 
 from celery_sharding.testing import FaultProxy, WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
 
-POOLS = {
-    "prefork": ("-c", "2"),
-    "threads": ("-c", "2", "-P", "threads"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-c", "2", "-P", "gevent"),
-}
 OLD_SECONDS = 4.0  # a worker that lives writes each second or two
 
 
@@ -67,7 +62,7 @@ def test_the_file_is_fresh_while_the_worker_consumes_old_while_it_is_halted_and_
     start: Callable[..., WorkerNode], heartbeat: Heartbeat, pool: str
 ) -> None:
     # Given a worker that consumes
-    worker = start(*POOLS[pool])
+    worker = start(*pool_options(pool, 2))
     assert heartbeat.says("consuming")
     assert heartbeat.stays_fresh()
     # When its main process is halted, then the file grows old, until it goes on
@@ -87,7 +82,7 @@ def test_an_outage_of_the_broker_leaves_the_file_fresh_and_a_main_thread_that_st
     with FaultProxy(broker_url) as proxy:
         # Given a worker that is started while the broker is down: it is alive and not ready
         proxy.refuse()
-        worker = start(*POOLS[pool], SHOP_BROKER=proxy.url, wait_seconds=0)
+        worker = start(*pool_options(pool, 2), SHOP_BROKER=proxy.url, wait_seconds=0)
         worker.wait_for("Cannot connect")
         assert heartbeat.says("starting")
         assert heartbeat.stays_fresh()
@@ -108,7 +103,7 @@ def test_the_file_grows_old_when_a_task_does_not_leave_the_hub_of_greenlets(
     shop: Shop, start: Callable[..., WorkerNode], heartbeat: Heartbeat
 ) -> None:
     # Given a worker of greenlets
-    start(*POOLS["gevent"])
+    start(*pool_options("gevent", 2))
     assert heartbeat.says("consuming")
     assert heartbeat.stays_fresh()
     # When a task keeps the hub for itself, then the file grows old
@@ -120,7 +115,7 @@ def test_a_task_that_takes_long_in_a_solo_pool_leaves_the_file_fresh(
     shop: Shop, start: Callable[..., WorkerNode], heartbeat: Heartbeat
 ) -> None:
     # Given a solo worker, whose main thread runs the tasks
-    start(*POOLS["solo"])
+    start(*pool_options("solo", 2))
     assert heartbeat.says("consuming")
     # When a task takes long
     shop.send("step", "a", 1, seconds=60)
@@ -134,7 +129,7 @@ def test_a_worker_whose_file_cannot_be_written_ends_at_once_and_says_why(shop: S
     # Given a path in a directory that is not there
     settings = json.dumps({"sharding_heartbeat_file": str(tmp_path / "nowhere" / "heartbeat")})
     # When a worker is started
-    worker = shop.worker(*POOLS["solo"], wait_seconds=0, SHOP_SETTINGS=settings)
+    worker = shop.worker(*pool_options("solo", 2), wait_seconds=0, SHOP_SETTINGS=settings)
     # Then it ends, with one error
     assert worker.wait() != 0
     assert worker.output.count("ConfigurationError: sharding_heartbeat_file '") == 1
@@ -144,7 +139,7 @@ def test_a_file_that_can_no_longer_be_written_ends_no_worker(
     shop: Shop, start: Callable[..., WorkerNode], heartbeat: Heartbeat
 ) -> None:
     # Given a worker
-    worker = start(*POOLS["threads"])
+    worker = start(*pool_options("threads", 2))
     assert heartbeat.says("consuming")
     # When nothing can be written beside its file any more, as on a full disk
     beside = Path(f"{heartbeat.path}.new")

@@ -11,15 +11,15 @@ import amqp
 import pytest
 from kombu import Connection
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
 from support.commands import run_shards
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 
-POOLS = {"prefork": ("-c", "2"), "threads": ("-P", "threads", "-c", "4"), "solo": ("-P", "solo")}
 KEYS = ("a", "b", "c")
 LONG = "x" * 5_000
 # RabbitMQ itself refuses NaN and the infinities.
@@ -118,10 +118,10 @@ def hostile(number: int) -> list[tuple[str | bytes, amqp.Message]]:
     return made
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_hostile_messages_are_run_or_dead_letters_and_good_ones_run_in_order(shop: Shop, pool: str) -> None:
     # Given a worker
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool, 2))
     # When hundreds of hostile messages come between good ones of the same keys
     messages = hostile(1)
     good = []
@@ -140,7 +140,7 @@ def test_hostile_messages_are_run_or_dead_letters_and_good_ones_run_in_order(sho
         assert [mark.number for mark in ours if mark.key == key] == sorted(set(numbers)), key
     # and each hostile one is accounted for: it came to an end, or is a dead letter with its reason
     assert wait_until(shop.has_nothing_left, timeout_seconds=60)
-    letters = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=1_000)
+    letters = read_dead(lambda: Connection(shop.broker_url), shop.group, limit=1_000).letters
     assert all(letter.reason for letter in letters)
     told = {str(letter.headers.get("who")) for letter in letters}
     bodies = {letter.body for letter in letters}

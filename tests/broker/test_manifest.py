@@ -195,7 +195,8 @@ def test_a_holder_whose_connection_died_can_do_nothing_more(connect, group_name)
     names = Names(group_name)
     with GroupLock(connect, names, timeout_seconds=5) as lock:
         # When its connection is cut
-        lock.connection.transport.sock.close()
+        with lock.operation() as mine:
+            mine.transport.sock.close()
         # Then each of its operations fails, the connection is not opened again, and another takes the lock
         for _ in range(2):
             with pytest.raises(TopologyError, match="lost"), lock.channel():

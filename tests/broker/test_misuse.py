@@ -19,15 +19,11 @@ from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 from support.commands import run_shards
 from support.paths import python_path
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 
-POOLS = {
-    "prefork": ("-c", "1"),
-    "threads": ("-c", "1", "-P", "threads"),
-    "solo": ("-P", "solo"),
-}
 APP = """
 import os
 from celery import Celery, shared_task
@@ -95,7 +91,7 @@ def count(text: str, pattern: str) -> int:
     return len(re.findall(pattern, text))
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_route_to_no_task_and_a_setting_outside_its_namespace_are_said_once_by_a_worker(project, pool) -> None:
     # Given an app whose route names a task that is not there, and settings that look like ours
     project.write(
@@ -104,7 +100,7 @@ def test_a_route_to_no_task_and_a_setting_outside_its_namespace_are_said_once_by
         + 'app.conf.SHARDING_GROUPS = {"mail": {"shards": 1}}\n'
     )
     # When a worker starts, then its log has a line of each, with what may be meant
-    worker = project.worker(*POOLS[pool])
+    worker = project.worker(*pool_options(pool, 1))
     assert count(worker.output, r"sharding_routes\['payy'\] fits no task .*did you mean 'pay'") == 1
     assert count(worker.output, r"'SHARDING_GROUPS' is unknown .*did you mean 'sharding_groups'") == 1
     # And so have the commands, which do their work
@@ -157,10 +153,10 @@ def test_a_worker_whose_app_lacks_sharding_says_so(project: Project) -> None:
     assert "Sharding(app" in project.shards("list").stderr
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_sharded_task_that_came_by_an_ordinary_queue_runs_and_is_told_once(shop: Shop, pool: str) -> None:
     # Given a worker, and a publisher without Sharding(app)
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     plain = Celery("plain", broker=shop.broker_url, set_as_current=False)
     # When it sends a sharded task several times
     for number in range(3):

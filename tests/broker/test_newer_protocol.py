@@ -23,13 +23,11 @@ from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names, fixed_exists
 from support.commands import call_shards
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 
-POOLS = pytest.mark.parametrize(
-    "pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")], ids=["prefork", "threads", "solo"]
-)
 SHARDS = 4
 NEEDS = "needs protocol 2, and this celery-sharding knows protocol 1; upgrade it to a version that knows protocol 2"
 
@@ -74,14 +72,23 @@ def _no_ordinary_queue(group_name, connection):
         channel.queue_delete(f"{group_name}-plain")
 
 
-@POOLS
-@pytest.mark.parametrize("told_by", ["manifest", "control message"])
+@pytest.mark.parametrize(
+    ("pool", "told_by"),
+    [
+        ("prefork", "manifest"),
+        ("threads", "control message"),
+        pytest.param("threads", "manifest", marks=pytest.mark.slow),
+        pytest.param("solo", "manifest", marks=pytest.mark.slow),
+        pytest.param("prefork", "control message", marks=pytest.mark.slow),
+        pytest.param("solo", "control message", marks=pytest.mark.slow),
+    ],
+)
 def test_a_worker_gives_the_group_up_in_order_and_a_newer_one_goes_on(
     shop: Shop, connection: Connection, pool: tuple[str, ...], told_by: str, tmp_path: Path
 ) -> None:
     # Given a worker in the middle of a task, with others of its key and of other keys behind it
     file = tmp_path / "heartbeat"
-    worker = shop.worker(*pool, SHOP_SETTINGS=json.dumps({"sharding_heartbeat_file": str(file)}))
+    worker = shop.worker(*pool_options(pool, 2), SHOP_SETTINGS=json.dumps({"sharding_heartbeat_file": str(file)}))
     assert wait_until(lambda: shop.owners() == [worker.name] * SHARDS, timeout_seconds=40)
     shop.send("stand", "a", 1)
     assert shop.trace.wait_for(1, kind="start")
@@ -133,7 +140,7 @@ def test_a_worker_gives_the_group_up_in_order_and_a_newer_one_goes_on(
     ]
 
 
-@POOLS
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_worker_that_starts_under_a_newer_protocol_leaves_the_group_alone(
     shop: Shop, connection: Connection, pool: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -144,7 +151,9 @@ def test_a_worker_that_starts_under_a_newer_protocol_leaves_the_group_alone(
     before = events_of(connection, shop.names.manifest)
     # When a worker starts
     file = tmp_path / "heartbeat"
-    worker = shop.worker(*pool, wait_seconds=0, SHOP_SETTINGS=json.dumps({"sharding_heartbeat_file": str(file)}))
+    worker = shop.worker(
+        *pool_options(pool, 2), wait_seconds=0, SHOP_SETTINGS=json.dumps({"sharding_heartbeat_file": str(file)})
+    )
     worker.wait_for(NEEDS)
     # Then it runs what is not the group's, and says why it does nothing else
     run_ordinary(shop)

@@ -163,7 +163,7 @@ def test_a_group_in_use_is_not_removed_and_it_is_said_by_what(shop, connect, con
         stopped.set()
         worker.join()
     assert refusal.value.obstacles[0] == "worker w1@host follows it"
-    assert f"somebody consumes {names.shard(1, 3)}" in refusal.value.obstacles
+    assert f"{names.shard(1, 3)} has a consumer" in refusal.value.obstacles
     # Then all of it is there still
     layout = load(connection, names)
     assert find_fault(connection, names, layout) is None

@@ -19,7 +19,7 @@ from celery_sharding.layout.events import Drained
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load
 from celery_sharding.layout.model import Layout
-from celery_sharding.operations.gc import collect
+from celery_sharding.operations.gc import remove_left_behind
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.queues import count_ready, queue_exists
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
@@ -116,8 +116,8 @@ def test_a_message_that_came_too_late_goes_to_the_live_shards_under_its_key(conn
     assert sorted(message.delivery_info["routing_key"] for message in found) == ["key0", "key1", "key2", "other"]
     assert {(bytes(message.body), message.headers["mark"]) for message in found} == {(b"late", 7)}
     assert left_behind(connection, names) == []
-    assert "messages came to g001 behind its end: 3" in caplog.text
-    assert "messages came to limbo002 behind its end: 1" in caplog.text
+    assert "3 messages reached g001 after its end" in caplog.text
+    assert "1 messages reached limbo002 after its end" in caplog.text
 
 
 def test_a_segment_that_a_worker_still_consumes_is_left_alone(connect, connection, group, names):
@@ -183,30 +183,30 @@ def test_gc_removes_what_is_drained_and_says_why_the_rest_stays(connect, connect
     with brief_channel(connection) as channel:
         channel.basic_consume(names.shard(1, 1), callback=lambda message: None)
         kept = [
-            Removal("g001", "a worker consumes it still"),
+            Removal("g001", "a worker still consumes it"),
             Removal("limbo002", "g001 comes before it"),
         ]
         # When gc is tried, then nothing changes; when it is done, then the first is removed, and its message runs
-        assert collect(connect, group.name, by="op", dry_run=True) == [Removal("limbo001"), *kept]
+        assert remove_left_behind(connect, group.name, by="op", dry_run=True) == [Removal("limbo001"), *kept]
         assert len(left_behind(connection, names)) == 6
-        assert collect(connect, group.name, by="op", dry_run=False) == [Removal("limbo001", moved=1), *kept]
+        assert remove_left_behind(connect, group.name, by="op", dry_run=False) == [Removal("limbo001", moved=1), *kept]
         assert len(left_behind(connection, names)) == 5
     assert len(read_live(connection, names, 1)) == 1
     # and when the worker has left, the rest is removed, though it was drained less than a minute ago
     drain(connection, names, (names.limbo(2),), "limbo002", at=time.time() - 10)
-    assert collect(connect, group.name, by="op", dry_run=False) == [Removal("g001"), Removal("limbo002")]
+    assert remove_left_behind(connect, group.name, by="op", dry_run=False) == [Removal("g001"), Removal("limbo002")]
     assert left_behind(connection, names) == []
     assert find_fault(connection, names, load(connection, names)) is None
-    assert collect(connect, group.name, by="op", dry_run=False) == []
+    assert remove_left_behind(connect, group.name, by="op", dry_run=False) == []
 
 
 def test_gc_leaves_what_is_not_drained_or_was_just_now(connect, connection, group_name, names):
     ensure_group(connect, ShardGroup(group_name, 2), owner="w")
-    assert collect(connect, group_name, by="op", dry_run=False) == [
+    assert remove_left_behind(connect, group_name, by="op", dry_run=False) == [
         Removal("limbo001", "not drained: 0 of 1 queues are done")
     ]
     drain(connection, names, (names.limbo(1),), "limbo001", at=time.time() + 60)
-    (found,) = collect(connect, group_name, by="op", dry_run=False)
+    (found,) = remove_left_behind(connect, group_name, by="op", dry_run=False)
     assert "drained just now" in str(found.kept_because)
     assert queue_exists(connection, names.limbo(1))
 
@@ -218,7 +218,7 @@ def test_gc_removes_what_came_back_after_its_removal(connect, connection, group,
         topology.declare_ring(channel, group, 1, 1)
     put_late(connection, names.shard(1, 0), "k")
     # When gc is done, then it is removed, the message runs, and the history says so
-    found = collect(connect, group.name, by="op", dry_run=False)
+    found = remove_left_behind(connect, group.name, by="op", dry_run=False)
     assert found == [Removal(names.ring(1)), Removal(names.shard(1, 0), moved=1)]
     assert not topology.ring_exists(connection, names, 1)
     assert left_behind(connection, names) == []

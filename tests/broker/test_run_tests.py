@@ -42,6 +42,15 @@ def test_that_ends_its_process_once():
         (HERE / "seen").touch()
         os._exit(1)
 """
+GROUPED_TESTS = """
+import os, pathlib
+import pytest
+
+@pytest.mark.xdist_group("some")
+@pytest.mark.parametrize("number", range(8))
+def test_of_a_group(number):
+    (pathlib.Path(__file__).parent / f"process-{os.getpid()}").touch()
+"""
 LONG_TEST = """
 import os, pathlib, threading
 import pytest
@@ -60,11 +69,13 @@ def test_that_never_ends(server):
 """
 
 
-def start(folder: Path, script: str, *, process_group: int | None = None) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, script: str, *, processes: int = 1, process_group: int | None = None
+) -> subprocess.Popen[bytes]:
     """Start the script on a file of tests."""
     (folder / "test_some.py").write_text(script)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SHARDING_TEST_", "PYTEST_"))}
-    env |= {"PYTEST": str(Path(sys.executable).with_name("pytest")), "TEST_PROCESSES": "1"}
+    env |= {"PYTEST": str(Path(sys.executable).with_name("pytest")), "TEST_PROCESSES": str(processes)}
     env |= {"SHARDING_TEST_BROKER_URL": "not asked", "SHARDING_TEST_REDIS_URL": "not asked"}
     return subprocess.Popen(
         [ROOT / "scripts" / "with_servers", ROOT / "scripts" / "run_tests", folder],
@@ -98,6 +109,16 @@ def test_a_process_that_crashes_is_a_failure(inside: Path) -> None:
     # Given a test that ends the process it runs in, and passes when it is run again
     # When it runs, then the script fails
     assert start(inside, CRASHING_TEST).wait(80) == TESTS_FAILED
+
+
+def test_the_tests_of_a_group_run_in_one_process(inside: Path) -> None:
+    # Given tests of one group, and what our own tests are divided by
+    (inside / "conftest.py").write_text("from support.groups import pytest_collection_finish\n")
+    # When two processes share the tests
+    status = start(inside, GROUPED_TESTS, processes=2).wait(80)
+    # Then one of them ran them all
+    assert status == 0
+    assert len(list(inside.glob("process-*"))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

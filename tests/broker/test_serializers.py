@@ -11,10 +11,11 @@ import pytest
 from kombu import Connection
 from kombu.compression import encoders
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
 from support.commands import run_shards
+from support.pools import pool_options, pools
 from support.raw_messages import publish, task_message
 from support.shops import Shop
 
@@ -29,19 +30,18 @@ ACCEPT_ALL = {
     **ROOT,
     "SHOP_SETTINGS": json.dumps({"accept_content": list(SERIALIZERS), "result_accept_content": ["json"]}),
 }
-POOLS = {"prefork": ("-c", "2"), "threads": ("-P", "threads", "-c", "4"), "solo": ("-P", "solo")}
 
 
 def task_kwargs(number: int, **kwargs: Any) -> dict[str, Any]:
     return {"key": f"k{number}", "number": number, **kwargs}
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_every_serializer_and_compression_runs_retries_changed_dies_and_is_replayed(shop: Shop, pool: str) -> None:
     # Given a worker that accepts all serializers, and something that is broken
     broken = Path(f"{shop.trace.path}.broken")
     broken.touch()
-    shop.worker(*POOLS[pool], **ACCEPT_ALL)
+    shop.worker(*pool_options(pool, 2), **ACCEPT_ALL)
     # When tasks of all serializers and compressions come: good ones, some that change their arguments, broken ones
     results, letters = {}, {}
     with Connection(shop.broker_url) as connection:
@@ -60,7 +60,7 @@ def test_every_serializer_and_compression_runs_retries_changed_dies_and_is_repla
     found: list[Any] = []
 
     def look() -> bool:
-        found[:] = list_dead(lambda: Connection(shop.broker_url), shop.group, limit=200)
+        found[:] = read_dead(lambda: Connection(shop.broker_url), shop.group, limit=200).letters
         return len(found) >= len(letters)
 
     assert wait_until(look, timeout_seconds=60), len(found)

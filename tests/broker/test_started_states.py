@@ -10,14 +10,14 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads")}
 KEYS, MESSAGES = 8, 60
 # Celery tries for 20 s by default, in the slot of the run.
 PATIENCE = {"retry_policy": {"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}}
@@ -40,12 +40,12 @@ def shop(group_name: str, broker_url: str, results: RedisNode, tmp_path: Path) -
     shop.kill_workers()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
     shop: Shop, results: RedisNode, pool: str
 ) -> None:
     # Given tasks that are to be marked as started, of which some have run
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     numbers = {f"{shop.group}-{number}": number for number in range(MESSAGES)}
     for task_id, number in numbers.items():
         shop.send("step", f"k{number % KEYS}", number, seconds=0.1, task_id=task_id)
@@ -57,7 +57,9 @@ def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
     assert wait_until(shop.has_nothing_left, timeout_seconds=90), worker.output[-3000:]
     # Then each message has run, or is a dead letter, or has failed by its state
     ran = {mark.number for mark in shop.trace.read() if mark.kind == "end"}
-    dead = {str(letter.task_id) for letter in list_dead(lambda: Connection(shop.broker_url), shop.group, limit=100)}
+    dead = {
+        str(letter.task_id) for letter in read_dead(lambda: Connection(shop.broker_url), shop.group, limit=100).letters
+    }
     backend = Celery(backend=results.url, set_as_current=False)
     silent = {task_id for task_id, number in numbers.items() if number not in ran} - dead
 
@@ -72,13 +74,13 @@ def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
         assert begun == sorted(set(begun)), (key, begun)
 
 
-@pytest.mark.parametrize("pool", [("-c", "2"), ("-c", "2", "-P", "threads"), ("-P", "solo")])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_retry_stands_although_its_state_cannot_be_stored(
     shop: Shop, results: RedisNode, pool: tuple[str, ...]
 ) -> None:
     # Given a worker whose result backend is away
     shop.env["SHOP_SETTINGS"] = json.dumps({"result_backend_transport_options": PATIENCE})
-    worker = shop.worker(*pool)
+    worker = shop.worker(*pool_options(pool, 2))
     results.stop()
     # When a task is to be retried, and others of its key wait behind it
     shop.send("again", "a", 1, times=1)

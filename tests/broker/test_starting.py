@@ -14,15 +14,11 @@ import pytest
 from celery_sharding.testing import RabbitNode
 from celery_sharding.testing.processes import wait_until
 from support.commands import run_shards
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 
-POOLS = {
-    "prefork": ("-c", "1"),
-    "threads": ("-c", "1", "-P", "threads"),
-    "solo": ("-P", "solo"),
-}
 CHANNELS = 12
 
 
@@ -49,13 +45,13 @@ def shop_on(node: RabbitNode, folder: Path) -> Shop:
     return Shop(f"t{uuid.uuid4().hex[:12]}", node.url, folder)
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_without_the_plugin_a_worker_ends_with_one_line(bare_node: RabbitNode, tmp_path: Path, pool: str) -> None:
     shop = shop_on(bare_node, tmp_path)
     # Given a publisher, which needs no plugin
     shop.send("step", "a", 1)
     # When a worker starts
-    worker = shop.worker(*POOLS[pool], wait_seconds=0)
+    worker = shop.worker(*pool_options(pool, 1), wait_seconds=0)
     # Then it ends with a failure, and its log says why, without a traceback
     assert worker.wait() != 0
     [line] = [line for line in worker.output.splitlines() if "x-consistent-hash" in line]
@@ -73,11 +69,11 @@ def test_without_the_plugin_commands_say_it_in_one_line(bare_node: RabbitNode, t
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_too_few_channels_are_an_error_at_start_that_names_both_figures(narrow_node, tmp_path: Path, pool: str) -> None:
     shop = shop_on(narrow_node, tmp_path)
     # Given more shards than the broker allows channels, when a worker of all starts
-    worker = shop.worker(*POOLS[pool], wait_seconds=0, SHOP_SHARDS="12")
+    worker = shop.worker(*pool_options(pool, 1), wait_seconds=0, SHOP_SHARDS="12")
     # Then it ends, and says what it needs, what it is given, and what to do
     assert worker.wait() != 0
     [line] = [line for line in worker.output.splitlines() if "channel_max" in line]
@@ -95,17 +91,17 @@ def test_too_few_channels_are_an_error_at_start_that_names_both_figures(narrow_n
         shop.send("step", f"k{number}", number)
     halves = [",".join(f"{shop.group}.{index:03d}" for index in part) for part in (range(4), range(4, 8), range(8, 12))]
     for half in halves:
-        shop.worker(*POOLS[pool], "-Q", half, SHOP_SHARDS="12", SHOP_PREFETCH="10")
+        shop.worker(*pool_options(pool, 1), "-Q", half, SHOP_SHARDS="12", SHOP_PREFETCH="10")
     assert shop.trace.wait_for(8), shop.verdict()
     shop.kill_workers()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_second_worker_of_a_name_says_who_has_it_and_goes_on_when_it_is_free(shop: Shop, pool: str) -> None:
     # Given a worker
-    first = shop.worker(*POOLS[pool])
+    first = shop.worker(*pool_options(pool, 1))
     # When another is started under its name
-    second = shop.worker(*POOLS[pool], "-n", first.name, wait_seconds=0)
+    second = shop.worker(*pool_options(pool, 1), "-n", first.name, wait_seconds=0)
     second.wait_for("is called")
     # Then it says once who has it, and what to do
     [line] = [line for line in second.output.splitlines() if "is called" in line]
@@ -140,10 +136,10 @@ def test_a_restart_under_the_name_of_a_connection_that_lingers_recovers_by_itsel
     assert wait_until(lambda: shop.trace.count() == 1, timeout_seconds=60), shop.verdict()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", "threads", slow=("solo",)))
 def test_a_shard_that_there_is_not_ends_the_worker_with_one_line(shop: Shop, pool: str) -> None:
     # When a worker is to consume a shard that the group does not have
-    worker = shop.worker(*POOLS[pool], "-Q", f"{shop.group}.099", wait_seconds=0)
+    worker = shop.worker(*pool_options(pool, 1), "-Q", f"{shop.group}.099", wait_seconds=0)
     # Then it ends with a failure, and the line that says why is no traceback's last
     assert worker.wait() != 0
     [line] = [line for line in worker.output.splitlines() if "does not start" in line]

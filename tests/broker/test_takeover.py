@@ -13,11 +13,10 @@ from kombu import Connection
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing import WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
-
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
 
 
 def test_rolling_restarts_under_load_lose_repeat_and_reorder_nothing(shop: Shop) -> None:
@@ -37,11 +36,11 @@ def test_rolling_restarts_under_load_lose_repeat_and_reorder_nothing(shop: Shop)
     assert shop.verdict().is_clean, shop.verdict()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_standby_takes_over_when_the_owner_is_killed(shop: Shop, pool: str) -> None:
     # Given an owner at work, and a standby
-    owner = shop.worker(*POOLS[pool])
-    shop.worker(*POOLS[pool])
+    owner = shop.worker(*pool_options(pool))
+    shop.worker(*pool_options(pool))
     for number in range(200):
         shop.send("step", f"k{number % 8}", number)
     assert shop.trace.wait_for(30)

@@ -6,22 +6,16 @@ import time
 
 import pytest
 
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 
-POOLS = {
-    "prefork": ("-c", "4"),
-    "threads": ("-P", "threads", "-c", "4"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-P", "gevent", "-c", "20"),
-}
 
-
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", "threads", slow=("solo", "gevent")))
 def test_a_rate_limit_is_used_to_the_full_whatever_the_number_of_keys(shop: Shop, pool: str) -> None:
     # Given an idle worker, and a task of five a second
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     # When fifteen of it come, of as many keys, and fifteen of one
     results = [shop.send("limited", f"k{number}", number) for number in range(15)]
     results += [shop.send("limited", "one", number) for number in range(15, 30)]
@@ -35,10 +29,10 @@ def test_a_rate_limit_is_used_to_the_full_whatever_the_number_of_keys(shop: Shop
     assert starts[-1] - starts[0] > 29 / 5 - 0.5
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", "solo", "gevent", slow=("threads",)))
 def test_short_retries_of_a_key_do_not_wait_for_whole_seconds(shop: Shop, pool: str) -> None:
     # Given an idle worker
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     # When fifteen tasks of one key retry twice each, soon
     results = [shop.send("again", "one", number, times=2, countdown=0.02) for number in range(15)]
     began = time.monotonic()

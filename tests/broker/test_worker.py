@@ -13,17 +13,10 @@ from kombu.compression import decompress
 
 from celery_sharding.rabbitmq.streams import read_to_end
 from celery_sharding.testing.processes import wait_until
+from support.pools import POOLS, pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(120)
-
-
-POOLS = {
-    "prefork": ("-c", "4"),
-    "threads": ("-c", "4", "-P", "threads"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-c", "10", "-P", "gevent"),
-}
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -31,7 +24,7 @@ def test_tasks_of_a_key_run_in_the_order_of_their_publishing(shop: Shop, pool: s
     # Given messages from before the first worker, and more while it runs
     for number in range(60):
         shop.send("step", f"k{number % 6}", number)
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     for number in range(60, 120):
         shop.send("step", f"k{number % 6}", number)
     # When all have run
@@ -63,10 +56,10 @@ def test_ordering_by_shard_runs_one_task_at_a_time(shop: Shop) -> None:
     assert [mark.number for mark in shop.trace.read() if mark.kind == "start"] == list(range(12))
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_retry_holds_its_key_and_no_other(shop: Shop, pool: str) -> None:
     # Given a task that retries twice, with a successor of its key and a task of another key behind it
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     retried = shop.send("again", "a", 1)
     shop.send("step", "a", 2)
     shop.send("step", "b", 1)

@@ -57,7 +57,7 @@ def test_a_worker_and_the_doctor_say_that_it_is_best_effort(
     def pay() -> None: ...
 
     check_tasks(app)
-    assert "@deduplicate of shop.pay holds as well as it can: Memcached forgets" in caplog.text
+    assert "@deduplicate of shop.pay is limited: Memcached forgets" in caplog.text
     warnings = [each.text for each in examine_app(sharding) if (each.check, each.severity) == ("claims", "warning")]
     assert len(warnings) == 1
     assert "Memcached forgets" in warnings[0]

@@ -53,7 +53,7 @@ def test_a_claim_is_no_part_of_the_transaction_that_a_task_is_in(django_project:
 def test_what_django_keeps_without_an_atomic_step_is_refused(
     django_project: Path, redis_url: str, backend: str
 ) -> None:
-    with pytest.raises(NoUsableStore, match=r"What serves: redis://.*django-db"):
+    with pytest.raises(NoUsableStore, match=r"Usable ones: redis://.*django-db"):
         check_tasks(_with_a_task(app_for(backend)))
 
 

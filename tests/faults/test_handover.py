@@ -8,12 +8,12 @@ import signal
 
 import pytest
 
+from support.pools import pool_options, pools
 from support.publishers import Load
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(180)
 
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
 SOFT = json.dumps({"worker_soft_shutdown_timeout": 2.0})
 SOFT_ON_IDLE = json.dumps({"worker_soft_shutdown_timeout": 2.0, "worker_enable_soft_shutdown_on_idle": True})
 QUIT, INT, TERM = signal.SIGQUIT, signal.SIGINT, signal.SIGTERM
@@ -21,20 +21,16 @@ QUIT, INT, TERM = signal.SIGQUIT, signal.SIGINT, signal.SIGTERM
 
 @pytest.mark.parametrize(
     "pool",
-    [
-        "prefork",
-        pytest.param("threads", marks=pytest.mark.slow),
-        pytest.param("solo", marks=pytest.mark.slow),
-    ],
+    pools("prefork", slow=("threads", "solo")),
 )
 def test_a_warm_shutdown_lets_long_tasks_end_and_repeats_nothing(shop: Shop, pool: str) -> None:
     # Given an owner in the middle of long tasks, with more of their keys behind them, and a standby
-    owner = shop.worker(*POOLS[pool])
+    owner = shop.worker(*pool_options(pool))
     for number in range(4):
         shop.send("step", f"long{number}", 1, seconds=2)
         shop.send("step", f"long{number}", 2)
     assert shop.trace.wait_for(1, kind="start")
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     # When the owner is shut down warm under load
     with Load(shop) as load:
         assert owner.stop() == 0
@@ -60,11 +56,11 @@ def test_a_soft_shutdown_lets_short_tasks_end_and_runs_long_ones_elsewhere(
     shop: Shop, pool: str, settings: str
 ) -> None:
     # Given an owner with a long task, one that ends within the time-out, and their successors; and a standby
-    owner = shop.worker(*POOLS[pool], SHOP_SETTINGS=settings)
+    owner = shop.worker(*pool_options(pool), SHOP_SETTINGS=settings)
     shop.send("step", "long", 1, seconds=5)
     shop.send("step", "long", 2)
     assert shop.trace.wait_for(1, kind="start")
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     with Load(shop, seconds=0.02) as load:
         load.wait_for_more(0 if pool == "solo" else 10)
         # When the owner is told to quit under load
@@ -102,12 +98,12 @@ def test_a_cold_shutdown_under_load_loses_and_reorders_nothing(
     shop: Shop, pool: str, signals: tuple[signal.Signals, ...], env: dict[str, str]
 ) -> None:
     # Given an owner at work, with a long task, and a standby
-    owner = shop.worker(*POOLS[pool], **env)
+    owner = shop.worker(*pool_options(pool), **env)
     # Celery hangs if a second signal finds it closing consumers after the first, so the task is still there then.
     shop.send("step", "long", 1, seconds=3 if len(signals) == 1 else 12)
     shop.send("step", "long", 2)
     assert shop.trace.wait_for(1, kind="start")
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool))
     with Load(shop, seconds=0.02) as load:
         load.wait_for_more(0 if pool == "solo" else 10)
         # When the owner is shut down cold
@@ -126,12 +122,12 @@ def test_a_cold_shutdown_under_load_loses_and_reorders_nothing(
 
 def test_a_signal_to_end_that_reaches_the_pool_processes_too_loses_and_reorders_nothing(shop: Shop) -> None:
     # Given an owner at work, with long tasks, and a standby
-    owner = shop.worker(*POOLS["prefork"])
+    owner = shop.worker(*pool_options("prefork"))
     for number in range(2):
         shop.send("step", f"long{number}", 1, seconds=3)
         shop.send("step", f"long{number}", 2)
     assert shop.trace.wait_for(2, kind="start")
-    shop.worker(*POOLS["prefork"])
+    shop.worker(*pool_options("prefork"))
     with Load(shop, seconds=0.02) as load:
         load.wait_for_more(10)
         # When its service manager sends SIGTERM to all of its processes
@@ -147,8 +143,8 @@ def test_a_signal_to_end_that_reaches_the_pool_processes_too_loses_and_reorders_
 
 def test_a_remote_shutdown_hands_over_without_a_repetition(shop: Shop) -> None:
     # Given an owner at work, and a standby
-    owner = shop.worker(*POOLS["prefork"])
-    shop.worker(*POOLS["prefork"])
+    owner = shop.worker(*pool_options("prefork"))
+    shop.worker(*pool_options("prefork"))
     with Load(shop) as load:
         load.wait_for_more(10)
         # When the owner is shut down by remote control

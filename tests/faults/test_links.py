@@ -10,11 +10,10 @@ from kombu import Connection
 
 from celery_sharding.testing import FaultProxy
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
-
-POOLS = {"prefork": ("-c", "2"), "threads": ("-c", "2", "-P", "threads")}
 
 
 @pytest.fixture
@@ -36,15 +35,15 @@ def expect_work_of(shop: Shop, worker: str, *, start: int) -> None:
     assert wait_until(owns_and_runs, timeout_seconds=60), (shop.owners(), shop.verdict())
 
 
-@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_a_worker_behind_a_half_open_link_is_replaced_and_comes_back(shop: Shop, proxy: FaultProxy, pool: str) -> None:
     # Given a worker behind a proxy with a long task, and a standby with a link of its own
-    cut_off = shop.worker(*POOLS[pool], SHOP_BROKER=proxy.url, SHOP_HEARTBEAT="2")
+    cut_off = shop.worker(*pool_options(pool, 2), SHOP_BROKER=proxy.url, SHOP_HEARTBEAT="2")
     shop.send("step", "long", 1, seconds=12)
     for number in range(2, 60):
         shop.send("step", f"k{number % 8}", number, seconds=0.05)
     assert shop.trace.wait_for(5)
-    shop.worker(*POOLS[pool], SHOP_HEARTBEAT="2")
+    shop.worker(*pool_options(pool, 2), SHOP_HEARTBEAT="2")
     # When its link swallows everything, both ways, and nobody is told
     proxy.blackhole()
     # Then the standby takes over, and runs all that is left in its order; what ran at the zombie may overlap its replay

@@ -10,19 +10,18 @@ import pytest
 from kombu import Connection
 
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.raw_messages import publish, task_message
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 
-POOLS = {"prefork": ("-c", "2"), "threads": ("-P", "threads", "-c", "4"), "solo": ("-P", "solo")}
 
-
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_letter_with_an_endless_error_is_cut_and_the_others_are_stored(shop: Shop, pool: str) -> None:
     # Given a worker that keeps failures
     env = {"SHOP_ON_FAILURE": "dead-letter"}
-    worker = shop.worker(*POOLS[pool], **env)
+    worker = shop.worker(*pool_options(pool, 2), **env)
     # When tasks fail with texts that fit no frame, beside one that retries and good ones of the same keys
     shop.send("shout", "a", 1, characters=140_000)
     shop.send("shout", "b", 2, characters=140_000, text="\ud800ü")
@@ -43,14 +42,14 @@ def test_a_letter_with_an_endless_error_is_cut_and_the_others_are_stored(shop: S
     assert "trying again" not in worker.output
     # and a worker that starts anew goes on
     worker.stop()
-    shop.worker(*POOLS[pool], **env)
+    shop.worker(*pool_options(pool, 2), **env)
     assert shop.send("step", "a", 5).get(timeout=60) == 5
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_letter_whose_headers_fit_no_frame_is_reduced(shop: Shop, pool: str) -> None:
     # Given a message whose headers fill a frame, so that ours do not fit in any more
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool, 2))
     full = {"small": "kept", **{f"filling-{n}": "x" * 4_000 for n in range(32)}, "argsrepr": "x" * 2_200}
     message = task_message("shop.reject", {"key": "a", "number": 1}, **full)
     # When it is rejected
@@ -81,17 +80,17 @@ def limit_messages(rabbitmqctl: Callable[..., str]) -> Any:
     limit(134_217_728)
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_what_is_too_large_for_the_broker_is_held_and_only_its_key_waits(
     shop: Shop, pool: str, limit_messages: Callable[[int], None]
 ) -> None:
     # Given a large message that waits, and a broker that takes no such message any more
-    shop.worker(*POOLS[pool]).stop()
+    shop.worker(*pool_options(pool, 2)).stop()
     large = shop.send("reject", "a", 1, filling="x" * 100_000)
     limit_messages(50_000)
     behind = shop.send("step", "a", 2)
     # When it is rejected, beside other letters and retries
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool, 2))
     retried = shop.send("again", "b", 3, times=1)
     shop.send("reject", "c", 4)
     good = [shop.send("step", key, 5) for key in ("b", "c")]
@@ -107,20 +106,20 @@ def test_what_is_too_large_for_the_broker_is_held_and_only_its_key_waits(
     # When the limit is raised and the worker starts anew
     limit_messages(134_217_728)
     worker.stop()
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool, 2))
     # Then it is a dead letter, and its key goes on
     (letter,) = shop.dead_letters(1)
     assert letter.headers["id"] == large.id
     assert behind.get(timeout=60) == 2
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_retry_that_cannot_be_recorded_is_a_dead_letter(
     shop: Shop, pool: str, limit_messages: Callable[[int], None]
 ) -> None:
     # Given a broker that takes no large message
     limit_messages(50_000)
-    shop.worker(*POOLS[pool])
+    shop.worker(*pool_options(pool, 2))
     # When a task retries with large arguments, and another with what cannot be written at all
     shop.send("grow", "a", 1, characters=100_000)
     shop.send("grow", "b", 2, characters=0)

@@ -10,12 +10,12 @@ from kombu import Connection
 
 from celery_sharding.testing import FaultProxy, WorkerNode
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.publishers import Load
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(150)
 
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads"), "solo": ("-P", "solo")}
 REPLY_SECONDS = 10.0
 
 
@@ -53,16 +53,12 @@ def consumed(shop: Shop, worker: WorkerNode) -> list[int]:
 
 @pytest.mark.parametrize(
     "pool",
-    [
-        "prefork",
-        pytest.param("threads", marks=pytest.mark.slow),
-        pytest.param("solo", marks=pytest.mark.slow),
-    ],
+    pools("prefork", slow=("threads", "solo")),
 )
 def test_a_shard_and_then_the_whole_group_are_given_up_under_load_without_a_repetition(shop: Shop, pool: str) -> None:
     # Given an owner at work, and a standby
-    owner = shop.worker(*POOLS[pool])
-    standby = shop.worker(*POOLS[pool])
+    owner = shop.worker(*pool_options(pool))
+    standby = shop.worker(*pool_options(pool))
     with Load(shop) as load:
         load.wait_for_more(10)
         # When a shard is cancelled, then the owner consumes the other three
@@ -181,12 +177,12 @@ def tell_all(shop: Shop, command: str, queue: str) -> dict[str, str]:
     return {name: reply["ok"] for each in replies for name, reply in each.items()}
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_broadcast_gives_a_shard_back_to_those_only_that_gave_it_up(shop: Shop, pool: str) -> None:
     # Given a worker of the group, one that was started without it, and one of a single shard
-    all_of_it = shop.worker(*POOLS[pool])
-    none_of_it = shop.worker(*POOLS[pool], "-X", shop.group)
-    one_of_it = shop.worker(*POOLS[pool], "-Q", f"{shop.group}.001")
+    all_of_it = shop.worker(*pool_options(pool))
+    none_of_it = shop.worker(*pool_options(pool), "-X", shop.group)
+    one_of_it = shop.worker(*pool_options(pool), "-Q", f"{shop.group}.001")
     assert wait_until(lambda: consumed(shop, all_of_it) == [0, 1, 2, 3], timeout_seconds=30)
     # When all are told to give a shard up, then each says whether it had it
     third = f"{shop.group}.003"

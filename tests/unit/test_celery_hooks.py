@@ -52,22 +52,6 @@ LEFT = {
     ),
     "testing": {"_replace": "of a named tuple"},
     "worker": {
-        **dict.fromkeys(
-            [
-                "Request",
-                "_announce_cancelled",
-                "_announce_revoked",
-                "acks_late",
-                "apply_async",
-                "handle_retry",
-                "override_max_retries",
-                "reject_on_worker_lost",
-                "retry",
-                "retry_on_worker_lost",
-            ],
-            "the request class of sharded tasks, and what stands beside it; in the table",
-        ),
-        "handle_retry": "a retry in place stands although its state cannot be stored",
         "_raw": "the body of a message of the embedded broker",
         "_serialize_properties": "in the table",
         "accept": "what a task's message may hold",

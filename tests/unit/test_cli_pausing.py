@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.cli import shards
-from celery_sharding.cli.asking import check_can_ask
-from celery_sharding.cli.exits import WrongUsage
+from celery_sharding.cli.exits import WrongUsage, check_can_ask
 from celery_sharding.cli.groups import operator_name
 
 NOWHERE = "amqp://ann:secret@127.0.0.1:1//"
@@ -54,7 +53,7 @@ def test_what_cannot_be_done_is_one_line_and_its_exit_code(verb: str, place: str
 def test_who_has_closed_the_standard_input_cannot_be_asked(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stdin", None)
 
-    with pytest.raises(WrongUsage, match="say --yes"):
+    with pytest.raises(WrongUsage, match="use --yes"):
         check_can_ask(yes=False)
 
 

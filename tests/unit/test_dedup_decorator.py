@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from celery import Celery, Task, _state, chain, shared_task
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_sharding import ShardGroup, Sharding
+from celery_sharding.celery_hooks.request import adapt_tasks
+from celery_sharding.celery_hooks.retry import InPlaceRetry
 from celery_sharding.dedup import current_claim, deduplicate
-from celery_sharding.dedup.attempt import complaints
 from celery_sharding.dedup.claims import DONE, PARKED, RELEASED, RUNNING, Claimed
 from celery_sharding.dedup.mark import is_deduplicated
 from celery_sharding.dedup.owners import new_owner
+from celery_sharding.dedup.run import outages
 from celery_sharding.dedup.stores import check_tasks, store_for
 from celery_sharding.dedup.stores.memory import MemoryStore
 from celery_sharding.errors import (
@@ -32,8 +35,6 @@ from celery_sharding.errors import (
     StoreUnavailable,
 )
 from celery_sharding.wire import SHARD_ATTRIBUTE
-from celery_sharding.worker.celery_hooks.request import install
-from celery_sharding.worker.run.retry import InPlaceRetry
 
 
 class Temporary(Exception):
@@ -43,7 +44,7 @@ class Temporary(Exception):
 @pytest.fixture(autouse=True)
 def _everything_is_said() -> None:
     """What is said once a minute is said in each test."""
-    complaints.forget()
+    outages.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -310,7 +311,7 @@ def test_a_duplicate_waits_for_the_running_one(app: Celery, caplog: pytest.LogCa
         assert go_on.wait(60)
         return "slow"
 
-    watch("celery_sharding.dedup.attempt", "waits for the run", waiting, caplog)
+    watch("celery_sharding.dedup.run", "waits for the run", waiting, caplog)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(lambda: slow.delay(1).result)
         assert started.wait(60)
@@ -371,7 +372,7 @@ def test_a_duplicate_behind_a_long_lease_asks_for_a_retry_that_a_shard_allows(ap
     def retried(self: Task, number: int) -> str:
         return "ran"
 
-    install(app, app.sharding.rules)
+    adapt_tasks(SimpleNamespace(consumer=SimpleNamespace(app=app), sharded=[retried.name]))
     store_for(app).claim(f"{retried.name}:1", owner=new_owner("another"), lease_seconds=7_200, ttl_seconds=100)
     # When a duplicate comes through a shard
     seen = {"id": "second", "args": (1,), "kwargs": {}, "retries": 0, SHARD_ATTRIBUTE: "orders/0"}
@@ -473,7 +474,7 @@ def test_without_its_store_a_task_fails_or_waits_but_never_runs(
         runs.append(number)
         return "paid"
 
-    watch("celery_sharding.dedup.attempt", "waits for the claim store", waiting, caplog)
+    watch("celery_sharding.dedup.run", "waits for the claim store", waiting, caplog)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(lambda: pay.delay(1).result)
         if on_store_error == "fail":
@@ -497,7 +498,7 @@ def test_a_commit_survives_a_hiccup_of_the_store(app: Celery, caplog: pytest.Log
     def pay(number: int) -> str:
         return "paid"
 
-    watch("celery_sharding.dedup.attempt", "is tried again", tried, caplog)
+    watch("celery_sharding.dedup.run", "is tried again", tried, caplog)
     with ThreadPoolExecutor(1) as pool:
         result = pool.submit(lambda: pay.delay(1).result)
         assert tried.wait(60)

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_sharding import ShardGroup, Sharding, deduplicate
-from celery_sharding.cli.doctor_app import examine_app, judge_redis
+from celery_sharding.cli.doctor_app import examine_app, examine_redis
 from celery_sharding.monitoring.doctor.policies import check_policies, read_policies
 from celery_sharding.operations.export import GUARD_PRIORITY, plan_export, to_operator
 from celery_sharding.operations.permissions import celery_names, permissions_for
@@ -103,7 +103,7 @@ def test_an_alternate_exchange_by_policy_matters_only_where_none_is_an_argument(
     ],
 )
 def test_a_redis_is_judged_by_what_it_forgets(facts, severities):
-    assert [each.severity for each in judge_redis(facts)] == severities
+    assert [each.severity for each in examine_redis(facts)] == severities
 
 
 def findings(**settings: Any) -> dict[tuple[str, str], str]:

@@ -39,9 +39,20 @@ from celery_sharding.rabbitmq.streams import decode, encode
 
 QUEUE = "shards.orders.g001.003"
 COUNTED = Counted(2.5, {"delivered": 7, "done": 6}, waits=[1.25, 0, 7], runs=[0.5, 6])
-SHARD = ShardVitals("w@h", 9.0, Counted(2.5, {"done": 6}), held=2, running=1, index=3, prefetch=200, lag_seconds=0.5)
+SHARD = ShardVitals(
+    owner="w@h", at=9.0, counted=Counted(2.5, {"done": 6}), held=2, running=1, index=3, prefetch=200, lag_seconds=0.5
+)
 WAITING = ShardVitals(
-    "w@h", 9.0, COUNTED, 2, 0, 3, behind_seconds=1.0, store_waiting=4, store_away_since=8.5, claim_waiting=1
+    owner="w@h",
+    at=9.0,
+    counted=COUNTED,
+    index=3,
+    held=2,
+    running=0,
+    behind_seconds=1.0,
+    store_waiting=4,
+    store_away_since=8.5,
+    claim_waiting=1,
 )
 
 EVENTS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from celery_sharding.celery_hooks.retry import InPlaceRetry
 from celery_sharding.dedup.waiting import CLAIM, WaitInLane
 from celery_sharding.worker.run.delivery import Phase, State
-from celery_sharding.worker.run.retry import InPlaceRetry
 from unit.stand_ins import Worker
 
 ATTEMPTS, DEAD = "shards.orders.attempts", "shards.orders.dead"

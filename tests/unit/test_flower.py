@@ -30,7 +30,7 @@ from celery_sharding.errors import (
     UnknownShard,
 )
 from celery_sharding.flower import format_task, mask_task
-from celery_sharding.flower.actions import Refused, check_origin, judge
+from celery_sharding.flower.actions import Refused, check_origin, refusal_for
 from celery_sharding.flower.mount import _add_entry, mount
 from celery_sharding.flower.recent import EVENTS_MAX, KEEP_SECONDS, STEP_SECONDS, Recent
 from celery_sharding.journal.events import TaskFailed
@@ -115,14 +115,14 @@ def test_a_post_that_another_site_may_have_made_is_refused(headers: dict[str, st
     ],
 )
 def test_errors_have_the_status_that_fits_and_a_text(error: Exception, status: int) -> None:
-    refused = judge(error)
+    refused = refusal_for(error)
     assert refused is not None
     assert refused.status == status
     assert str(refused)
 
 
 def test_an_error_that_nobody_expects_is_not_hidden() -> None:
-    assert judge(KeyError("x")) is None
+    assert refusal_for(KeyError("x")) is None
 
 
 # --- what is remembered ----------------------------------------------------------------------------------------------

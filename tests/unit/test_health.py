@@ -64,7 +64,7 @@ def test_a_group_that_is_not_declared_is_wrong():
 def test_a_switch_that_stands_still_is_wrong_and_one_under_way_is_not():
     (line,) = check(ROW, switch=SWITCH)
 
-    assert line.startswith("orders: the switch to generation 2 stands at step 4 for 300 s")
+    assert line.startswith("orders: the switch to generation 2 has been at step 4 for 300 s")
     assert check(ROW, switch=replace(SWITCH, at=NOW - 3)) == []
 
 

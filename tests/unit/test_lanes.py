@@ -389,7 +389,7 @@ class LanesMachine(RuleBasedStateMachine):
         assert self.alive == []
 
 
-LanesMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+LanesMachine.TestCase.settings = settings(stateful_step_count=40, deadline=None)
 TestLanesMachine = LanesMachine.TestCase
 
 

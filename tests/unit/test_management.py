@@ -129,10 +129,10 @@ def test_an_answer_that_never_ends_is_given_up(server, monkeypatch, after):
     ("status", "body", "why"),
     [
         (401, b"{}", "refuses the user or the password"),
-        (404, b"{}", "is the management plugin enabled"),
+        (404, b"{}", "the management plugin is enabled"),
         (500, b"oops", "status 500"),
         (200, b"<html>", "does not answer in JSON"),
-        (200, b"[]", "what this version does not know"),
+        (200, b"[]", "of an unknown shape"),
         (200, b"\xff\xfe", "does not answer in JSON"),
         (200, b"[" * 100_000, "does not answer in JSON"),
     ],

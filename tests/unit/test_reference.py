@@ -15,7 +15,8 @@ from celery_sharding.topology import Names
 from support.paths import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
+README = ROOT / "README.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
 # What no queue can promise, and this library does not.
 UNTRUE = ("exactly once", "exactly-once")
 
@@ -63,16 +64,31 @@ def test_the_reference_names_everything_on_the_broker() -> None:
     assert {*properties, names.ring(1), names.shard(1, 0), names.limbo(1)} <= set(rows)
 
 
+def test_the_readme_is_short_and_leads_to_every_page_of_the_documentation() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= 200
+    pages = [str(page.relative_to(ROOT)) for page in PAGES if page.is_relative_to(ROOT / "docs")]
+    assert [page for page in pages if f"]({page})" not in text] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in _anchors(found), f"{page.name} links to {target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_page_promises_what_cannot_be_kept(page: Path) -> None:
     assert not [words for words in UNTRUE if words in page.read_text().lower()]
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def _as_text(value: object) -> str:

@@ -15,9 +15,9 @@ from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.signals import task_failure
 from kombu.message import Message
 
+from celery_sharding.celery_hooks.request import ShardRequest
 from celery_sharding.config import ShardGroup
 from celery_sharding.wire import MESSAGE_ID_HEADER
-from celery_sharding.worker.celery_hooks.request import ShardRequest
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+from celery_sharding.brokers.embedded.broker import EmbeddedBroker
 from celery_sharding.brokers.embedded.gate import gate
-from celery_sharding.brokers.embedded.memory import MemoryStore
+from celery_sharding.brokers.embedded.memory import MemoryBroker
 from celery_sharding.brokers.embedded.ring import register
-from celery_sharding.brokers.embedded.stores import Store
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable, UnsupportedBroker
 from celery_sharding.layout.model import Layout, Segment
@@ -26,7 +26,7 @@ _LOG_PATIENCE_SECONDS = 30.0
 
 
 class EmbeddedBacking:
-    """The groups of one app on an embedded broker; safe for threads, and for forks where the broker is a file."""
+    """The groups of one app on an embedded broker; safe for threads, and for forks if the broker is a file."""
 
     has_logs = False
 
@@ -35,12 +35,12 @@ class EmbeddedBacking:
         self._application = application
         connection = application.connect()
         if connection.transport.driver_type == "memory":
-            self._store: Store = MemoryStore()
+            self._broker: EmbeddedBroker = MemoryBroker()
         else:
-            from celery_sharding.brokers.embedded.sql import SqlStore  # needs the extra `sqlalchemy`
+            from celery_sharding.brokers.embedded.sql import SqlBroker  # needs the extra `sqlalchemy`
 
-            self._store = SqlStore(connection)
-        self._outlet = Outlet(application, self._store)
+            self._broker = SqlBroker(connection)
+        self._outlet = Outlet(application, self._broker)
 
     def publish(self, message: Outgoing) -> None:
         """Publish one message and return when it is stored.
@@ -49,7 +49,7 @@ class EmbeddedBacking:
             BrokerUnavailable: The database did not take it in time; nothing was stored.
         """
         settings = self._application.settings
-        refused: tuple[type[Exception], ...] = (*self._store.errors, BrokerUnavailable, Unroutable)
+        refused: tuple[type[Exception], ...] = (*self._broker.errors, BrokerUnavailable, Unroutable)
         timeout_seconds = message.timeout_seconds or settings.publish_timeout_seconds
         try:
             self._outlet.send(
@@ -76,7 +76,7 @@ class EmbeddedBacking:
         """
         try:
             self._outlet.arrange(group)
-        except self._store.errors as exc:
+        except self._broker.errors as exc:
             raise TopologyError(f"group {group.name!r} could not be made ready: {exc}", group=group.name) from exc
         segment = Segment("ring", 1, group.shards, group.queue_type)
         return Layout(offset=0, segments=(segment,), generation=1, shards=group.shards)
@@ -87,17 +87,17 @@ class EmbeddedBacking:
         Raises:
             LockHeld: Another worker consumes the group.
         """
-        self._store.lock(group.name, owner=consumer.hostname)
-        # Lanes go on in the thread that handles the pool's results. If it waited there for a slot, which only it can
-        # free, a worker with ordinary tasks beside would stand still for ever. The lanes count their slots themselves.
+        self._broker.lock(group.name, owner=consumer.hostname)
+        # Lanes move on in the thread that handles the pool's results. If that thread waited for a slot, which only it
+        # can free, a worker that also runs ordinary tasks would hang for ever. The lanes count their slots themselves.
         consumer.pool.putlocks = False
-        return ShardConnection(consumer.connection, self._store.channel_class)
+        return ShardConnection(consumer.connection, self._broker.channel_class)
 
     def require_logs(self, what: str) -> None:
         raise UnsupportedBroker(f"{what} needs RabbitMQ; this app's broker lives in its own processes")
 
     def open_log(self, calls: Poster, *, inline: AbstractContextManager[None] | None) -> EmbeddedLog:
-        return EmbeddedLog(self._outlet, self._store, calls)
+        return EmbeddedLog(self._outlet, self._broker, calls)
 
 
 class ShardConnection:
@@ -118,9 +118,9 @@ class ShardConnection:
 class Outlet:
     """Where this process publishes: one connection and channel, used by one thread at a time."""
 
-    def __init__(self, application: Application, store: Store) -> None:
+    def __init__(self, application: Application, broker: EmbeddedBroker) -> None:
         self._application = application
-        self._store = store
+        self._broker = broker
         self._connection: Any = None
         self._channel: Any = None
         self._arranged: set[str] = set()
@@ -142,7 +142,7 @@ class Outlet:
         arranged: ShardGroup | None = None,
         **message: Any,
     ) -> None:
-        """Publish a message; a failed write stored nothing, so it is tried again until the time is over.
+        """Publish a message; a failed write has stored nothing, so it is tried again until the time is over.
 
         Args:
             arranged: The group that the exchange belongs to, made ready first.
@@ -159,7 +159,7 @@ class Outlet:
                     prepared = channel.prepare_message(body, **{**message, "headers": headers})
                     channel.basic_publish(prepared, exchange, routing_key)
                     return
-                except self._store.errors:
+                except self._broker.errors:
                     self._close()
                     if time.monotonic() + _PAUSE_SECONDS > deadline:
                         raise
@@ -167,7 +167,7 @@ class Outlet:
 
     def _open(self) -> Any:
         if self._pid != os.getpid():
-            self._store.after_fork()
+            self._broker.after_fork()
             self._connection = self._channel = None
             self._arranged.clear()
             self._pid = os.getpid()
@@ -178,7 +178,7 @@ class Outlet:
 
     def _arrange(self, channel: Any, group: ShardGroup) -> None:
         if group.name not in self._arranged:
-            self._store.arrange(channel, Names(group.name), group.shards)
+            self._broker.arrange(channel, Names(group.name), group.shards)
             channel.queue_declare(Names(group.name).dead)
             self._arranged.add(group.name)
 
@@ -197,9 +197,9 @@ class EmbeddedLog(Log):
 
     keeps_events = False
 
-    def __init__(self, outlet: Outlet, store: Store, calls: Poster) -> None:
+    def __init__(self, outlet: Outlet, broker: EmbeddedBroker, calls: Poster) -> None:
         self._outlet = outlet
-        self._store = store
+        self._broker = broker
         self._calls = calls
         self._lock = threading.Lock()
         self._waiting: deque[Write] = deque()
@@ -225,7 +225,7 @@ class EmbeddedLog(Log):
                 told = write.then
                 try:
                     self._store_letter(write, timeout_seconds)
-                except self._store.errors:
+                except self._broker.errors:
                     return False
                 except Exception as exc:
                     # What the headers hold cannot be written as JSON, or what it may be.
@@ -238,7 +238,7 @@ class EmbeddedLog(Log):
     def stop(self) -> None:
         """Store what waits, and let another worker have the groups."""
         self.flush(2.0)
-        self._store.unlock_all()
+        self._broker.unlock_all()
 
     def _store_letter(self, write: Write, timeout_seconds: float) -> None:
         properties = write.properties

@@ -1,19 +1,19 @@
-"""No fork in the middle of what another thread does with an embedded broker.
+"""No fork while another thread reads or writes an embedded broker.
 
     open ──a thread enters──▶ inside ──it leaves──▶ open
     open ──a thread forks───▶ shut ──the parent and the child, each for itself──▶ open
 
-SQLite keeps the locks that it holds on a file in the memory of its process, and mutexes beside them. A child that is
-forked while another thread is in a transaction inherits them, with nobody to release them: it hangs, finds the database
-locked for ever, or believes in a lock that is its parent's. A worker without an event loop, as on the embedded brokers,
-forks in a thread of the pool whenever a process of the pool has ended.
+SQLite keeps its locks on a file in the memory of its process, with mutexes beside them. A child that is forked while
+another thread is in a transaction inherits them, and nobody releases them: it hangs, finds the database locked for
+ever, or believes it holds its parent's lock. A worker without an event loop, as on the embedded brokers, forks in a
+thread of the pool whenever a process of the pool has ended.
 
-So whoever reads or writes the broker is inside: one thread at a time, as deep as it likes. A fork waits until that
-thread has left; SQLite's time-out bounds how long that is. A thread that is inside forks at once, and its child is
-inside, too. Nothing inside waits for a thread outside.
+So whoever reads or writes the broker is inside the gate: one thread at a time, reentrant. A fork waits until that
+thread has left, at most for SQLite's time-out. A thread that is inside forks at once, and its child is inside, too.
+Nothing inside waits for a thread outside.
 
-A signal handler that raises, wherever it does, leaves the gate as it should be. Python prints what is raised in the
-hooks of a fork, and forks nevertheless; so the wait goes on to its end, too.
+A signal handler that raises, at any point, leaves the gate as it should be. Python prints what the hooks of a fork
+raise, and forks nevertheless, so the wait goes on to its end, too.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import Any
 
 from kombu.transport import memory
 
+from celery_sharding.brokers.embedded.broker import ShardMessage, held, mismatch
 from celery_sharding.brokers.embedded.ring import bind_shards
-from celery_sharding.brokers.embedded.stores import ShardMessage, held, mismatch
 from celery_sharding.errors import BrokerUnavailable
 from celery_sharding.topology import Names
 
@@ -58,7 +58,7 @@ class MemoryShardChannel(memory.Channel):
         return {**message, "headers": dict(message["headers"]), "properties": dict(message["properties"])}
 
 
-class MemoryStore:
+class MemoryBroker:
     """The memory broker of this process."""
 
     errors: tuple[type[Exception], ...] = ()

@@ -1,7 +1,7 @@
 """The exchange type `x-consistent-hash` for kombu's virtual transports.
 
 A key goes to one of the bound queues, in the order of their names, by a hash that is the same in every process and
-version. It has nothing of RabbitMQ's ring but the name: a queue more or less moves most keys.
+version. Only the name is that of RabbitMQ's ring: one queue more or less moves most keys.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
        ├───────── close ──────────┤
        └── the next worker starts ┘   after a kill; marked as redelivered
 
-A row keeps its id all the while and rows are read in the order of their ids, so whatever comes back stands where it
-stood. SQLite has one writer at a time and never gives an id twice, so that is also the order of the commits.
+A row keeps its id, and rows are read in the order of their ids, so what comes back keeps its place. SQLite has one
+writer at a time and never reuses an id, so that is also the order of the commits.
 
-One worker a group holds a lock on the file `FILE.shards.GROUP.lock`, which the system releases with the process.
+One worker per group holds a lock on the file `FILE.shards.GROUP.lock`, which the system releases with the process.
 Other databases are refused: their ids need not follow the order of commits.
 """
 
@@ -29,9 +29,9 @@ from kombu import Connection
 from kombu.transport import sqlalchemy as kombu_sql
 from sqlalchemy.exc import DBAPIError
 
+from celery_sharding.brokers.embedded.broker import ShardMessage, held, mismatch
 from celery_sharding.brokers.embedded.gate import gate
 from celery_sharding.brokers.embedded.ring import bind_shards
-from celery_sharding.brokers.embedded.stores import ShardMessage, held, mismatch
 from celery_sharding.errors import LockHeld, UnsupportedBroker
 from celery_sharding.topology import Names
 
@@ -84,7 +84,7 @@ class SqlShardChannel(SqlChannel):
         self._engine: sa.Engine = self._open()[0]
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        """Consume `queue`, beginning with what a worker held when it was killed."""
+        """Consume `queue`, from what a killed worker held on."""
         messages, queues = self.message_cls.__table__, self.queue_cls.__table__
         with gate, self._engine.begin() as database:
             found = database.execute(sa.select(queues.c.id).where(queues.c.name == queue)).scalar_one()
@@ -143,7 +143,7 @@ class SqlShardChannel(SqlChannel):
         return message
 
     def _delete_settled(self) -> None:
-        """Delete the rows of acknowledged messages; what can't be deleted now is tried again with the next one."""
+        """Delete the rows of acknowledged messages; a failure is tried again with the next message."""
         if not self._settled:
             return
         messages = self.message_cls.__table__
@@ -161,7 +161,7 @@ class SqlShardChannel(SqlChannel):
                 self._settled.popleft()
 
 
-class SqlStore:
+class SqlBroker:
     """One SQLite file."""
 
     errors: tuple[type[Exception], ...] = (DBAPIError,)
@@ -190,7 +190,7 @@ class SqlStore:
         queues = channel.queue_cls.__table__
         pattern = names.ring(1).replace("_", r"\_") + ".%"
         with channel._open()[0].connect() as database:
-            # Queues come and go in one transaction, so that nobody sees or publishes to half of them.
+            # All queues change in one transaction, so that nobody sees or publishes to half of them.
             database.exec_driver_sql("BEGIN IMMEDIATE")
             found = database.execute(
                 sa.select(queues.c.name, queues.c.id).where(queues.c.name.like(pattern, escape="\\"))

@@ -1,7 +1,7 @@
 """Which store keeps an app's claims, and whether a worker may start with it.
 
-The store follows from the result backend. It is looked for when a claim is needed or a worker starts, never when a
-task is defined or published: publishers need no backend.
+The result backend decides which store it is. It is opened when a claim is needed or a worker starts, never when a task
+is defined or published: publishers need no backend.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ def store_for(app: Any, *, eager: bool = False) -> ClaimStore:
     """Return the store of `app`, the same one at each call in this process.
 
     Args:
-        app: The Celery app.
-        eager: The task runs in its caller (`apply`, `task_always_eager`): an app without a backend that serves gets a
-            store in memory, because nobody else can run the same call.
+        eager: The task runs in its caller (`apply`, `task_always_eager`): without a suitable backend the store is in
+            memory, because no other process can run the same call.
 
     Raises:
-        NoUsableStore: The backend cannot keep claims; the message lists what serves.
+        NoUsableStore: The backend cannot keep claims; the message lists those that can.
         StoreUnavailable: The backend could not be opened.
     """
     pid, store = getattr(app, _ATTRIBUTE, (None, None))
-    if pid != os.getpid():  # None yet, or our parent's, whose connections are not ours.
+    if pid != os.getpid():  # There is none yet, or it is our parent's, whose connections are not ours.
         with _lock:
             pid, store = getattr(app, _ATTRIBUTE, (None, None))
             if pid != os.getpid():
@@ -46,14 +45,14 @@ def store_for(app: Any, *, eager: bool = False) -> ClaimStore:
 def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
     """Refuse to start a worker whose deduplicated tasks would have no store, or one that takes no claims.
 
-    A store that does not answer is waited for by the tasks.
+    If the store does not answer, that is only logged: the tasks wait for it, or fail.
 
     Args:
-        app: The Celery app, finalized.
-        has_child_processes: The worker's pool is prefork: a store in memory would be another one in each child.
+        app: Finalized.
+        has_child_processes: The worker's pool is prefork: each child would have a store in memory of its own.
 
     Raises:
-        NoUsableStore: Names the tasks, and what serves. `backend`, `tasks`.
+        NoUsableStore: Names the tasks, and usable backends. `backend`, `tasks`.
     """
     tasks = deduplicated_tasks(app)
     if not tasks:
@@ -65,19 +64,19 @@ def check_tasks(app: Any, *, has_child_processes: bool = True) -> None:
     except StoreRefused as exc:
         raise _refused(exc, tasks, app) from exc
     except StoreUnavailable as exc:
-        logger.warning("%s; deduplicated tasks will wait for it or fail, as they say", exc)
+        logger.warning(_AWAY, exc)
         return
     if has_child_processes and store.is_of_one_process:
         name = app.conf.result_backend
-        raise _refusal(f"{name} is another memory in each child process. {SERVING}", tasks, name)
+        raise _refusal(f"with {name}, each child process has a memory of its own. {SERVING}", tasks, name)
     if store.caveat is not None:
-        logger.warning("@deduplicate of %s holds as well as it can: %s", ", ".join(tasks), store.caveat)
+        logger.warning("@deduplicate of %s is limited: %s", ", ".join(tasks), store.caveat)
     try:
         store.check()
     except StoreRefused as exc:
         raise _refused(exc, tasks, app) from exc
     except StoreUnavailable as exc:
-        logger.warning("%s; deduplicated tasks will wait for it or fail, as they say", exc)
+        logger.warning(_AWAY, exc)
 
 
 def _refused(error: StoreRefused, tasks: Iterable[str], app: Any) -> NoUsableStore:
@@ -92,6 +91,7 @@ def _refusal(message: str, tasks: Iterable[str], backend: Any, *, refused: bool 
 
 
 _ATTRIBUTE = "_celery_sharding_store"
+_AWAY = "%s; deduplicated tasks wait for it or fail, as their on_store_error says"
 _lock = threading.Lock()
-# Kept: a connection that is collected takes leave of its server, which would be its parent's leave, too.
+# Kept: a connection that is collected says goodbye to its server, and so would close its parent's, too.
 _inherited: list[Any] = []

@@ -1,8 +1,8 @@
 """Claims in a database, through SQLAlchemy: SQLite, PostgreSQL, MySQL, MariaDB.
 
 One row for each key. A claim inserts it; only if it exists, a second transaction locks it, decides and updates. Renew,
-commit and release are one conditional update each, so the compare and the set are one step. A step that fails
-because the server has closed an idle connection is done again on a new one, as claims.py allows.
+commit and release are one conditional update each, so they compare and set in one step. A step that fails because the
+server has closed an idle connection is repeated on a new one, as `claims` allows.
 
 On SQLite every transaction takes the write lock first (`BEGIN IMMEDIATE`), so processes of one host wait for each
 other instead of failing. The clock is the database's; on SQLite that of its one host.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     URL,
@@ -35,8 +35,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_sharding.dedup import claims
-from celery_sharding.dedup.claims import Claimed, ClaimStore, Outcome, Record, Shown
-from celery_sharding.dedup.owners import Owner, new_owner
+from celery_sharding.dedup.claims import Claimed, Outcome, Record
+from celery_sharding.dedup.owners import Owner
 from celery_sharding.dedup.stores.records import from_fields, row_id, row_key, to_fields
 from celery_sharding.dedup.stores.schema import (
     DIALECTS,
@@ -49,13 +49,14 @@ from celery_sharding.dedup.stores.schema import (
     records_table,
     statement_clock,
 )
-from celery_sharding.errors import DamagedRecord, NoUsableStore, StoreRefused, StoreUnavailable
+from celery_sharding.dedup.stores.stepping import Step, SteppingStore, T
+from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 __all__ = ["DatabaseStore", "claim_metadata", "claims_table", "open_engine"]
 
 _metadata = MetaData()
 _records = records_table(_metadata)
-# Made once, which takes as long as a round trip. The other columns are those of the parameters.
+# Made once: that takes as long as a round trip. The other columns come from the parameters.
 _INSERT_AT_ONCE = (
     postgresql.insert(_records)
     .values(
@@ -70,14 +71,12 @@ _CREATE_ATTEMPTS = 5
 _SQLITE_WAIT_MS = 30_000
 _PURGE_BATCH = 500
 
-_T = TypeVar("_T")
-
 
 def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
     """Return an engine of our own for the database of the result backend.
 
     Raises:
-        NoUsableStore: The database has no dialect that we can claim in, or is private to one connection.
+        NoUsableStore: Claims cannot be kept in this kind of database, or it is private to one connection.
     """
     name = make_url(url).get_backend_name()
     if name not in DIALECTS:
@@ -87,21 +86,21 @@ def open_engine(url: str | URL, options: Mapping[str, Any]) -> Engine:
         database = engine.url.database or ":memory:"
         if ":memory:" in database or "mode=memory" in database or engine.url.query.get("mode") == "memory":
             raise NoUsableStore(
-                "@deduplicate cannot keep claims in an SQLite database in memory, which each connection has for "
-                "itself; name a file in the URL of the result backend",
+                "@deduplicate cannot keep claims in an SQLite database in memory, which is private to a connection; "
+                "name a file in the URL of the result backend",
                 backend=str(url),
             )
         _begin_immediately(engine)
         return engine
-    # Each statement shall see what was committed while it waited for a lock.
+    # Each statement has to see what was committed while it waited for a lock.
     return create_engine(url, **{**options, "isolation_level": "READ COMMITTED"})
 
 
-class DatabaseStore(ClaimStore):
+class DatabaseStore(SteppingStore):
     """A `ClaimStore` in a database. Makes its table at the first use. Do not carry it across a fork.
 
     Args:
-        schema: Where the table stands; None: where the database looks first.
+        schema: That of the table; None: the database's default.
     """
 
     def __init__(self, engine: Engine, *, schema: str | None = None) -> None:
@@ -109,7 +108,7 @@ class DatabaseStore(ClaimStore):
             engine = engine.execution_options(schema_translate_map={None: schema})
         self._engine = engine
         self._schema = schema
-        # PostgreSQL is asked twice as often for a transaction of one statement as for the statement alone.
+        # On PostgreSQL a transaction of one statement takes twice as many round trips as the statement alone.
         is_postgresql = engine.dialect.name == "postgresql"
         self._alone = engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgresql else engine
         self._lock = Lock()
@@ -127,32 +126,31 @@ class DatabaseStore(ClaimStore):
                 return None if fencing is None else Claimed(owner.run_id, fencing)
             now = read_clock(connection)
             first = claims.claimed(None, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
-            row = {"id": row_id(key), "key": row_key(key), **to_fields(first)}
-            return Claimed(owner.run_id, first.fencing) if insert_if_absent(connection, _records, row) else None
+            is_new = insert_if_absent(connection, _records, _to_row(key, first))
+            return Claimed(owner.run_id, first.fencing) if is_new else None
 
-        def decide(connection: Connection) -> Outcome | None:
+        return self._serve(key, insert, is_alone=True) or super().claim(
+            key, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, evict=evict
+        )
+
+    def change(self, key: str, step: Step[T]) -> T:
+        def work(connection: Connection) -> tuple[bool, T]:
             row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
+            record, answer = step(None if row is None else from_fields(key, row), read_clock(connection))
+            if record is None:
+                return True, answer
             if row is None:
-                return None  # Purged in between.
-            record = from_fields(key, row)
-            now = read_clock(connection)
-            obstacle = claims.decide(record, owner=owner, evict=evict, now=now)
-            if obstacle is not None:
-                return obstacle
-            record = claims.claimed(record, owner=owner, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds, now=now)
+                return insert_if_absent(connection, _records, _to_row(key, record)), answer
             connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**to_fields(record)))
-            return Claimed(owner.run_id, record.fencing)
+            return True, answer
 
-        outcome: Outcome | None = None
-        while outcome is None:
-            outcome = self._serve(key, insert, is_alone=True) or self._serve(key, decide)
-        return outcome
+        while True:
+            is_done, answer = self._serve(key, work)
+            if is_done:
+                return answer
 
-    def renew(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        return self._hold(key, token, state=claims.RUNNING, lease_seconds=lease_seconds)
-
-    def park(self, key: str, token: str, *, lease_seconds: float) -> bool:
-        return self._hold(key, token, state=claims.PARKED, lease_seconds=lease_seconds)
+    def discard(self, key: str) -> None:
+        self._serve(key, lambda connection: connection.execute(delete(_records).where(_records.c.id == row_id(key))))
 
     def commit(self, key: str, token: str, *, result: bytes, ttl_seconds: float) -> bool:
         def step(connection: Connection) -> bool:
@@ -167,50 +165,11 @@ class DatabaseStore(ClaimStore):
         states = (claims.RUNNING, claims.PARKED)
         return self._serve(key, lambda connection: _change(connection, key, token, states, changes), is_alone=True)
 
-    def show(self, key: str) -> Shown | None:
-        def step(connection: Connection) -> tuple[Any, float]:
-            return connection.execute(_select(key)).mappings().one_or_none(), read_clock(connection)
-
-        row, now = self._serve(key, step)
-        if row is None or row["expires_at"] <= now:
-            return None
-        return claims.shown(key, from_fields(key, row), now=now)
-
-    def forget(self, key: str, *, force: bool) -> bool:
-        def step(connection: Connection) -> bool:
-            row = connection.execute(_select(key).with_for_update()).mappings().one_or_none()
-            if row is None:
-                return True
-            try:
-                record = from_fields(key, row)
-            except DamagedRecord:
-                if not force:
-                    raise
-                connection.execute(delete(_records).where(_records.c.id == row_id(key)))
-                return True
-            if not force and claims.is_held(record, now=read_clock(connection)):
-                return False
-            changes = to_fields(claims.forgotten(record))
-            connection.execute(update(_records).where(_records.c.id == row_id(key)).values(**changes))
-            return True
-
-        return self._serve(key, step)
-
     def check(self) -> None:
-        owner = new_owner("check")
-        key = f"celery-sharding:check:{owner.run_id}"
-
-        def step(connection: Connection) -> None:
-            first = claims.claimed(None, owner=owner, lease_seconds=1.0, ttl_seconds=1.0, now=read_clock(connection))
-            insert_if_absent(connection, _records, {"id": row_id(key), "key": row_key(key), **to_fields(first)})
-            connection.execute(_select(key).with_for_update())
-            _change(connection, key, owner.run_id, (claims.RUNNING,), {"state": claims.DONE})
-            connection.execute(delete(_records).where(_records.c.id == row_id(key)))
-
         try:
-            self._serve(key, step)
+            super().check()
         finally:
-            # A worker checks before its pool forks, whose children have connections of their own.
+            # A worker checks before its pool forks; the children have connections of their own.
             self._engine.dispose()
 
     def purge(self) -> int:
@@ -219,8 +178,8 @@ class DatabaseStore(ClaimStore):
         def step(connection: Connection) -> tuple[int, int]:
             now = read_clock(connection)
             expired = select(_records.c.id).where(_records.c.expires_at <= now).limit(_PURGE_BATCH)
-            # One by one, by primary key and in order: whoever locks rows in another order would be in a deadlock with
-            # others who purge, or with a claim that takes an expired row over.
+            # One by one, by primary key and in order: locking rows in another order could deadlock with others that
+            # purge, or with a claim that takes an expired row over.
             found = sorted(connection.scalars(expired).all())
             rows = (delete(_records).where(_records.c.id == name, _records.c.expires_at <= now) for name in found)
             return len(found), sum(connection.execute(row).rowcount for row in rows)
@@ -241,8 +200,8 @@ class DatabaseStore(ClaimStore):
 
         return self._serve(key, step, is_alone=True)
 
-    def _serve(self, key: str, step: Callable[[Connection], _T], *, is_alone: bool = False) -> _T:
-        """Do `step` in a transaction of its own; `is_alone`: it makes one change, in one statement."""
+    def _serve(self, key: str, step: Callable[[Connection], T], *, is_alone: bool = False) -> T:
+        """Do `step` in a transaction of its own; `is_alone`: it changes something in one statement."""
         engine = self._alone if is_alone else self._engine
         try:
             self._make_table()
@@ -275,7 +234,7 @@ class DatabaseStore(ClaimStore):
                     _metadata.create_all(self._engine)
                     break
                 except SQLAlchemyError:
-                    # Another process makes it in the same moment: look before, then create, is not one step.
+                    # Another process may make it at the same moment: check and create are not one step.
                     if attempt + 1 == _CREATE_ATTEMPTS and not self._has_table():
                         raise
             self._is_made = True
@@ -288,14 +247,14 @@ class DatabaseStore(ClaimStore):
         return _records.name if self._schema is None else f"{self._schema}.{_records.name}"
 
 
-# What their drivers call a right that is missing, a login that is refused, and a database that takes no writes.
+# How drivers report a missing right, a refused login, and a read-only database.
 _SQLSTATES = ("42501", "3F000", "25006", "28000", "28P01")
 _MYSQL_CODES = (1044, 1045, 1049, 1142, 1143, 1227, 1290, 1792, 1836)
 _REFUSALS = ("readonly database", "unable to open database file", "password authentication failed", "permission denied")
 
 
 def is_refusal(error: SQLAlchemyError) -> bool:
-    """Say whether the database answered, and will not let claims be written."""
+    """Say whether the database answered, and refuses to let claims be written."""
     found = getattr(error, "orig", None)
     if found is None:
         return False
@@ -308,20 +267,21 @@ def _first_line(error: SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
+def _to_row(key: str, record: Record) -> dict[str, Any]:
+    return {"id": row_id(key), "key": row_key(key), **to_fields(record)}
+
+
 def _insert_at_once(connection: Connection, key: str, from_now: Record) -> int | None:
-    """Insert a record whose times count from this moment, in one round trip; return its fencing token, None if
-    there is one already.
-    """
-    row = to_fields(from_now)
+    """Insert a record whose times count from now, in one round trip; return its fencing token, None if it exists."""
+    row = _to_row(key, from_now)
     del row["fencing"]
     row |= {"lease_seconds": row.pop("lease_until"), "kept_seconds": row.pop("expires_at")}
-    row |= {"id": row_id(key), "key": row_key(key)}
     return connection.execute(_INSERT_AT_ONCE, row).scalar_one_or_none()
 
 
 def _change(connection: Connection, key: str, token: str, states: tuple[str, ...], changes: dict[str, Any]) -> bool:
     holder = (_records.c.id == row_id(key)) & (_records.c.token == token) & _records.c.state.in_(states)
-    # In the order given: MySQL and MariaDB compute a column from what the ones before it have just become.
+    # In the order given: MySQL and MariaDB compute a column from the new values of those before it.
     return connection.execute(update(_records).where(holder).ordered_values(*changes.items())).rowcount == 1
 
 
@@ -330,7 +290,7 @@ def _select(key: str) -> Any:
 
 
 def _begin_immediately(engine: Engine) -> None:
-    # The driver begins a transaction at the first write only, and as a reader that may fail to become the writer.
+    # The driver begins a transaction as a reader, which may then fail to become the writer.
     @event.listens_for(engine, "connect")
     def take_over_transactions(dbapi_connection: Any, _record: Any) -> None:
         dbapi_connection.isolation_level = None

@@ -1,4 +1,4 @@
-"""Claims where Django keeps things: its databases, and those of its caches that can compare and set.
+"""Claims in Django's databases, and in its caches that can compare and set.
 
 A claim is never written on the connection that tasks use, where it would be part of their transactions: the store has
 connections of its own, which Django makes with the same settings, and SQLAlchemy pools.
@@ -24,7 +24,7 @@ _PREFIX = "celery-sharding:dedup:"
 def open_database(alias: str) -> ClaimStore | None:
     """Return a store in the database `alias` of Django's settings.
 
-    None: it is a database in memory, which other processes do not see, or one that `DatabaseStore` does not know.
+    None: other processes do not see it, because it is in memory, or `DatabaseStore` does not support it.
     """
     known = connections[alias]
     drivername = _drivername(known)
@@ -42,10 +42,10 @@ def open_database(alias: str) -> ClaimStore | None:
 
 
 def open_cache(alias: str, *, in_memory: ClaimStore | None) -> ClaimStore | None:
-    """Return a store in the cache `alias` of Django's settings; None: it has no atomic step to build on.
+    """Return a store in the cache `alias` of Django's settings; None: it cannot compare and set.
 
     Args:
-        in_memory: The store for a cache in the memory of the process; None: it has none.
+        in_memory: The store for a cache in the memory of the process; None: refuse such a cache.
     """
     cache = caches[alias]
     prefix = f"{cache.key_prefix}:{_PREFIX}" if cache.key_prefix else _PREFIX
@@ -60,7 +60,7 @@ def open_cache(alias: str, *, in_memory: ClaimStore | None) -> ClaimStore | None
         servers = re.split("[;,]", place["LOCATION"]) if isinstance(place["LOCATION"], str) else place["LOCATION"]
         return MemcachedStore(servers, place.get("OPTIONS", {}), namespace=cache.key_prefix)
     if _is(cache, "django.core.cache.backends.db.DatabaseCache"):
-        # Beside the table of the cache, which is culled.
+        # In a table of its own: Django culls that of the cache.
         return open_database(router.db_for_write(cache.cache_model_class))
     if _is(cache, "django.core.cache.backends.locmem.LocMemCache"):
         return in_memory
@@ -68,7 +68,7 @@ def open_cache(alias: str, *, in_memory: ClaimStore | None) -> ClaimStore | None
 
 
 def _drivername(connection: Any) -> str | None:
-    """Return SQLAlchemy's name for the driver that Django uses."""
+    """Return SQLAlchemy's name of the driver that Django uses."""
     if connection.vendor == "postgresql":
         from django.db.backends.postgresql.psycopg_any import is_psycopg3
 

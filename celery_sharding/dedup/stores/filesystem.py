@@ -1,14 +1,14 @@
 """Claims in files of a local disk, for the workers of one machine.
 
-    FOLDER/ab/cdef…   one record: 64 digits of the SHA-256 of its key, the first two name the folder
-    FOLDER/ab/lock    locked (flock) by whoever changes a record beside it; the kernel unlocks it when a process dies
-    FOLDER/ab/new     the next content of a record, before it takes its place by one rename
+    FOLDER/ab/cdef…   one record; the 64 digits of the SHA-256 of its key, of which the first two name the folder
+    FOLDER/ab/lock    locked (flock) while a record beside it is changed; the kernel unlocks it when a process dies
+    FOLDER/ab/new     the new content of a record, which is then renamed into place
 
-A process that is killed at any instruction leaves the old record or the new one. What was written is on the disk before
-a step returns, so a power failure takes nothing back either. The time a file was changed is the time its record
-expires, so that a purge need not read the others.
+A process that is killed at any instruction leaves the old record or the new one. A step returns only when its data is
+on the disk, so a power failure loses nothing either. The modification time of a file is when its record expires, so
+that a purge need not read it.
 
-The clock is that of the machine. Not for network file systems, on which locks may not hold.
+The clock is that of the machine. Not for network file systems, where locks may not hold.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCK, _NEW = "lock", "new"
 
 
 class FilesystemStore(SteppingStore):
-    """A `ClaimStore` in files below `folder`, which is made at the first use. `clock` returns seconds since 1970."""
+    """A `ClaimStore` in files below `folder`, which it makes at the first use. `clock` returns seconds since 1970."""
 
     def __init__(self, folder: Path, clock: Clock = time.time) -> None:
         self._folder = folder
@@ -64,7 +64,7 @@ class FilesystemStore(SteppingStore):
                 for path in sorted(folder.iterdir()):
                     if path.name not in (_LOCK, _NEW) and self._has_expired(path):
                         with _locked(folder):
-                            if self._has_expired(path):  # and was not claimed again meanwhile
+                            if self._has_expired(path):  # and has not been claimed again
                                 path.unlink()
                                 deleted += 1
         except OSError as exc:
@@ -96,7 +96,7 @@ def _locked(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        # Closing alone would not do if another thread has forked meanwhile: its child has the same lock open.
+        # Closing is not enough if another thread has forked meanwhile: its child has the same lock open.
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 

@@ -1,11 +1,10 @@
-"""Claims in Memcached, as well as it can: it forgets records when its memory is full, and all of them at a restart.
+"""Claims in Memcached, without its guarantee: it evicts records when its memory is full, and loses all at a restart.
 
-One item for each key, on the server that the key chooses for good: if that server is down, its claims are unavailable
-instead of being looked for elsewhere. An item is added if it is absent, and changed by compare-and-swap.
+One item for each key, always on the same server: if that server is down, its claims are unavailable instead of being
+looked for elsewhere. An item is added if it is absent, and changed by compare-and-swap.
 
-The clock is the server's, which tells whole seconds: leases may seem up to a second longer to one process than to
-another, and a record that Memcached forgets in the very second in which it was written may be followed by a lower
-fencing token.
+The clock is the server's, which counts whole seconds: a lease may seem up to a second longer to one process than to
+another, and a record that Memcached loses in the very second it was written may be followed by a lower fencing token.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ class MemcachedStore(SteppingStore):
     """A `ClaimStore` in Memcached.
 
     Args:
-        servers: As pymemcache names them: "host:port", "unix:/path", or pairs of host and port.
-        options: Those of pymemcache's clients; what a pooled client does not take is left out.
-        namespace: Keeps the claims of apps apart that share the servers.
+        servers: As pymemcache takes them: "host:port", "unix:/path", or pairs of host and port.
+        options: For pymemcache's clients; those that a pooled client does not take are left out.
+        namespace: Separates the claims of apps that share the servers.
     """
 
     caveat = (
@@ -100,7 +99,7 @@ class MemcachedStore(SteppingStore):
 
 
 class _Server:
-    """One Memcached: its connections, and its clock as far as it is known."""
+    """One Memcached: its connections, and what is known of its clock."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -110,33 +109,33 @@ class _Server:
         self._read_at = -math.inf
 
     def call(self, work: Callable[[], T]) -> T:
-        """Do `work`, again if it met a connection that was idle when the server closed it."""
+        """Do `work`, and repeat it if the server had closed an idle connection."""
         for _ in self.client.client_pool.free:
             try:
                 return work()
             except (MemcacheUnexpectedCloseError, ConnectionError):
-                pass  # and this connection has left the pool
+                pass  # this connection has left the pool
         return work()
 
     def read_clock(self) -> float:
-        """Return the server's time in seconds, at most a second behind. Asks the server from time to time."""
+        """Return the server's time in seconds, at most a second late. Asks the server from time to time."""
         with self._lock:
             if time.monotonic() - self._read_at > _CLOCK_SECONDS:
                 before = time.monotonic()
-                told = float(self.client.stats()[b"time"])
+                answer = float(self.client.stats()[b"time"])
                 after = time.monotonic()
-                lowest, highest = told - after, told + 1 - before
+                lowest, highest = answer - after, answer + 1 - before
                 self._offset_min = max(self._offset_min, lowest)
                 self._offset_max = min(self._offset_max, highest)
-                if self._offset_min > self._offset_max:  # Another server by now, or clocks that do not run alike.
+                if self._offset_min > self._offset_max:  # It is another server by now, or the clocks drift.
                     self._offset_min, self._offset_max = lowest, highest
                 self._read_at = after
             return time.monotonic() + self._offset_min
 
 
 def _expire(record: Record, now: float) -> int:
-    seconds = math.ceil(record.expires_at - now) + 1  # Its seconds begin before ours.
-    # A longer time counts as a date.
+    seconds = math.ceil(record.expires_at - now) + 1  # Its seconds begin earlier than ours.
+    # Memcached takes a longer time for a date.
     return max(seconds, 1) if seconds <= _RELATIVE_SECONDS_MAX else math.ceil(now) + seconds
 
 

@@ -1,7 +1,7 @@
 """Claims in the memory of this process: for tests, eager mode, and workers of one process.
 
-Other processes do not see these claims, so `stores.check_tasks` refuses this store to a worker that has child
-processes. Nothing survives a restart.
+Other processes do not see these claims, so `stores.check_tasks` refuses this store in a worker with child processes.
+Nothing survives a restart.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from celery_sharding.dedup.claims import ClaimStore
 from celery_sharding.errors import NoUsableStore, StoreRefused, StoreUnavailable
 
 ANSWER_SECONDS = 5.0
-"""How long a claim waits for the answer of Redis, before the store counts as away."""
+"""How long a claim waits for an answer of Redis before the store counts as unavailable."""
 
 SERVING = (
-    "@deduplicate keeps its claims in the result backend. What serves: redis://, rediss://, sentinel:// (Redis, "
+    "@deduplicate keeps its claims in the result backend. Usable ones: redis://, rediss://, sentinel:// (Redis, "
     "Valkey), db+… (SQLite file, PostgreSQL, MySQL, MariaDB), django-db, django-cache (in Redis, Memcached or a "
     "database), file:// on a local disk, cache+memcached:// as well as it can, and cache+memory:// within one process "
     "(--pool threads or solo)"
@@ -42,14 +42,14 @@ def open_store(app: Any, *, eager: bool) -> ClaimStore:
         return _in_memory()
     url = getattr(backend, "url", None) or app.conf.result_backend or type(backend).__name__
     url = _without_password(str(url))
-    raise NoUsableStore(f"the result backend {url!r} can keep no claims. {SERVING}", backend=url)
+    raise NoUsableStore(f"the result backend {url!r} cannot keep claims. {SERVING}", backend=url)
 
 
 def _in_redis(app: Any, backend: Any) -> ClaimStore:
     from celery_sharding.dedup.stores.redis import RedisStore
 
-    # Connections of our own: the backend's wait for an answer as long as results may take, 120 s by default, and a run
-    # that asks holds its slot. As the backend makes its client (read in Celery 5.7.0), with Sentinel, too.
+    # Connections of our own: those of the backend wait for an answer as long as results may take, 120 s by default, and
+    # meanwhile a run holds its slot. Made as the backend makes its client (read in Celery 5.7.0), also with Sentinel.
     parameters = dict(backend.connparams)
     for name in ("socket_timeout", "socket_connect_timeout"):
         given = parameters.get(name)
@@ -64,7 +64,7 @@ def _in_database(app: Any, backend: Any) -> ClaimStore:
     callback = getattr(backend.session_manager, "engine_callback", None)
     if callback is not None:
         callback(engine)
-    # Beside the results of tasks, where Celery is told to keep them.
+    # In the schema where Celery keeps the results of tasks.
     return DatabaseStore(engine, schema=(app.conf.database_table_schemas or {}).get("task"))
 
 
@@ -103,7 +103,7 @@ def _in_memory() -> ClaimStore:
     return MemoryStore()
 
 
-# Module and name of a backend's class, and what opens its store; None: it has none, as it is set up.
+# Module and name of a backend's class, and what opens its store; None: it cannot keep claims as it is configured.
 _STORES: tuple[tuple[str, str, Callable[[Any, Any], ClaimStore | None]], ...] = (
     ("celery.backends.redis", "RedisBackend", _in_redis),
     ("celery.backends.database", "DatabaseBackend", _in_database),
@@ -121,19 +121,18 @@ def _open_backend(app: Any) -> Any:
     except StoreUnavailable:
         raise
     except ImproperlyConfigured as exc:
-        # A folder that is not there, a driver that is not installed.
-        told = " ".join(str(exc).split()).rstrip(".")
+        # A missing folder or driver.
+        reason = " ".join(str(exc).split()).rstrip(".")
         url = without_password(app)
-        raise NoUsableStore(f"the result backend {url!r} does not work: {told}. {SERVING}", backend=url) from exc
+        raise NoUsableStore(f"the result backend {url!r} does not work: {reason}. {SERVING}", backend=url) from exc
     except Exception as exc:
-        # Some backends connect when they are made (databases create their tables), and each driver has errors of its
-        # own.
+        # Some backends connect when they are made (databases create their tables), and each driver has its own errors.
         cls = StoreRefused if _is_refusal(exc) else StoreUnavailable
         raise cls(f"the result backend could not be opened: {type(exc).__name__}: {exc}") from exc
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Say whether a database refused Celery, which makes its tables when it opens its backend."""
+    """Say whether a database refused to let Celery make its tables, which it does when it opens its backend."""
     if "sqlalchemy" not in sys.modules:
         return False
     from sqlalchemy.exc import SQLAlchemyError
@@ -145,7 +144,7 @@ def _is_refusal(error: Exception) -> bool:
 
 @contextmanager
 def _password_hidden() -> Iterator[None]:
-    """Turn an error that may quote the URL, and so a part of its password, into one that does not."""
+    """Replace an error that may quote the URL, with a part of its password, by one that does not."""
     try:
         yield
     except ValueError as exc:
@@ -172,11 +171,11 @@ def _prefix(app: Any) -> str:
 
 
 def without_password(app: Any) -> str:
-    """Return the URL of the result backend as it may be shown."""
+    """Return the URL of the result backend without its password."""
     return _without_password(str(app.conf.result_backend))
 
 
 def _without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    # A driver may take it from the query, too.
+    # A driver may also take it from the query.
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}" if separator else url

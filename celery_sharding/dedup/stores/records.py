@@ -1,7 +1,7 @@
-"""A claim record as it is kept outside Redis, and the check of what is read back.
+"""A claim record as it is stored outside Redis, and the check of what is read back.
 
-Databases keep the fields in columns; files and Memcached keep them as one line of JSON, then the bytes of the result.
-A record that a newer version wrote, or that is damaged, is never guessed at and never overwritten.
+Databases keep the fields in columns; files and Memcached keep them as a line of JSON, then the bytes of the result. A
+record that a newer version wrote, or that is damaged, is refused and never overwritten.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def from_fields(key: str, fields: Mapping[Any, Any]) -> Record:
 
 
 def to_bytes(key: str, record: Record) -> bytes:
-    """Return `record` as bytes, with its key for who looks at them."""
+    """Return `record` as bytes, with its key for human readers."""
     fields = to_fields(record)
     result = fields.pop("result")
     fields["result_bytes"] = None if result is None else len(result)
@@ -83,7 +83,7 @@ def from_bytes(key: str, data: bytes) -> Record:
         fields = json.loads(header)
         size = fields.get("result_bytes")
     except (ValueError, AttributeError) as exc:
-        raise damaged(key, "it is no JSON object") from exc
+        raise damaged(key, "it is not a JSON object") from exc
     if fields.get("version") == claims.VERSION and len(result) != (size or 0):
         raise damaged(key, f"its result has {len(result)} bytes of {size}")
     return from_fields(key, {**fields, "result": None if size is None else result})
@@ -93,7 +93,7 @@ def damaged(key: str, why: str) -> DamagedRecord:
     """Return the error for a record that cannot be used."""
     return DamagedRecord(
         f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
-        "wrote it, else let it be deleted by `celery shards dedup forget … --force`",
+        "wrote it, else delete it with `celery shards dedup forget … --force`",
         key=key,
     )
 
@@ -104,5 +104,5 @@ def row_id(key: str) -> str:
 
 
 def row_key(key: str) -> str:
-    """Return `key` as it is shown in its row: PostgreSQL keeps no NUL in a text."""
+    """Return `key` as its row shows it: PostgreSQL allows no NUL in a text."""
     return key.replace("\0", "\N{SYMBOL FOR NULL}")

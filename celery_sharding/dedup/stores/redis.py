@@ -1,14 +1,13 @@
 """Claims in Redis or Valkey.
 
 One hash for each key, changed by the scripts of `redis_scripts`. They can be repeated with the same token: the client
-may send a script again when a connection broke. A claim and a commit are one round trip each.
+may resend a script when a connection breaks. A claim and a commit are one round trip each.
 
-The main thread, which runs the tasks of a prefork or solo worker, keeps one connection out of the client's pool for
-itself, and sends and reads on it directly: all that redis-py does around a call (take a connection and give it back,
-hooks, retries) costs as much as the call. Whatever goes wrong on it, it is closed, so that no late answer is ever read
-as the answer of the next call.
+The main thread, which runs the tasks of a prefork or solo worker, keeps one connection of the client's pool for itself,
+and sends and reads on it directly: what redis-py does around a call (the pool, hooks, retries) costs as much as the
+call. After any error the connection is closed, so that a late answer is never taken for that of the next call.
 
-A failover that loses what the old primary had not replicated yet loses those claims: Redis gives no stronger promise.
+A failover loses the claims that the old primary had not replicated yet: Redis promises no more.
 """
 
 from __future__ import annotations
@@ -145,11 +144,11 @@ class RedisStore(ClaimStore):
         try:
             return _exchange(self._kept.connection, script, command)
         except RedisConnectionError:
-            # A pool would have noticed that the server had closed an idle connection; scripts may be repeated.
+            # The server may have closed an idle connection, which a pool would have noticed; scripts may be repeated.
             self._drop_kept()
             return _call(self._client, script, command)
         except BaseException:
-            # Also what a time limit raises in the middle of a call, whose answer is still to come.
+            # A time limit, too, may interrupt a call before its answer has come.
             self._drop_kept()
             raise
 
@@ -184,7 +183,7 @@ def _exchange(connection: Any, script: str, command: Sequence[Any]) -> Any:
 
 
 def _packed(words: Sequence[str | bytes | int]) -> bytes:
-    """Return words as they go over the wire (RESP, bulk strings)."""
+    """Return words in Redis' protocol (RESP, bulk strings)."""
     parts = []
     for word in words:
         data = word if isinstance(word, bytes) else str(word).encode()
@@ -203,7 +202,7 @@ def _digest(script: str) -> str:
 
 
 def _may_keep_connection(client: Any) -> bool:
-    """Say whether this thread may keep a connection: the main one, of a pool that is not kept small on purpose."""
+    """Say whether this thread may keep a connection: the main thread may, unless the pool is small on purpose."""
     if threading.current_thread() is not threading.main_thread():
         return False
     return getattr(client.connection_pool, "max_connections", 0) >= _SMALL_POOL
@@ -222,7 +221,7 @@ def _millis(seconds: float) -> int:
 
 def _failed(key: str, error: RedisError) -> StoreUnavailable:
     text = str(error)
-    # Before Redis 7 the error of a command within a script is told in words only.
+    # Before Redis 7 the error of a command within a script is only a text.
     if isinstance(error, AuthenticationError | NoPermissionError | ReadOnlyError) or _REFUSAL.search(text):
         return StoreRefused(
             f"Redis refused the claim {key!r}: {text}. Its user needs +eval, +evalsha, +hset, +hmget, +hdel, +hstrlen, "

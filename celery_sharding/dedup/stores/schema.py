@@ -1,11 +1,11 @@
 """The two tables of claims, and the clock and the statements that differ between databases.
 
 `celery_sharding_dedup` is the library's own, in the database of the result backend; `DatabaseStore` makes it.
-`celery_sharding_claims` stands in the *user's* database, beside the rows that tasks write; the user's migrations make
-it. Both may be the same database, so the names differ.
+`celery_sharding_claims` is in the *user's* database, beside the rows that tasks write; the user's migrations make it.
+Both may be in one database, so the names differ.
 
-Keys are stored beside their SHA-256, which is the primary key: databases compare text without regard to case, or cut
-it, or limit the length of an index.
+The primary key is the SHA-256 of a key, beside the key itself: databases may ignore case, cut text, or limit the length
+of an index.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 DIALECTS = ("sqlite", "postgresql", "mysql", "mariadb")
 _RESULT_BYTES_MAX = 16 * 1024 * 1024 - 1
-# Whatever the defaults of a MySQL or MariaDB are: keys are any text, and a claim needs transactions.
+# Whatever the server's defaults: keys are any text, and a claim needs transactions.
 _MYSQL: dict[str, Any] = {
     "mysql_engine": "InnoDB",
     "mysql_charset": "utf8mb4",
@@ -83,7 +83,7 @@ def records_table(metadata: MetaData) -> Table:
 
 
 claim_metadata = MetaData()
-"""Metadata with the claims table alone, for `claim_metadata.create_all(engine)`."""
+"""Metadata with only the claims table, for `claim_metadata.create_all(engine)`."""
 default_claims_table = claims_table(claim_metadata)
 
 
@@ -94,7 +94,7 @@ _MYSQL_CLOCK = literal_column("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIM
 
 
 def clock(connection: Connection) -> Any:
-    """Return the database's time in seconds as a part of a statement, which then needs no round trip of its own.
+    """Return the database's time in seconds as part of a statement, which saves a round trip.
 
     SQLite has no clock: there it is the time of its one host, as a float.
     """
@@ -105,7 +105,7 @@ def clock(connection: Connection) -> Any:
 
 
 def statement_clock(connection: Connection) -> Any:
-    """Return the time at which the statement began, which is the same wherever it stands in it; else as `clock`."""
+    """Return the time at which the statement began, the same everywhere in it; except on PostgreSQL, as `clock`."""
     return _POSTGRESQL_STATEMENT_CLOCK if connection.dialect.name == "postgresql" else clock(connection)
 
 
@@ -116,16 +116,16 @@ def read_clock(connection: Connection) -> float:
 
 
 def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
-    """Insert a row unless its primary key exists; waits for whoever is just inserting it. False: it exists."""
+    """Insert a row unless its primary key exists, after any transaction that is inserting it. False: it exists."""
     name = connection.dialect.name
     if name in ("mysql", "mariadb"):
-        # Not INSERT IGNORE, which leaves everybody who waited with a shared lock on the row: two of them that go on to
-        # change it are a deadlock. This takes the lock of a writer, and sets lastrowid only if the row existed.
+        # Not INSERT IGNORE, which leaves all that waited with a shared lock on the row: two of them that go on to
+        # change it deadlock. This takes a write lock, and sets lastrowid only if the row existed.
         statement = mysql.insert(table).values(**values)
         unchanged = table.c.fencing + 0 * func.last_insert_id(1)
         return not connection.execute(statement.on_duplicate_key_update(fencing=unchanged)).lastrowid
     insert = postgresql.insert if name == "postgresql" else sqlite.insert
-    # The count of an INSERT is gone with its cursor (psycopg 3 then says -1) unless it is asked for before.
+    # The row count of an INSERT goes with its cursor (psycopg 3 then says -1) unless it is preserved.
     done = connection.execute(
         insert(table).values(**values).on_conflict_do_nothing(), execution_options={"preserve_rowcount": True}
     )

@@ -1,6 +1,6 @@
 """Stores that change a record by reading it, deciding in Python, and writing it back, as one atomic step.
 
-A subclass gives that step: under a lock, or with a compare-and-swap that is tried again when another was quicker.
+A subclass provides that step: under a lock, or by compare-and-swap, repeated when another process was quicker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from celery_sharding.errors import DamagedRecord
 
 T = TypeVar("T")
 Step = Callable[[Record | None, float], tuple[Record | None, T]]
-"""Given the record and the store's time, returns the new record, None to leave the old one, and the answer."""
+"""Takes the record and the store's time; returns the new record (None: keep the old one) and the answer."""
 
 
 class SteppingStore(ClaimStore, ABC):
@@ -26,13 +26,14 @@ class SteppingStore(ClaimStore, ABC):
     def change(self, key: str, step: Step[T]) -> T:
         """Do `step` on the record of `key` (None if there is none) and return its answer.
 
-        No other change of the key comes between its read and its write. `step` is pure and may be called repeatedly.
+        Nothing else changes the record between read and write. `step` is pure and may be called repeatedly.
         """
 
     def check(self) -> None:
         owner = new_owner("check")
         key = f"celery-sharding:check:{owner.run_id}"
         self.claim(key, owner=owner, lease_seconds=1.0, ttl_seconds=1.0)
+        self.renew(key, owner.run_id, lease_seconds=1.0)
         self.discard(key)
 
     @abstractmethod

@@ -1,13 +1,13 @@
-"""What a doctor looks at in a group, finding by finding, each with its fix. Changes nothing.
+"""What `shards doctor` checks in a group: findings, each with its fix. Changes nothing.
 
-    error     a promise does not hold, or tasks do not run
-    warning   a promise hangs by a thread, or somebody should look
-    note      worth knowing; or what could not be checked, and what that would need
+    error     a promise is broken, or tasks do not run
+    warning   a promise is at risk, or somebody should take a look
+    note      worth knowing; or a check that was not possible, and what it needs
     ok        checked, and as it should be
 
-A check is a function that takes a `Patient` and yields findings. Those of `layout` and `state` need plain AMQP, those
-of `broker` the management API; the app's own configuration is looked at in `cli.doctor_app`. What a check may not do,
-for want of permissions, is a note and no error.
+A check is a function that takes a `Patient` and yields findings. Those of `layout` and `state` use plain AMQP, those of
+`broker` the management API; `cli.doctor_app` checks the app's own configuration. A check that lacks permissions yields
+a note, no error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def examine(patient: Patient, api: Management | None, *, consumer_timeout_second
     yield from check_version(patient)
     yield from check_plugin(patient)
     if not is_known(patient.layout.protocol):
-        text = f"a newer version acts on it: it {describe_need(patient.layout.protocol)}"
+        text = f"a newer version uses it: it {describe_need(patient.layout.protocol)}"
         yield Finding("error", "protocol", text, "upgrade celery-sharding, here and in the workers")
         return
     if not topology.fixed_exists(patient.connection, patient.names) and not patient.layout.limbo:
@@ -69,4 +69,4 @@ def examine(patient: Patient, api: Management | None, *, consumer_timeout_second
     try:
         yield from check_broker(patient, api, consumer_timeout_seconds=consumer_timeout_seconds)
     except ManagementUnavailable as exc:
-        yield Finding("warning", "management", exc.message, "put sharding_management_url right, or take it away")
+        yield Finding("warning", "management", exc.message, "correct sharding_management_url, or remove it")

@@ -1,7 +1,7 @@
-"""What a doctor sees through the broker's management API: bindings, policies, alarms, nodes and replicas.
+"""Checks by the broker's management API: bindings, policies, alarms, nodes and replicas.
 
-Plain AMQP tells none of it. What is asked is cheap: a page of queues, four exchanges, the nodes. Other users of the
-broker may do anything to the group's names, so nothing here takes for granted that it is as we made it.
+Plain AMQP shows none of it. The requests are cheap: a page of queues, four exchanges, the nodes. Other users of the
+broker may do anything to the group's queues and exchanges, so nothing is taken for granted here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from celery_sharding.monitoring.management import Management
 from celery_sharding.topology import RING_WEIGHT, Names
 
 _TAP = (
-    "unbind it: what reaches it counts as routed, so messages that no shard took are lost in silence. To watch, read "
-    "the journal"
+    "unbind it: what reaches it counts as routed, so messages that no shard takes are lost silently. To watch a group, "
+    "read the journal"
 )
 
 
@@ -45,7 +45,7 @@ def check_broker(patient: Patient, api: Management, *, consumer_timeout_seconds:
 
 
 def unexamined() -> Finding:
-    """Return what is to be said when there is no management API to ask."""
+    """Return the finding for a broker without a management API to ask."""
     return Finding(
         "note",
         "management",
@@ -60,8 +60,8 @@ def _check_nodes(nodes: list[Mapping[str, Any]]) -> Iterator[Finding]:
         if node.get("running") is False:
             yield Finding("error", "nodes", f"{name} is down", "start it")
         for alarm, what, fix in (
-            ("mem_alarm", "memory", "consume faster, or give it more; see vm_memory_high_watermark"),
-            ("disk_free_alarm", "disk", "free some of its disk; see disk_free_limit"),
+            ("mem_alarm", "memory", "consume faster, or give it more memory; see vm_memory_high_watermark"),
+            ("disk_free_alarm", "disk", "free some disk space; see disk_free_limit"),
         ):
             if node.get(alarm):
                 text = f"{name} has a {what} alarm: the broker blocks publishers"
@@ -85,7 +85,7 @@ def _check_bindings(patient: Patient, api: Management, vhost: str) -> Iterator[F
     foreign = missing = False
     for exchange, expected in wanted.items():
         if exchange != ring and not exchange_exists(patient.connection, exchange):
-            continue  # said by plain AMQP
+            continue  # a finding by plain AMQP
         found = [
             (str(each.get("destination")), str(each.get("routing_key")))
             for each in api.get(f"/api/exchanges/{vhost}/{quote(exchange, safe='')}/bindings/source")
@@ -100,15 +100,15 @@ def _check_bindings(patient: Patient, api: Management, vhost: str) -> Iterator[F
             missing = True
             yield _missing(patient, exchange, gone, ring)
     if not foreign and not missing:
-        yield Finding("ok", "bindings", "exchanges and ring lead where they should, and nowhere else")
+        yield Finding("ok", "bindings", "exchanges and ring are bound as they should be")
 
 
 def _missing(patient: Patient, exchange: str, gone: list[str], ring: str) -> Finding:
     what = f"{exchange} is not bound to {name_some(gone)}"
     if exchange == ring:
-        fix = f"delete the exchange {ring}: a worker makes a new generation, in order; do not bind anything by hand"
+        fix = f"delete the exchange {ring}: a worker makes a new generation, in order; bind nothing by hand"
     elif patient.layout.generation:
-        fix = f"delete the exchange {patient.names.publish}, then run `celery shards declare`; do not bind by hand"
+        fix = f"delete the exchange {patient.names.publish}, then run `celery shards declare`; bind nothing by hand"
     else:
         fix = "run `celery shards declare`; until then, what is published may be returned to the publisher"
     return Finding("error", "bindings", what, fix)
@@ -118,7 +118,9 @@ def _check_replicas(
     patient: Patient, queues: list[Mapping[str, Any]], nodes: list[Mapping[str, Any]]
 ) -> Iterator[Finding]:
     if len(nodes) < 2:
-        yield Finding("note", "replicas", "the broker is one node: while it is down, nothing runs; nothing is lost")
+        yield Finding(
+            "note", "replicas", "the broker has one node: while it is down, nothing runs, but nothing is lost"
+        )
         return
     few: list[str] = []
     partly: list[str] = []
@@ -141,7 +143,7 @@ def _check_replicas(
         yield Finding(
             "error",
             "replicas",
-            f"classic queues on a cluster: {name_some(classic)}; they may lose their order when a node is lost",
+            f"classic queues on a cluster: {name_some(classic)}; they may lose their order with a node",
             'move to a group with queue_type="quorum"',
         )
     if partly:
@@ -150,7 +152,7 @@ def _check_replicas(
         yield Finding(
             "warning",
             "replicas",
-            f"less than {min(3, len(nodes))} replicas: {name_some(few)}",
+            f"fewer than {min(3, len(nodes))} replicas: {name_some(few)}",
             "run `rabbitmq-queues grow NODE all --queue-pattern '^shards'`, for streams `rabbitmq-streams add_replica`",
         )
     if not (halted or classic or partly or few):
@@ -158,5 +160,5 @@ def _check_replicas(
 
 
 def _is_passing(names: Names, queue: str) -> bool:
-    """Tell whether a queue is one of those that live for the time of a command."""
+    """Tell whether a queue lives only as long as a command."""
     return queue in (names.admin, names.dead_admin) or queue.startswith(f"{names.publish}.locate.")

@@ -1,4 +1,4 @@
-"""What a doctor says, and whom it looks at."""
+"""What a check takes, and what it yields."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """A group that is looked at.
+    """A group that is examined.
 
     Attributes:
         connection: Of kombu, connected.
@@ -49,4 +49,6 @@ class Patient:
 
 
 def unchecked(check: str, exc: TopologyError) -> Finding:
-    return Finding("note", check, f"not checked: {exc.message.split(' (')[0]}", "run it as a user who may declare")
+    return Finding(
+        "note", check, f"not checked: {exc.message.split(' (')[0]}", "run it as a user with permission to declare"
+    )

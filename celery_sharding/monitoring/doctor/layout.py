@@ -1,4 +1,4 @@
-"""Checks of what stands on the broker, by plain AMQP: version, plugin, exchanges, queues and their arguments."""
+"""Checks by plain AMQP of what exists: version, plugin, exchanges, queues and their arguments."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def check_version(patient: Patient) -> Iterator[Finding]:
     if len(version) < 2:
         yield Finding("note", "version", f"{product} does not tell its version", "")
     elif version < _OLDEST:
-        yield Finding("error", "version", f"{product} {text} is too old", "run RabbitMQ 3.10 or later, best 4.0")
+        yield Finding("error", "version", f"{product} {text} is too old", "run RabbitMQ 3.10 or later, preferably 4")
     elif version < _BEST:
         yield Finding(
             "note",
             "version",
-            f"{product} {text} works; it keeps rings in memory, so a restart costs a new generation, and it cannot be "
-            "told which standby is next",
-            "RabbitMQ 4 spreads shards sooner; on Khepri rings survive a restart",
+            f"{product} {text} works, but it keeps rings in memory, so a restart costs a new generation, and the next "
+            "standby cannot be chosen",
+            "RabbitMQ 4 balances shards sooner; on Khepri rings survive a restart",
         )
     else:
         yield Finding("ok", "version", f"{product} {text}")
@@ -46,7 +46,7 @@ def check_version(patient: Patient) -> Iterator[Finding]:
 def check_plugin(patient: Patient) -> Iterator[Finding]:
     layout = patient.layout
     if layout.generation and topology.ring_exists(patient.connection, patient.names, layout.generation):
-        yield Finding("ok", "plugin", "the consistent-hash exchange is there")
+        yield Finding("ok", "plugin", "the consistent-hash exchange is enabled")
         return
     # A connection of its own: brokers before 4 close it when they do not know the type.
     ring = f"{patient.names.publish}.locate.{uuid.uuid4().hex}"
@@ -55,12 +55,12 @@ def check_plugin(patient: Patient) -> Iterator[Finding]:
         with brief_channel(connection) as channel, explained(patient.group.name, ring):
             channel.exchange_declare(ring, RING_TYPE, durable=False, auto_delete=True)
             channel.exchange_delete(ring)
-        yield Finding("ok", "plugin", "the consistent-hash exchange is there")
+        yield Finding("ok", "plugin", "the consistent-hash exchange is enabled")
     except PluginMissing:
         yield Finding(
             "error",
             "plugin",
-            "the broker has no consistent-hash exchange, so no ring can be made",
+            "the broker has no consistent-hash exchange, so no ring can be declared",
             "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node",
         )
     except TopologyError as exc:
@@ -78,7 +78,7 @@ def check_configuration(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "configuration",
-            f"{live.shards} shards are live, {group.shards} are configured; the live ones count",
+            f"{live.shards} shards are live, {group.shards} are configured; the live number counts",
             f"set shards={live.shards}",
         )
     if live.queue_type != group.queue_type:
@@ -100,15 +100,13 @@ def check_layout(patient: Patient) -> Iterator[Finding]:
         return
     switch = layout.switch
     if switch is not None and switch.at is not None and time.time() - switch.at < SWITCH_SECONDS:
-        yield Finding("note", "layout", f"{fault}, since a moment", "look again in a minute")
+        yield Finding("note", "layout", f"{fault}, for less than a minute so far", "run the doctor again in a minute")
     else:
-        yield Finding(
-            "error", "layout", fault, "run `celery shards declare`; workers do so by themselves, when they run"
-        )
+        yield Finding("error", "layout", fault, "run `celery shards declare`; running workers repair it by themselves")
 
 
 def check_arguments(patient: Patient) -> Iterator[Finding]:
-    """Declare what exists once more, which the broker refuses if it was declared otherwise."""
+    """Declare what exists once more, which the broker refuses if the arguments differ."""
     layout, names, connection = patient.layout, patient.names, patient.connection
     queues = [names.limbo(layout.limbo)] if layout.limbo else []
     queues += [names.shard(layout.generation, index) for index in range(layout.shards)]
@@ -125,15 +123,15 @@ def check_arguments(patient: Patient) -> Iterator[Finding]:
                 refused.append(queue)
                 fix = fix or exc.message
     except TopologyMismatch as exc:
-        yield Finding("error", "arguments", f"{exc.entity} was declared otherwise", exc.message)
+        yield Finding("error", "arguments", f"{exc.entity} was declared with other arguments", exc.message)
         return
     except TopologyError as exc:
         yield unchecked("arguments", exc)
         return
     if refused:
-        yield Finding("error", "arguments", f"declared otherwise: {name_some(refused)}", fix)
+        yield Finding("error", "arguments", f"declared with other arguments: {name_some(refused)}", fix)
     else:
-        yield Finding("ok", "arguments", f"exchanges and {len(queues)} queues are as declared by this version")
+        yield Finding("ok", "arguments", f"exchanges and {len(queues)} queues are as this version declares them")
 
 
 def exchange_exists(connection: Any, name: str) -> bool:

@@ -1,8 +1,8 @@
 """What policies do to the queues and exchanges of a group; no broker.
 
-To each queue the broker applies the policy with the highest priority whose pattern fits its name, and beside it the
-operator policy that is found in the same way. It says so in its statistics only, which come late and may be off, so
-that is found out here from the policies themselves.
+The broker applies to each queue the policy with the highest priority whose pattern matches its name, and also the
+operator policy found in the same way. Only its statistics say which, and they come late and may be off. So that is
+worked out here from the policies themselves.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from celery_sharding.monitoring.health import name_some
 from celery_sharding.topology import DELIVERY_LIMIT, Names
 
 _FIX = (
-    "let its pattern leave out the names that begin with 'shards.', or let a policy of higher priority match them "
+    "exclude names that begin with 'shards.' from its pattern, or add a policy of higher priority that matches them "
     "(`celery shards export` writes one)"
 )
-_OPERATOR_FIX = "let its pattern leave out the names that begin with 'shards.'"
+_OPERATOR_FIX = "exclude names that begin with 'shards.' from its pattern"
 # What `apply-to` may say, by the type of a queue, beside "all" and "queues".
 _APPLY_TO = {"classic": "classic_queues", "quorum": "quorum_queues", "stream": "streams"}
 
@@ -40,7 +40,7 @@ class Policy:
     operator: bool
 
     def fits(self, name: str, kinds: Sequence[str]) -> bool:
-        """Say whether it may apply to what is called `name`, and is of one of `kinds`, as `apply-to` calls them."""
+        """Tell whether it may apply to `name`, which is of one of `kinds`, as `apply-to` calls them."""
         try:
             return self.apply_to in ("all", *kinds) and re.search(self.pattern, name) is not None
         except re.error:  # the broker's expressions know a little more than Python's
@@ -76,7 +76,7 @@ def check_policies(
 
     Args:
         queues: Of the group, as the management API lists them.
-        consumer_timeout_seconds: What the app takes the broker's own for.
+        consumer_timeout_seconds: The broker's, as the app is configured.
     """
     found: dict[Judgement, list[str]] = {}
     for queue in queues:
@@ -96,7 +96,7 @@ def check_policies(
 
 
 def _applied(policies: Sequence[Policy], name: str, kinds: Sequence[str]) -> Iterator[Policy]:
-    """Yield the policy and the operator policy that apply to `name`; of equals, all, since the broker takes any."""
+    """Yield the policy and the operator policy that apply to `name`; of equal priorities all, since any may win."""
     for operator in (False, True):
         fitting = [each for each in policies if each.operator is operator and each.fits(name, kinds)]
         highest = max((each.priority for each in fitting), default=0)
@@ -118,20 +118,24 @@ def _judge_queue(
         return
     for key in ("message-ttl", "expires"):
         if key in definition:
-            yield "error", f"{which} sets {key}: messages are dropped, and the order of their keys has holes", fix
+            yield "error", f"{which} sets {key}: messages are dropped, so keys have gaps", fix
     for key in ("max-length", "max-length-bytes"):
         if key in definition:
             yield _judge_limit(queue, f"{which} sets {key}", definition, fix)
     limit = definition.get("delivery-limit")
     if isinstance(limit, int) and 0 <= limit < DELIVERY_LIMIT:
         severity: Severity = "error" if limit <= group.max_attempts else "warning"
-        yield severity, f"{which} sets delivery-limit {limit}: what was given back so often is taken away", fix
+        yield (
+            severity,
+            f"{which} sets delivery-limit {limit}: a message that was requeued so often is dead-lettered",
+            fix,
+        )
     timeout = definition.get("consumer-timeout")
     if isinstance(timeout, int) and timeout < consumer_timeout_seconds * 1_000:
-        text = f"{which} sets consumer-timeout {timeout / 1_000:g} s; the app counts on {consumer_timeout_seconds:g} s"
+        text = f"{which} sets consumer-timeout {timeout / 1_000:g} s; the app expects {consumer_timeout_seconds:g} s"
         yield "error", text, f"set sharding_consumer_timeout_seconds = {timeout / 1_000:g}, or raise the policy's"
     if _federates(definition):
-        yield "error", f"{which} federates it: messages come from elsewhere, in no order", fix
+        yield "error", f"{which} federates it: messages come from elsewhere, out of order", fix
 
 
 def _judge_limit(queue: Mapping[str, Any], sets: str, definition: Mapping[str, Any], fix: str) -> Judgement:
@@ -145,7 +149,7 @@ def _judge_exchange(names: Names, exchange: str, policy: Policy) -> Iterator[Jud
     fix = _OPERATOR_FIX
     # The others have theirs as an argument, which comes before a policy's.
     if "alternate-exchange" in policy.definition and exchange == names.unrouted:
-        yield "error", f"{policy.label} sets an alternate exchange: what no limbo takes vanishes there", fix
+        yield "error", f"{policy.label} sets an alternate exchange: what no limbo takes is lost there", fix
     if _federates(policy.definition):
         yield "error", f"{policy.label} federates it: messages go elsewhere, or come from there", fix
 

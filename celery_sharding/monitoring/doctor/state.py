@@ -1,4 +1,4 @@
-"""Checks of how a group is doing: owners, backlog, dead letters, and the clocks that all of it is judged by."""
+"""Checks of how a group is doing: owners, backlog, dead letters, and the clocks that they depend on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_sharding.rabbitmq.connect import close_connection, open_connection
 from celery_sharding.rabbitmq.streams import decode
 from celery_sharding.rabbitmq.tail import Tail
 
-# Of the clocks of two hosts that are kept in step.
+# Between the clocks of two synchronized hosts.
 _SKEW_SECONDS = 1.0
 _VITALS_SECONDS = 2.5
 _STATES: tuple[tuple[str, Severity], ...] = (
@@ -46,7 +46,7 @@ def check_shards(patient: Patient) -> Iterator[Finding]:
             "note",
             "paused",
             "the whole group is paused" if status.paused else f"paused: {_labels(status, paused)}",
-            f"`celery shards resume {status.name}` lets it go on",
+            f"`celery shards resume {status.name}` resumes it",
         )
 
 
@@ -57,7 +57,7 @@ def check_backlog(patient: Patient) -> Iterator[Finding]:
             "error",
             "limbo",
             f"{status.limbo_ready} messages came without a ring and wait in limbo",
-            "start a worker, or run `celery shards declare`: a new generation takes them in, in their order",
+            "start a worker, or run `celery shards declare`: a new generation takes them, in order",
         )
     if status.earlier:
         labels = _labels(status, status.earlier)
@@ -65,14 +65,14 @@ def check_backlog(patient: Patient) -> Iterator[Finding]:
             "warning",
             "segments",
             f"not drained yet: {labels}; what was published later waits behind it",
-            "nothing, if workers run; a key that retries, or a shard without an owner, keeps it",
+            "none needed while workers run; a key that retries, or a shard without an owner, holds it up",
         )
     if status.dead_letters:
         yield Finding(
             "warning",
             "dead letters",
             f"{status.dead_letters} wait in {patient.names.dead}",
-            f"look at them: `celery shards dead-letters list {name}`, then replay or discard them",
+            f"list them with `celery shards dead-letters list {name}`, then replay or discard them",
         )
     if not (status.limbo_ready or status.earlier or status.dead_letters):
         yield Finding("ok", "backlog", "no dead letters, nothing in limbo or in earlier generations")
@@ -110,11 +110,11 @@ def check_clocks(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "error" if abs(seconds) > FRESH_SECONDS else "warning",
             "clocks",
-            f"the clock of {by} is {abs(seconds):.1f} s {side} the clock here, so lags and owners are shown wrong",
-            "keep the clocks of all hosts in step (NTP)",
+            f"the clock of {by} is {abs(seconds):.1f} s {side} the clock here, so lags and owners are wrong",
+            "synchronize the clocks of all hosts (NTP)",
         )
     if found and not wrong:
-        yield Finding("ok", "clocks", f"{len(found)} workers' clocks agree with the one here")
+        yield Finding("ok", "clocks", f"the clocks of {len(found)} workers agree with this one")
 
 
 def _labels(status: GroupStatus, rows: Sequence[ShardStatus]) -> str:

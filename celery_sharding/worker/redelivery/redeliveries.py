@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from celery_sharding.celery_hooks.retry import decode_call
 from celery_sharding.worker.log import Log
 from celery_sharding.worker.redelivery.announcer import Announcer
 from celery_sharding.worker.redelivery.policy import DeadLetter, Wait, history_of, known_attempts
@@ -22,7 +23,6 @@ from celery_sharding.worker.redelivery.suspects import Suspects
 from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.failures import Failures
 from celery_sharding.worker.run.lanes import Lanes
-from celery_sharding.worker.run.retry import decode_call
 from celery_sharding.worker.run.settling import Settling
 from celery_sharding.worker.run.waits import Waits
 

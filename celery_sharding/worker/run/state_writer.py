@@ -23,9 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import Queue, SimpleQueue
-from types import TracebackType
 from typing import Any
 
+from celery_sharding.celery_hooks.backend_errors import is_of_backend
 from celery_sharding.texts import describe
 from celery_sharding.worker.log import Poster
 
@@ -120,12 +120,3 @@ def _end(what: str, then: Callable[[bool], None], is_told: bool) -> None:
         then(is_told)
     except Exception:
         logger.exception("%s: an error after it was told", what)
-
-
-def is_of_backend(trace: TracebackType | None) -> bool:
-    """Say whether an error came out of a result backend; one of a hook would be raised again."""
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").startswith(("celery.backends", "django_celery_results")):
-            return True
-        trace = trace.tb_next
-    return False

@@ -9,12 +9,12 @@ import pytest
 from celery import Celery
 
 from celery_sharding.testing.processes import wait_until
+from support.pools import pool_options, pools
 from support.shops import Shop
 from support.store_servers import Postgres
 
 pytestmark = pytest.mark.timeout(240)
 
-POOLS = {"prefork": ("-c", "4"), "threads": ("-c", "4", "-P", "threads")}
 AWAY_SECONDS = 5.0
 
 
@@ -33,12 +33,12 @@ def shop(group_name: str, broker_url: str, postgresql: Postgres, tmp_path: Path)
     shop.kill_workers()
 
 
-@pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_a_database_that_is_killed_loses_no_message_no_result_and_no_order(
     shop: Shop, postgresql: Postgres, pool: str
 ) -> None:
     # Given messages on many keys, of which some have run
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     sent = [shop.send("once", f"k{number % 40}", number, event=f"{shop.group}-{number}").id for number in range(200)]
     assert shop.trace.wait_for(30, timeout_seconds=60), worker.output[-3000:]
     # When the database is killed, stays away while more come, and is started again

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from kombu import Connection
 
@@ -13,34 +10,13 @@ from celery_sharding.operations import pause as pausing
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
+from support.pools import pool_options, pools
 from support.raw_messages import task_message
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(200)
 
-POOLS = {
-    "prefork": ("-c", "4"),
-    "threads": ("-c", "4", "-P", "threads"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-c", "4", "-P", "gevent"),
-}
-EACH = ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("threads", "solo", "gevent"))]
-
-
-@pytest.fixture
-def store() -> Iterator[RedisNode]:
-    with RedisNode(keeps_data=True) as node:
-        yield node
-
-
-@pytest.fixture
-def shop(group_name: str, broker_url: str, store: RedisNode, tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(group_name, broker_url, tmp_path, app="payments")
-    shop.env["SHOP_BACKEND"] = store.url
-    # Results would be stored in the same place, which is away.
-    shop.env["SHOP_SETTINGS"] = '{"task_ignore_result": true}'
-    yield shop
-    shop.kill_workers()
+EACH = pools("prefork", slow=("threads", "solo", "gevent"))
 
 
 def send(shop: Shop, key: str, number: int, **options: object) -> str:
@@ -58,7 +34,7 @@ def test_a_message_that_waits_for_the_claim_store_is_revoked_and_expires(
     shop: Shop, store: RedisNode, pool: str
 ) -> None:
     # Given three keys whose heads wait for the claim store, one of them until it expires, and what waits behind them
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
     store.stop()
     expiring = [send(shop, "a", 0), send(shop, "a", 1, expires=5), send(shop, "a", 2)][1]
@@ -93,7 +69,7 @@ def test_what_waits_for_the_claim_store_goes_back_in_order_when_its_shard_is_pau
 ) -> None:
     # Given a worker whose messages wait for the claim store
     group = ShardGroup(shop.group, shards=4)
-    first = shop.worker(*POOLS[pool])
+    first = shop.worker(*pool_options(pool))
     assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
     store.stop()
     for number in range(80):
@@ -114,7 +90,7 @@ def test_what_waits_for_the_claim_store_goes_back_in_order_when_its_shard_is_pau
     assert shop.trace.wait_for(80 - waiting, timeout_seconds=60), first.output[-3000:]
     # And when the shard goes on elsewhere, in another outage, then they run there, in order
     store.stop()
-    second = shop.worker(*POOLS[pool])
+    second = shop.worker(*pool_options(pool))
     assert first.stop() == 0
     assert shop.trace.count("start") == 80 - waiting
     assert pausing.resume(lambda: Connection(shop.broker_url), group, index, by="ann@test")
@@ -131,14 +107,14 @@ def test_what_waits_for_the_claim_store_is_handed_over_to_a_worker_that_joins(
     shop: Shop, store: RedisNode, pool: str
 ) -> None:
     # Given a worker whose messages wait for the claim store
-    first = shop.worker(*POOLS[pool])
+    first = shop.worker(*pool_options(pool))
     assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
     store.stop()
     for number in range(80):
         send(shop, f"k{number % 16}", number)
     assert wait_until(lambda: shop.is_store_away_for(0.5), timeout_seconds=60), first.output[-3000:]
     # When another joins, then it gets its share of the shards, and more messages come
-    second = shop.worker(*POOLS[pool])
+    second = shop.worker(*pool_options(pool))
     both = sorted([first.name, second.name] * 2)
     assert wait_until(lambda: sorted(map(str, shop.owners())) == both, timeout_seconds=60), shop.owners()
     for number in range(80, 120):
@@ -152,10 +128,10 @@ def test_what_waits_for_the_claim_store_is_handed_over_to_a_worker_that_joins(
     assert shop.status().dead_letters == 0
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
 def test_an_ordinary_message_that_names_a_shard_waits_in_its_slot(shop: Shop, store: RedisNode, pool: str) -> None:
     # Given a message of an ordinary queue with the headers of a sharded run, handed on by whoever
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     store.stop()
     message = task_message("plain.late", {"event": f"{shop.group}-1", "number": 1}, shard_label=f"{shop.group}/1")
     with Connection(shop.broker_url) as connection, brief_channel(connection) as channel:

@@ -16,11 +16,10 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.worker.state import task_ready
 
+from celery_sharding.celery_hooks.backend_errors import is_of_backend
+from celery_sharding.celery_hooks.core import Delivery, Executor
 from celery_sharding.dedup.waiting import STORE, WaitInLane, waits_for_store
 from celery_sharding.texts import describe, text_of
-from celery_sharding.worker.executor import Executor
-from celery_sharding.worker.run.delivery import Delivery
-from celery_sharding.worker.run.state_writer import is_of_backend
 
 if TYPE_CHECKING:
     # What is defined here stands before a request class of Celery's.

@@ -30,10 +30,9 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
 
+from celery_sharding.celery_hooks.request import NotBegun, ShardRequestMixin
 from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.texts import describe
-from celery_sharding.worker.celery_hooks.request import NotBegun, ShardRequestMixin
-from celery_sharding.worker.run.delivery import State
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ class Exit:
     def _let_go(self, request: Any, *, has_ended: bool, error: BaseException | None) -> None:
         """End a run that did not leave by itself."""
         executor, delivery = request.executor, request.delivery
-        if delivery.state in (State.NEW, State.SETTLED) or executor.settling.leave_orphan(delivery):
+        if not delivery.is_in_lane or executor.settling.leave_orphan(delivery):
             request.has_left = True
             return
         try:

@@ -1,4 +1,4 @@
-"""What differs between the embedded brokers: where messages lie, who may consume them, and how they are read."""
+"""What differs between the embedded brokers: where messages wait, who may consume them, and how they are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from celery_sharding.errors import LockHeld, TopologyMismatch
 from celery_sharding.topology import Names
 
 
-class Store(Protocol):
+class EmbeddedBroker(Protocol):
     """One embedded broker, as this process sees it.
 
     Attributes:
@@ -22,7 +22,7 @@ class Store(Protocol):
     channel_class: type[Any]
 
     def arrange(self, channel: Any, names: Names, shards: int) -> None:
-        """Make the queues of the group be those of `shards` shards, all at once, and bind them in this process.
+        """Give the group the queues of `shards` shards, all at once, and bind them in this process.
 
         Raises:
             TopologyMismatch: It has another number of shards, and messages wait in them.
@@ -30,14 +30,14 @@ class Store(Protocol):
         """
 
     def lock(self, group: str, *, owner: str) -> None:
-        """Become the one worker of the group; taken again by the same owner, it changes nothing.
+        """Become the one worker of the group; a second call by the same owner changes nothing.
 
         Raises:
             LockHeld: Another worker consumes the group.
         """
 
     def unlock_all(self) -> None:
-        """Let another worker have the groups that were locked."""
+        """Release all locks of this worker."""
 
     def after_fork(self) -> None:
         """Give up what a forked child inherited; called in the child before it publishes.
@@ -50,8 +50,8 @@ class Store(Protocol):
 class ShardMessage(Message):
     """A message whose delivery info is its own.
 
-    kombu's is part of the properties, which Celery sends to the pool's processes; the worker keeps things in it that
-    must stay in this one.
+    kombu's is part of the properties, which Celery sends to the pool's processes; what the worker keeps in it must stay
+    in this process.
     """
 
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -13,38 +11,16 @@ from kombu import Connection
 from celery_sharding.monitoring.health import check_health
 from celery_sharding.monitoring.snapshot import read_snapshot
 from celery_sharding.monitoring.status import Snapshot
-from celery_sharding.operations.dead_letters import list_dead
+from celery_sharding.operations.dead_letters import read_dead
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.testing.redis_node import RedisNode
+from support.pools import POOLS, pool_options, pools
 from support.shops import Shop
 
 pytestmark = pytest.mark.timeout(240)
 
-POOLS = {
-    "prefork": ("-c", "4"),
-    "threads": ("-c", "4", "-P", "threads"),
-    "solo": ("-P", "solo"),
-    "gevent": ("-c", "4", "-P", "gevent"),
-}
-OTHERS = ("threads", "solo", "gevent")
+EACH = pools("prefork", slow=("threads", "solo", "gevent"))
 AWAY_SECONDS = 8.0
-
-
-@pytest.fixture
-def store() -> Iterator[RedisNode]:
-    with RedisNode(keeps_data=True) as node:
-        yield node
-
-
-@pytest.fixture
-def shop(group_name: str, broker_url: str, store: RedisNode, tmp_path: Path) -> Iterator[Shop]:
-    # Its publisher keeps results elsewhere: Celery asks for them in the backend when it sends.
-    shop = Shop(group_name, broker_url, tmp_path, app="payments")
-    shop.env["SHOP_BACKEND"] = store.url
-    # Results would be stored in the same place, for which Celery keeps a slot up to two minutes.
-    shop.env["SHOP_SETTINGS"] = '{"task_ignore_result": true}'
-    yield shop
-    shop.kill_workers()
 
 
 def look(shop: Shop) -> Snapshot:
@@ -70,7 +46,7 @@ def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     # Given 600 messages on 100 keys, each with a dedup key of its own, of which some have run
     for number in range(600):
         shop.send("once", f"k{number % 100}", number, event=f"{shop.group}-{number}")
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     assert shop.trace.wait_for(60, timeout_seconds=60)
     # When the store goes away for a while, and comes back
     store.stop() if way == "stopped" else store.pause()
@@ -88,11 +64,11 @@ def test_an_outage_of_the_claim_store_loses_no_message_and_no_order(
     assert 2 <= len(ours) <= 40, ours
 
 
-@pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in OTHERS)])
+@pytest.mark.parametrize("pool", EACH)
 def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: RedisNode, pool: str) -> None:
     # Given a store that is away, and tasks that rather fail than wait: one keeps results, the other does not
     shop.env["SHOP_SETTINGS"] = "{}"
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
     store.stop()
     for number in range(3):
@@ -107,7 +83,7 @@ def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: Re
     told = {f"{shop.group}-{task}-{number}" for task in ("strict", "strict_ignored") for number in range(3)}
 
     def accounted() -> set[str]:
-        dead = {str(letter.task_id) for letter in list_dead(shop.app.sharding.connect, shop.group, limit=100)}
+        dead = {str(letter.task_id) for letter in read_dead(shop.app.sharding.connect, shop.group, limit=100).letters}
         states = {each for each in told if results.AsyncResult(each).state == "FAILURE"}
         return dead | states
 
@@ -116,10 +92,10 @@ def test_messages_that_fail_without_the_claim_store_say_so(shop: Shop, store: Re
     assert shop.trace.count() == 0
 
 
-@pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in OTHERS)])
+@pytest.mark.parametrize("pool", EACH)
 def test_a_worker_that_is_replaced_in_an_outage_hands_over_what_waits(shop: Shop, store: RedisNode, pool: str) -> None:
     # Given a worker whose messages wait for the claim store, killed and restarted more often than a message may begin
-    worker = shop.worker(*POOLS[pool])
+    worker = shop.worker(*pool_options(pool))
     assert wait_until(lambda: all(shop.owners()), timeout_seconds=60)
     store.stop()
     for number in range(40):

@@ -17,9 +17,10 @@ Sharding(app, groups=[ShardGroup("orders", shards=8)])
 """
 
 
-@pytest.mark.parametrize(
-    "verb", ["export --format definitions", "dead-letters list --help", "dead-letters --help", "--help", "list"]
-)
+OTHERS = ["export --format definitions", "dead-letters list --help", "dead-letters --help"]
+
+
+@pytest.mark.parametrize("verb", ["list", "--help", *(pytest.param(verb, marks=pytest.mark.slow) for verb in OTHERS)])
 def test_an_output_that_cannot_be_written_is_one_line_and_exit_code_1(tmp_path: Path, verb: str) -> None:
     (tmp_path / "shop.py").write_text(APP)
 

@@ -22,8 +22,8 @@ class Claim:
 
     Attributes:
         key: The dedup key, behind its scope.
-        fencing: Greater than that of every earlier claim of this key, expired ones included. Give it to whatever can
-            refuse older ones.
+        fencing: Greater than that of every earlier claim of this key, expired ones included. Pass it to systems that
+            can refuse older ones.
         ttl_seconds: How long the result will be kept.
     """
 
@@ -48,7 +48,7 @@ class Claim:
 
     @property
     def is_lost(self) -> bool:
-        """True when another run is known to have taken over. Long tasks may look, and stop."""
+        """True once another run is known to have taken over. Long tasks may check it, and stop."""
         return self._lease.is_lost
 
     def is_held_around(self, key: str) -> bool:
@@ -64,16 +64,16 @@ class Claim:
         result: Any = None,
         table: Table | None = None,
     ) -> Iterator[Effects]:
-        """Commit what the block writes through `session`, or in Django's database `using`, and the claim: all or none.
+        """Commit the claim with what the block writes through `session`, or in Django's database `using`: all or none.
 
-        If another run has committed already, the block is not entered: the task ends there and returns the stored
-        result. Code before the block may run more than once, so keep all effects inside. One block per run.
+        If another run has committed already, the block is not entered: the task ends and returns the stored result.
+        Code before the block may run more than once, so keep all effects inside. One block per run.
 
         Args:
-            session: A SQLAlchemy session of the user's database, best fresh. Committed at the end of the block, rolled
-                back on an error.
-            using: The alias of a database of Django's, in place of a session. With neither, it is "default".
-            result: Stored with the effects for duplicates, should this run die before it returns. May also be
+            session: A SQLAlchemy session of the user's database, preferably new. Committed at the end of the block,
+                rolled back on an error.
+            using: The alias of a database in Django's settings, instead of a session. By default "default".
+            result: Stored with the effects for duplicates, in case this run dies before it returns. May also be
                 assigned inside: `with claim.transaction(session) as effects: effects.result = …`.
             table: SQLAlchemy's claims table, if it is not called `celery_sharding_claims`; see `claims_table`.
 
@@ -94,7 +94,7 @@ class Claim:
             with commit_with_effects(claims_table, row, result=result, results=self._results) as effects:
                 yield effects
         except AlreadyDone as exc:
-            self.already_done = exc  # Remembered, should the task swallow it.
+            self.already_done = exc  # In case the task swallows it.
             raise
         self.has_committed_effects = True
 
@@ -106,7 +106,7 @@ def current_claim() -> Claim:
     """Return the claim of the deduplicated task that runs here.
 
     Raises:
-        DeduplicationError: None does: the task is not deduplicated, or was called as a plain function.
+        DeduplicationError: The task is not deduplicated, or was called as a plain function.
     """
     claim = current.get()
     if claim is None:

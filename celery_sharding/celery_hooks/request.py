@@ -22,14 +22,14 @@ from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_sharding.celery_hooks.request_states import StateTelling, cause_of
 from celery_sharding.celery_hooks.requests import DELIVERY
+from celery_sharding.celery_hooks.retry import InPlaceRetry, keep_retries, retry_in_place
+from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.dedup.waiting import WaitInLane, hide_waits
 from celery_sharding.errors import ClaimLost, DeduplicationError
-from celery_sharding.publish.router import TaskRules
 from celery_sharding.texts import describe
 from celery_sharding.wire import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
-from celery_sharding.worker.celery_hooks.request_states import StateTelling, cause_of
-from celery_sharding.worker.run.retry import InPlaceRetry, keep_retries, retry_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -214,23 +214,16 @@ class ShardRequest(ShardRequestMixin, Request):
     """The request class of every sharded task that has no request class of its own."""
 
 
-def install(app: Any, rules: TaskRules) -> dict[str, str]:
-    """Prepare every sharded task of `app` for this worker; return task name → group name.
+def adapt_tasks(site: WorkerSite) -> None:
+    """Prepare the sharded tasks of a worker, before the pool forks; set on each task's instance.
 
-    Set on the task's instance, before the pool forks: late acknowledgement, the request class, and the in-place retry.
-    Lost processes are counted by the lanes, so Celery's own ways to handle them are off.
-
-    Raises:
-        ShardingError: A task's options contradict each other.
+    Late acknowledgement, the request class, and the in-place retry. Lost processes are counted by the lanes, so
+    Celery's own ways to handle them are off.
     """
     hide_waits(trace_logger)
     keep_retries()
-    sharded = {}
-    for name, task in app.tasks.items():
-        rule = rules.rule_for(name, task)
-        if rule is None:
-            continue
-        sharded[name] = rule.group.name
+    for name in site.sharded:
+        task = site.consumer.app.tasks[name]
         task.acks_late = True
         task.reject_on_worker_lost = False
         task.retry_on_worker_lost = False
@@ -242,4 +235,3 @@ def install(app: Any, rules: TaskRules) -> dict[str, str]:
                 else type(f"Shard{request_class.__name__}", (ShardRequestMixin, request_class), {})
             )
         task.retry = retry_in_place.__get__(task)
-    return sharded

@@ -8,11 +8,11 @@
             ──▶ AlreadyDone        commit and return what the row of `claim.transaction` holds
     running ──▶ wait, retry or skip; take over if the holder is provably gone
     done    ──▶ return the stored result
-    no word ──▶ wait, or fail
+    silence ──▶ wait, or fail
 
-What waits and is sharded does so in its lane, without a slot (`waiting`); what is not waits in its slot.
+Sharded runs wait in their lane, without a slot (`waiting`); others wait in their slot.
 
-A store that does not answer while a claim is given up changes nothing: the lease lapses by itself.
+If the store does not answer when a claim is given up, the lease lapses by itself.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery_sharding.dedup.body import Body
 from celery_sharding.dedup.claim_row import AlreadyDone
 from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Running
-from celery_sharding.dedup.complaints import Complaints
 from celery_sharding.dedup.lease import Lease, renewal
 from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, STORE_ANSWERS, tell
 from celery_sharding.dedup.options import Options
+from celery_sharding.dedup.outage_log import OutageLog
 from celery_sharding.dedup.owners import is_provably_gone, new_owner
 from celery_sharding.dedup.results import ResultCodec
-from celery_sharding.dedup.running import Claim, current
 from celery_sharding.dedup.stores import store_for
+from celery_sharding.dedup.task_claim import Claim, current
 from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_lane
 from celery_sharding.errors import ClaimHeld, ClaimLost, DeduplicationError, StoreUnavailable
 from celery_sharding.wire import ASKS_STORE, COMMIT, RUN_ID
 
 logger = logging.getLogger(__name__)
-complaints = Complaints(logger)
+outages = OutageLog(logger)
 
 POLL_SECONDS_MIN, POLL_SECONDS_MAX = 0.05, 1.0
 _REASON_LENGTH_MAX = 500
 COMMIT_PATIENCE_SECONDS = 5.0
-"""For so long a commit is tried again with `on_store_error="fail"`: the work is done, and would be done again."""
+"""How long a commit is repeated with `on_store_error="fail"`: a failed task would do its finished work again."""
 
 
 def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, task: Any, request: Any) -> Any:
     """Run `body` under the claim of its key, or return what an earlier run returned.
 
     Args:
-        request: `task.request`, which Celery looks up anew each time it is asked for.
+        request: `task.request`, which takes Celery a look-up each time.
 
     Raises:
         ClaimLost: The claim was taken over; what `body` returned is not the task's result.
@@ -88,7 +88,7 @@ def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, ta
 
 
 def _commit_again(task: Any, request: Any, key: str, options: Options, results: ResultCodec) -> Any:
-    """Commit what an earlier try has done, whose commit found no store, and return its result."""
+    """Commit what an earlier try has done, which found no store to commit to, and return its result."""
     data, has_effects = request.get(COMMIT)
     token = request.get(RUN_ID)
     try:
@@ -165,7 +165,7 @@ def _run(
 def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimStore, Claimed | Done]:
     owner = new_owner(request.id, run_id=request.get(RUN_ID))
     evict: str | None = None
-    pauses, told = _pauses(), False
+    pauses, is_logged = _pauses(), False
     while True:
         try:
             store = store_for(task.app, eager=bool(request.is_eager))
@@ -181,7 +181,7 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimSt
                 raise
             if may_wait_in_lane(request):
                 raise WaitInLane(STORE, _bounded(str(exc)), run_id=owner.run_id) from None
-            complaints.say("wait", "%s[%s] waits for the claim store: %s", task.name, request.id, exc)
+            outages.warn("wait", "%s[%s] waits for the claim store: %s", task.name, request.id, exc)
         else:
             if request.get(ASKS_STORE):
                 tell(task, STORE_ANSWERS)
@@ -197,9 +197,9 @@ def _claim(task: Any, request: Any, key: str, options: Options) -> tuple[ClaimSt
                 _retry_later(task, outcome)
             if may_wait_in_lane(request):
                 raise WaitInLane(CLAIM, key, at_most_seconds=outcome.lease_left_seconds)
-            if not told:
+            if not is_logged:
                 logger.debug("%s[%s] waits for the run that holds %s", task.name, request.id, key)
-        told = True
+        is_logged = True
         time.sleep(next(pauses))
 
 
@@ -212,17 +212,17 @@ def _pauses() -> Iterator[float]:
 
 
 def _bounded(text: str) -> str:
-    """Return the text of an error, which goes from a child to its parent, cut to a line of a log."""
+    """Return the text of an error, cut to the length of a log line; a child sends it to its parent."""
     return text if len(text) <= _REASON_LENGTH_MAX else f"{text[:_REASON_LENGTH_MAX]}… (cut)"
 
 
 def _retry_later(task: Any, holder: Running) -> None:
-    # A duplicate that waits its turn must not use up the retries of the task, and `retry` leaves the limit it was
-    # given on the task, where autoretry would find it.
+    # A waiting duplicate must not use up the retries of the task, and `retry` leaves the limit that it was given on
+    # the task, where autoretry would find it.
     had_override = "override_max_retries" in vars(task)
     seconds = max(POLL_SECONDS_MIN, holder.lease_left_seconds)
     if may_wait_in_lane(task.request):
-        # A retry in place may take half the consumer time-out; one that is too early only looks again.
+        # A retry in place may take half the consumer time-out; one that comes too early is repeated.
         seconds = min(seconds, task.app.sharding.settings.consumer_timeout_seconds / 4)
     try:
         raise task.retry(countdown=seconds, max_retries=(task.request.retries or 0) + 1)
@@ -244,7 +244,7 @@ def _commit(task: Any, lease: Lease, data: bytes, options: Options, *, has_effec
                 raise
             if options.on_store_error == "wait" and may_wait_in_lane(task.request):
                 raise WaitInLane(STORE, _bounded(str(exc)), run_id=lease.token, commit=(data, has_effects)) from None
-            complaints.say("commit", "the commit of %s is tried again: %s", lease.key, exc)
+            outages.warn("commit", "the commit of %s is tried again: %s", lease.key, exc)
         time.sleep(next(pauses))
     if task.request.get(ASKS_STORE):
         tell(task, STORE_ANSWERS)
@@ -270,29 +270,25 @@ def _give_up(lease: Lease, *, park_seconds: float | None = None) -> bool:
             return lease.store.release(lease.key, lease.token)
         return lease.store.park(lease.key, lease.token, lease_seconds=park_seconds)
     except StoreUnavailable as exc:
-        complaints.say("release", "%s was not released, its lease will lapse: %s", lease.key, exc)
+        outages.warn("release", "%s was not released, its lease will lapse: %s", lease.key, exc)
         return True
 
 
 def _leave_to_same_task(task: Any, lease: Lease, error: Exception) -> None:
-    """End a run that was taken over as ignored, if by a run of the same task id: that one stores the task's state.
-
-    Raises:
-        Ignore: It was.
-    """
+    """Raise `Ignore` if the run that took over has the same task id: that one stores the task's state."""
     try:
         shown = lease.store.show(lease.key)
     except DeduplicationError as exc:
-        logger.warning("it is not known who took %s over: %s", lease.key, exc)
+        logger.warning("it is unknown which run took %s over: %s", lease.key, exc)
         return
     if shown is not None and shown.task_id == task.request.id:
         raise Ignore(f"another run of this task has taken over {lease.key}") from error
 
 
 def _autoretry_seconds(task: Any, error: Exception) -> float | None:
-    """Return the longest countdown with which Celery will retry after `error` by itself, None if it will not.
+    """Return the longest countdown with which Celery's autoretry will retry after `error`; None if it will not.
 
-    `autoretry_for` acts around this wrapper (celery/app/autoretry.py), so what it will do has to be foreseen.
+    `autoretry_for` acts around this wrapper (celery/app/autoretry.py), so its decision is predicted here.
     """
     if not hasattr(task, "_orig_run") or isinstance(error, tuple(getattr(task, "dont_autoretry_for", ()))):
         return None

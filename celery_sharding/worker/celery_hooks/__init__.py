@@ -1,1 +1,0 @@
-"""Where Celery, kombu and billiard are bent in a worker."""
