@@ -192,7 +192,7 @@ class Executor:
             self.failures.give_up(request, f"lost {delivery.attempts} times", error)
             return
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
-        logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
+        logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.place.label, request.name, request.id, error)
         if self._hold(delivery, again):
             self.waits.forget(delivery)
             due = partial(self.settling.call_when_gone, request.killed_pid, partial(self.lanes.due, delivery))

@@ -121,6 +121,9 @@ class Source(Protocol):
         """Say whether a message is neither acknowledged nor the broker's again."""
 
     def acknowledge(self, delivery: Any, *, gather: bool) -> None:
-        """Tell the broker that a message is done, now or, gathered with others, by `tell_done`."""
+        """Tell the broker that a message is done, now or, gathered with others, by `tell_done`.
+
+        Without effect if its channel is gone.
+        """
 
     def tell_done(self) -> None: ...

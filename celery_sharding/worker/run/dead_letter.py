@@ -66,7 +66,7 @@ class DeadLetter:
         delivery = self._delivery
         reason, error = cut(reason), cut(error or "")
         detail = f" ({error})" if error else ""
-        logger.error("%s: task %s becomes a dead letter: %s%s", delivery.label, self._name, reason, detail)
+        logger.error("%s: task %s becomes a dead letter: %s%s", delivery.place.label, self._name, reason, detail)
         delivery.shard.tally.count("dead")
         self._ours = {
             GROUP_HEADER: delivery.place.group.name,
@@ -108,7 +108,7 @@ class DeadLetter:
         )
 
     def _reduce(self, refusal: Refusal) -> None:
-        logger.warning("%s: the dead letter of %s is reduced: %s", self._delivery.label, self._name, refusal.why)
+        logger.warning("%s: the dead letter of %s is reduced: %s", self._delivery.place.label, self._name, refusal.why)
         room_bytes = (refusal.headers_bytes_max or _HEADERS_BYTES) - _OURS_BYTES
         self._put(_reduced(self._delivery.headers, self._ours, room_bytes=room_bytes), refused=self._hold)
 

@@ -110,7 +110,7 @@ class Entry:
     def settle(self) -> None:
         """It leaves its lane."""
         self.state = State.SETTLED
-        # The request knows its delivery: what only the garbage collector frees costs a busy worker a tenth of its time.
+        # What knows each other is freed by the garbage collector alone: that costs a busy worker a tenth of its time.
         self.request = None
 
     def orphan(self) -> None:
@@ -277,10 +277,6 @@ class Delivery(Entry):
         return self.state not in (State.NEW, State.SETTLED)
 
     @property
-    def label(self) -> str:
-        return self.place.label
-
-    @property
     def headers(self) -> dict[str, Any]:
         return self.message.headers or {}
 
@@ -335,11 +331,9 @@ class Delivery(Entry):
         if self.begun_at:
             self.shard.tally.note_run(time.time() - self.begun_at)
 
-    def acknowledge(self, *, gather: bool) -> None:
-        """Tell the broker that the message is done, now or with others; without effect if its channel is gone."""
-        # The request has been made long ago; see `settle`.
+    def settle(self) -> None:
+        super().settle()
         self.message.delivery_info.pop(DELIVERY, None)
-        self.shard.acknowledge(self, gather=gather)
 
 
 def _id_in_body(message: Any) -> Any:

@@ -62,12 +62,12 @@ class Settling:
                 end = partial(self._end_unnamed, delivery, killed_pid)
                 self._log.append(delivery.place.names.attempts, event, end)
                 return
-            delivery.acknowledge(gather=False)
+            delivery.shard.acknowledge(delivery, gather=False)
             self._log.append(delivery.place.names.attempts, event, optional=True)
         elif self.acks is None or delivery.state is State.NEW:
-            delivery.acknowledge(gather=False)
+            delivery.shard.acknowledge(delivery, gather=False)
         else:
-            delivery.acknowledge(gather=True)
+            delivery.shard.acknowledge(delivery, gather=True)
             self.acks.gather(delivery.lane, delivery.shard)
         if killed_pid is None:
             self.leave(delivery)
@@ -103,5 +103,5 @@ class Settling:
             self._clock.call_after(_POLL_SECONDS, partial(self.call_when_gone, pid, call))
 
     def _end_unnamed(self, delivery: Delivery, killed_pid: int | None) -> None:
-        delivery.acknowledge(gather=False)
+        delivery.shard.acknowledge(delivery, gather=False)
         self.call_when_gone(killed_pid, partial(self.leave, delivery))
