@@ -30,7 +30,6 @@ from celery_sharding.dedup.waiting import WaitInLane, hide_waits
 from celery_sharding.errors import ClaimLost, DeduplicationError
 from celery_sharding.texts import describe
 from celery_sharding.wire import COMMIT, RUN_ATTRIBUTES, RUN_ID, SHARD_ATTRIBUTE
-from celery_sharding.worker.run.delivery import State
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ class ShardRequestMixin(StateTelling):
             super().on_accepted(pid, time_accepted)
             return
         # A child of a prefork pool has begun already; a thread begins after this.
-        if pid == os.getpid() and self.delivery.state is State.ORPHAN:
+        if pid == os.getpid() and self.delivery.is_orphan:
             self.executor.leave(self)
             self.has_left = True
             task_ready(self)

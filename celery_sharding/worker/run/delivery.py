@@ -272,6 +272,11 @@ class Delivery(Entry):
         return 0 if self.record is None else self.record.attempts
 
     @property
+    def is_orphan(self) -> bool:
+        """Whether the broker has the message again while it runs."""
+        return self.state is State.ORPHAN
+
+    @property
     def is_in_lane(self) -> bool:
         """Whether a lane waits for its end."""
         return self.state not in (State.NEW, State.SETTLED)
