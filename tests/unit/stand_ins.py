@@ -270,7 +270,7 @@ class Shard:
     def catch_up(self) -> bool:
         return self.attempts.is_complete
 
-    def saw_before(self, message_id: str) -> bool:
+    def note_unnamed(self, message_id: str) -> bool:
         return False
 
     def holds(self, delivery: Delivery) -> bool:
