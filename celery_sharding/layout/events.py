@@ -119,7 +119,7 @@ class Drained(StreamEvent):
     name: ClassVar[str] = "drained"
     segment: str
     queue: str
-    by: str
+    by: str = ""
     at: float = field(default_factory=time.time)
     reason: str = ""
 
@@ -132,7 +132,7 @@ class Reached(StreamEvent):
     segment: str
     queue: str
     keys: tuple[str, ...]
-    by: str
+    by: str = ""
     at: float = field(default_factory=time.time)
 
 
@@ -144,7 +144,7 @@ class Finished(StreamEvent):
     segment: str
     queue: str
     key: str
-    by: str
+    by: str = ""
     at: float = field(default_factory=time.time)
 
 
@@ -164,8 +164,8 @@ class Operated(StreamEvent):
 
     name: ClassVar[str] = "operated"
     verb: str
-    by: str
-    result: str
+    by: str = ""
+    result: str = ""
     operation: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     at: float = field(default_factory=time.time)
