@@ -115,8 +115,8 @@ class Source(Protocol):
     def catch_up(self) -> bool:
         """Read what earlier owners have written of attempts; say whether all of it is known."""
 
-    def saw_before(self, message_id: str) -> bool:
-        """Say whether a message of this id, which is no name, was redelivered before, and keep it in mind."""
+    def note_unnamed(self, message_id: str) -> bool:
+        """Take note of a redelivered message that has no id of its own; say whether an equal one came before."""
 
     def holds(self, delivery: Any) -> bool:
         """Say whether a message is neither acknowledged nor the broker's again."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 
 from celery_sharding.journal.attempts import Attempt, AttemptLog
 from celery_sharding.rabbitmq.streams import NONCE, decode, nonce_event
 from celery_sharding.worker.log import Log
-from celery_sharding.worker.ports import Calls
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +56,12 @@ class Attempts:
         else:
             self._waiting.append(call)
 
-    def when_written(self, call: Callable[[], None], *, calls: Calls) -> None:
-        """Call where the connection may be read, when all that was written is confirmed: a stream confirms in order."""
-        if self._stream is not None:
-            # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
-            self._log.append(self._stream, nonce_event(), partial(calls.call_soon, call))
-        else:
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Call when everything written so far is confirmed, since a stream confirms in order."""
+        if self._stream is None:
             call()
+        else:
+            self._log.append(self._stream, nonce_event(), call)
 
     def get(self, message_id: str) -> Attempt | None:
         return self._known.get(message_id)

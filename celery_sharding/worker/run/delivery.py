@@ -263,7 +263,7 @@ class Delivery(Entry):
         self.message_id = named or _digest(message, self.place.queue)
         self.record: Record | None = None
         if (message.delivery_info or {}).get("redelivered"):
-            is_repeat = named is None and shard.saw_before(self.message_id)
+            is_repeat = named is None and shard.note_unnamed(self.message_id)
             self.record = Record(is_judged=False, is_known=named is None, is_repeat=is_repeat)
 
     @property

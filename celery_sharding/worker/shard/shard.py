@@ -106,9 +106,9 @@ class Shard:
         """Say whether a message is neither acknowledged nor the broker's again."""
         return delivery in self.held
 
-    def saw_before(self, message_id: str) -> bool:
-        """Say whether a message of this id, which is no name, was redelivered here before, and keep it in mind."""
-        return self.held.saw_before(message_id)
+    def note_unnamed(self, message_id: str) -> bool:
+        """Take note of a redelivered message that has no id of its own; say whether an equal one came before."""
+        return self.held.note_unnamed(message_id)
 
     def probe(self) -> None:
         """Let the owner, who may be this worker, notice that it is."""
