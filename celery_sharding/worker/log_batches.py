@@ -103,7 +103,7 @@ class BatchWriter:
 
     def _send(self, confirms: Confirms[Write], write: Write) -> None:
         """Publish one write, or set it aside if the broker is certain to refuse it."""
-        message = amqp.Message(write.body, message_id=str(confirms.next_tag), **write.properties)
+        message = amqp.Message(write.body, message_id=str(confirms.next_tag), delivery_mode=2, **write.properties)
         if not write.is_event:
             refusal = _find_refusal(message, frame_bytes_max=confirms.channel.connection.frame_max)
             if refusal is not None:
