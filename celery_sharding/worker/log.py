@@ -99,7 +99,7 @@ class Log(ABC):
         self.write([Write(queue, body, properties, optional=optional)])
 
     def tail(self, connection: Any, stream: str, offset: Any, follower: Follower) -> Tailing:
-        """Let `follower` read a stream from `offset` on, by whoever drains `connection`."""
+        """Let `follower` read a stream from `offset` on, while `connection` is drained."""
         return Tail(connection, stream, offset, follower.on_message)
 
     @abstractmethod

@@ -184,7 +184,7 @@ class BatchWriter:
             self._calls.post(partial(write.refused, refusal))
         elif (write.queue, refusal.why[:40]) not in self._told:
             self._told.add((write.queue, refusal.why[:40]))
-            what = "what is only told" if write.optional else "a record"
+            what = "an optional record" if write.optional else "a record"
             logger.error("%s: %s can never be stored and is left out: %s", write.queue, what, refusal.why)
 
     def _ensure_connected(self) -> Confirms[Write]:
