@@ -80,7 +80,7 @@ class View:
         if self.error or self.snapshot is None:
             return self.error
         age_seconds = now - self.snapshot.taken_at
-        return "" if age_seconds < STALE_SECONDS else f"the last snapshot is {age_seconds:.0f} s old; the watcher hangs"
+        return "" if age_seconds < STALE_SECONDS else f"the watcher hangs: its last snapshot is {age_seconds:.0f} s old"
 
 
 class Watcher:
