@@ -67,7 +67,6 @@ def ensure_group(
     """Make the group ready for its workers, and return its layout. Quick, and without the lock, when all is well.
 
     Args:
-        connect: Makes a connection; its settings are used.
         owner: Who does it; stands in the manifest.
         wait_seconds: How long to wait for the lock, and for queues whose node is starting or that have no leader.
         known: The layout as the caller tails it; saves reading the manifest. May be a little old.

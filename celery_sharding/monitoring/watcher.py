@@ -87,7 +87,6 @@ class Watcher:
     """Keeps the snapshot of `groups`, given by name, up to date while it is started.
 
     Args:
-        connect: Makes a kombu connection; its settings are used.
         every_seconds: How often messages are counted.
         history_seconds: How far back the journal is read at first, if it reaches as far.
         sink: Takes the events of the journals, too.
