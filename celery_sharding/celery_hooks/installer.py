@@ -17,10 +17,9 @@ def install_hooks(stage: Stage, *place: Any) -> None:
     Args:
         place: Where: the app (`Stage.APP`), nothing (`Stage.COMMANDS`), else the `WorkerSite`.
     """
-    for hook in HOOKS:
-        if hook.stage is stage and hook.install is not None:
-            module, _, name = hook.install.partition(":")
-            getattr(import_module(f"{__package__}.{module}"), name)(*place)
+    for hook in HOOKS[stage]:
+        module, _, name = hook.by.partition(":")
+        getattr(import_module(f"{__package__}.{module}"), name)(*place)
 
 
 def read_digest(hook: Hook) -> str:

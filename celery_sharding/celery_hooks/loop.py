@@ -23,7 +23,7 @@ _SECONDS_MAX = 0.05
 class Turns(Protocol):
     """The turns of the event loop."""
 
-    def call_next(self, call: Callable[[], None]) -> None:
+    def call_next(self, call: Callable[[], None]) -> object:
         """Run a call in the next turn, not in this one, whoever asks."""
 
 
@@ -56,42 +56,31 @@ def follow_rounds(site: WorkerSite) -> None:
     consumer.perform_pending_operations = perform_pending_operations
 
 
-class PreforkLoop:
-    """Runs begin in child processes, and their ends come in the event loop."""
+class EventLoop:
+    """The event loop in which the runs of a worker begin and end.
 
-    reads_first = False
+    Attributes:
+        reads_first: The pool runs tasks in the thread of the loop, so it reads before each.
+    """
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Any, connection: Reads, turns: Turns, *, reads_first: bool) -> None:
         self._hub = hub
-
-    def call_next(self, call: Callable[[], None]) -> object:
-        return self._hub.call_soon(call)
-
-    def read(self) -> bool:
-        return False
-
-
-class SoloLoop:
-    """Runs begin and end in the thread of the event loop, which reads before each."""
-
-    reads_first = True
-
-    def __init__(self, connection: Reads, turns: Turns) -> None:
         self._connection = connection
         self._turns = turns
+        self.reads_first = reads_first
 
-    def call_next(self, call: Callable[[], None]) -> None:
-        self._turns.call_next(call)
+    def call_next(self, call: Callable[[], None]) -> object:
+        return self._turns.call_next(call) if self.reads_first else self._hub.call_soon(call)
 
     def read(self) -> bool:
-        return self._connection.read()
+        return self.reads_first and self._connection.read()
 
 
-def loop_of(consumer: Any, pool: Pool, connection: Reads, turns: Turns) -> PreforkLoop | SoloLoop | None:
+def loop_of(consumer: Any, pool: Pool, connection: Reads, turns: Turns) -> EventLoop | None:
     """Return the event loop in which the runs of a worker begin and end; None: they do so in any thread."""
-    if consumer.hub and pool.has_children:
-        return PreforkLoop(consumer.hub)
-    return SoloLoop(connection, turns) if consumer.hub and pool.is_solo else None
+    if not consumer.hub or not (pool.has_children or pool.is_solo):
+        return None
+    return EventLoop(consumer.hub, connection, turns, reads_first=pool.is_solo)
 
 
 def read_what_came(connection: Any) -> bool:

@@ -55,31 +55,34 @@ LEFT = {
         "_raw": "the body of a message of the embedded broker",
         "_serialize_properties": "in the table",
         "accept": "what a task's message may hold",
-        "task_buckets": "a bucket is hidden from the strategy; in the table",
     },
 }
 LIBRARIES = {"amqp", "billiard", "celery", "kombu", "vine"}
 
 
-@pytest.mark.parametrize("hook", HOOKS, ids=[hook.target for hook in HOOKS])
+ALL = [hook for hooks in HOOKS.values() for hook in hooks]
+
+
+@pytest.mark.parametrize("hook", ALL, ids=[hook.target for hook in ALL])
 def test_what_was_read_for_a_hook_has_not_changed(hook: Hook) -> None:
     # Given the source that is installed, when it is compared with what was read
     found = read_digest(hook)
     # Then it is the same; else somebody must read it again
-    place = f"celery_hooks.{hook.install}" if hook.install else hook.where
     assert found == hook.digest, (
-        f"{hook.target}, or one of {hook.reads}, is not what was read of {hook.version}. Read it again for {place} "
+        f"{hook.target}, or one of {hook.reads}, is not what was read of {hook.read_in}. Read it again for {hook.by} "
         f"({hook.why}), and then write the new version and digest={found!r} into celery_hooks/table.py"
     )
 
 
-def test_every_hook_names_what_installs_it_and_no_target_is_bent_twice() -> None:
-    for hook in HOOKS:
-        assert (hook.install is None) is (hook.stage is Stage.CALLED)
-        if hook.install is not None:
-            module, _, name = hook.install.partition(":")
-            assert callable(getattr(import_module(f"celery_sharding.celery_hooks.{module}"), name))
-    assert len({hook.target for hook in HOOKS}) == len(HOOKS)
+def test_every_hook_says_what_installs_it_and_no_target_is_bent_twice() -> None:
+    assert list(HOOKS) == list(Stage)
+    for stage, hooks in HOOKS.items():
+        for hook in hooks:
+            module, _, name = hook.by.partition(":")
+            assert bool(name) is (stage is not Stage.CALLED)
+            if name:
+                assert callable(getattr(import_module(f"celery_sharding.celery_hooks.{module}"), name))
+    assert len({hook.target for hook in ALL}) == len(ALL)
 
 
 def test_no_other_module_reaches_into_celery_or_its_libraries() -> None:

@@ -8,29 +8,18 @@ reason, and the shard goes on.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content
 
+from celery_sharding.celery_hooks.rate_limits import Buckets
 from celery_sharding.celery_hooks.requests import DELIVERY
-from celery_sharding.rabbitmq.foreign import UNREADABLE_HEADER
+from celery_sharding.wire import UNREADABLE_HEADER
 from celery_sharding.worker.consume.message_check import find_flaw
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.run.delivery import Delivery
-
-
-class Buckets(defaultdict[str, Any]):
-    """Task name → rate-limit bucket or None, in place of the consumer's own; `get` sees one that is hidden."""
-
-    def __init__(self, buckets: dict[str, Any]) -> None:
-        super().__init__(lambda: None, buckets)
-        self.are_hidden = False
-
-    def __getitem__(self, task_name: str) -> Any:
-        return None if self.are_hidden else super().__getitem__(task_name)
 
 
 class Intake:
@@ -46,8 +35,7 @@ class Intake:
         self._sharded = sharded
         self._made: list[Any] = []
         self._accept = prepare_accept_content(consumer.app.conf.accept_content)
-        # Strategies, which are made later, keep hold of it.
-        self._buckets = consumer.task_buckets = Buckets(consumer.task_buckets)
+        self._buckets = Buckets(consumer)
 
     def take_request(self, request: Any) -> None:
         """Take the request that a strategy made; `receive` admits it when the strategy has returned."""
