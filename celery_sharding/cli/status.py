@@ -110,7 +110,6 @@ class _Printer:
         self._columns = columns
 
     def show(self, snapshot: Snapshot, *, heading: str = "") -> None:
-        """Print a snapshot; as text, under a `heading`."""
         if self.form == "text":
             self._ctx.obj.echo("\n".join(self._lines(snapshot, heading)))
         elif self.form == "json":

@@ -46,8 +46,6 @@ STATES = (RUNNING, PARKED, RELEASED, DONE)
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The claim is the caller's."""
-
     token: str
     fencing: int
 
@@ -64,8 +62,6 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A run has committed `result`."""
-
     result: bytes
 
 
@@ -214,7 +210,6 @@ def held(record: Record, *, state: str, lease_seconds: float, now: float) -> Rec
 
 
 def committed(record: Record, *, result: bytes, ttl_seconds: float, now: float) -> Record:
-    """Return the record after its holder has finished the work."""
     return replace(record, state=DONE, lease_until=now, expires_at=now + ttl_seconds, result=result)
 
 
@@ -239,7 +234,6 @@ def next_fencing(last: int, *, now: float) -> int:
 
 
 def shown(key: str, record: Record, *, now: float) -> Shown:
-    """Return `record` for people to read."""
     is_held = record.state in (RUNNING, PARKED)
     return Shown(
         key=key,

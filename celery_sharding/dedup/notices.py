@@ -62,7 +62,6 @@ class Notices:
             os.write(self._writer, line)
 
     def read(self) -> None:
-        """Handle what children have written."""
         while True:
             try:
                 data = os.read(self.reader, _READ_BYTES)

@@ -88,8 +88,6 @@ def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, ta
 
 
 class _Run:
-    """One run of `task` under the claim `key`."""
-
     __slots__ = ("key", "options", "request", "results", "task")
 
     def __init__(self, task: Any, request: Any, key: str, options: Options) -> None:

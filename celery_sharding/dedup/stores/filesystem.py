@@ -72,7 +72,6 @@ class FilesystemStore(SteppingStore):
         return deleted
 
     def path_of(self, key: str) -> Path:
-        """Return where the record of `key` is kept."""
         name = sha256(key.encode()).hexdigest()
         return self._folder / name[:2] / name[2:]
 
