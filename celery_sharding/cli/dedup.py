@@ -118,8 +118,8 @@ def _refuse_held(shown: Shown) -> None:
     left = shown.lease_left_seconds
     if left is not None and left > 0:
         raise Unhealthy(
-            f"{shown.key} is {shown.state}, for {format_duration(left)} more at least; --force forgets it all the same, "
-            "and refuses the commit of its run"
+            f"{shown.key} is {shown.state}, for {format_duration(left)} more at least; --force forgets it all the "
+            "same, and refuses the commit of its run"
         )
 
 
