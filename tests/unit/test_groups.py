@@ -37,7 +37,7 @@ class Worker:
             raise self.error
         return LAYOUT
 
-    def consumer_connection(self, consumer: object, group: ShardGroup) -> Connection:
+    def join_group(self, consumer: object, group: ShardGroup) -> Connection:
         return self.connection
 
     def start(self) -> None:
