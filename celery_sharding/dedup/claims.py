@@ -31,17 +31,21 @@ Only the store's clock judges leases and expiry; a task's machine may be wrong a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from celery_sharding.dedup.owners import Owner, new_owner
 
-Clock = Callable[[], float]
-
 VERSION = 1
 RUNNING, PARKED, RELEASED, DONE = "running", "parked", "released", "done"
 STATES = (RUNNING, PARKED, RELEASED, DONE)
+
+
+class StoreClock(Protocol):
+    """A store's clock."""
+
+    def __call__(self) -> float:
+        """Return the time in seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
