@@ -29,7 +29,7 @@ from celery_sharding.dedup.celery_retries import autoretry_seconds, retry_later,
 from celery_sharding.dedup.claim_row import AlreadyDone
 from celery_sharding.dedup.claims import Claimed, ClaimStore, Done, Running
 from celery_sharding.dedup.lease import Lease, renewal
-from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, STORE_ANSWERS, tell
+from celery_sharding.dedup.notices import COMMIT_REFUSED, DEDUPLICATED, STORE_ANSWERS, notify_worker
 from celery_sharding.dedup.options import Options
 from celery_sharding.dedup.outage_log import OutageLog
 from celery_sharding.dedup.owners import is_provably_gone, new_owner
@@ -70,7 +70,7 @@ def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, ta
     store, outcome = run.claim()
     if isinstance(outcome, Done):
         logger.debug("%s[%s] is a duplicate of a finished run of %s", task.name, request.id, key)
-        tell(task, DEDUPLICATED)
+        notify_worker(task, DEDUPLICATED)
         return run.results.decode(outcome.result)
     lease = Lease(store, key, outcome.token, body.options.lease_seconds)
     ttl_seconds = body.options.ttl_seconds
@@ -79,7 +79,7 @@ def run_once(body: Body, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, ta
         _keep_alive(lease)
         return run.do(body, args, kwargs, claim=claim, lease=lease)
     except ClaimLost as exc:
-        tell(task, COMMIT_REFUSED)
+        notify_worker(task, COMMIT_REFUSED)
         if lease.is_lost:
             run.leave_to_same_task(lease, exc)
         raise
@@ -121,7 +121,7 @@ class _Run:
                 outages.warn("wait", "%s[%s] waits for the claim store: %s", task.name, request.id, exc)
             else:
                 if request.get(ASKS_STORE):
-                    tell(task, STORE_ANSWERS)
+                    notify_worker(task, STORE_ANSWERS)
                 if not isinstance(outcome, Running):
                     return store, outcome
                 if not outcome.parked and evict != outcome.token and is_provably_gone(outcome.owner):
@@ -153,7 +153,7 @@ class _Run:
             data = results.encode(value)
         except AlreadyDone as exc:
             data = exc.result if exc.result is not None else results.encode(None)
-            tell(task, DEDUPLICATED)
+            notify_worker(task, DEDUPLICATED)
             # The effects are another run's, but they are this key's: the row is the authority.
             self.commit(lease, data, has_effects=True)
             return results.decode(data)
@@ -200,7 +200,7 @@ class _Run:
                 outages.warn("commit", "the commit of %s is tried again: %s", lease.key, exc)
             time.sleep(next(pauses))
         if self.request.get(ASKS_STORE):
-            tell(self.task, STORE_ANSWERS)
+            notify_worker(self.task, STORE_ANSWERS)
         if is_done:
             return
         lease.is_lost = True
@@ -226,7 +226,7 @@ class _Run:
         try:
             self.commit(lease, data, has_effects=has_effects)
         except ClaimLost as exc:
-            tell(self.task, COMMIT_REFUSED)
+            notify_worker(self.task, COMMIT_REFUSED)
             self.leave_to_same_task(lease, exc)
             raise
         return self.results.decode(data)
