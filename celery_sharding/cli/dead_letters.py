@@ -80,7 +80,7 @@ def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: boo
 def show(ctx: click.Context, group: str, letter_id: str, body: bool, as_json: bool) -> None:
     """Show everything in the dead letter ID of GROUP.
 
-    The body is decoded only if that runs no code of it, as a pickle would.
+    The body is decoded, unless that could run code in it, as with a pickle.
 
     \b
     Examples:

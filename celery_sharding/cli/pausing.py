@@ -59,7 +59,9 @@ def resume(ctx: click.Context, shard: str) -> None:
 @click.command()
 @click.argument("group", required=False)
 @json_option
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many, the latest.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show at most this many, the latest."
+)
 @click.pass_context
 def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) -> None:
     """Show what was done to GROUP, or to all groups, who did it, and how it ended; the latest comes last.
