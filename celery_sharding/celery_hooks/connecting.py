@@ -16,7 +16,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from celery_sharding.celery_hooks.heartbeats import is_silent
 from celery_sharding.celery_hooks.loop import read_what_came
 from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.rabbitmq.connect import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
@@ -41,10 +40,6 @@ class WorkerConnection:
     def beating(self) -> tuple[Any, ...]:
         """Return the kombu connections that the main thread sends heartbeats on."""
         return self._consumer.connection, self._events()
-
-    def is_alive(self) -> bool:
-        """Say whether the broker was heard lately; an owner that is cut off must start nothing more."""
-        return not is_silent(self._consumer.connection)
 
     def read(self) -> bool:
         """Read what the connection has received, and say whether that was anything."""

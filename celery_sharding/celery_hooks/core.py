@@ -6,11 +6,18 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 
-class Shard(Protocol):
-    """The shard that a message came from."""
+class Place(Protocol):
+    """The shard that a message came from.
+
+    Attributes:
+        label: Its name for people: `orders/3`.
+    """
 
     @property
     def queue(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
 
 
 class Delivery(Protocol):
@@ -23,11 +30,11 @@ class Delivery(Protocol):
     untold_runs: int
 
     @property
-    def shard(self) -> Shard: ...
+    def place(self) -> Place: ...
 
     @property
-    def label(self) -> str:
-        """The name of its shard for people: `orders/3`."""
+    def is_orphan(self) -> bool:
+        """Whether the broker has the message again while it runs."""
 
     @property
     def keeps_failures(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from celery_sharding.celery_hooks.connecting import WorkerConnection
+from celery_sharding.celery_hooks.heartbeats import is_silent
 from celery_sharding.celery_hooks.site import WorkerSite
 
 _PREFORK, _SOLO = "celery.concurrency.prefork", "celery.concurrency.solo"
@@ -22,9 +22,8 @@ class WorkerPool:
         is_stopping: The worker stops, and nothing may start any more.
     """
 
-    def __init__(self, consumer: Any, connection: WorkerConnection) -> None:
+    def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        self._connection = connection
         self._submit = consumer.on_task_request
         controller = consumer.controller
         # The place in the pool that Celery takes for a run is not given back when the run cannot be handed over.
@@ -68,7 +67,7 @@ class WorkerPool:
 
     def hears_broker(self) -> bool:
         """Say whether the broker was heard lately; an owner that is cut off must start nothing more."""
-        return self._connection.is_alive()
+        return not is_silent(self._consumer.connection)
 
 
 def surround_tasks(site: WorkerSite) -> None:

@@ -58,7 +58,7 @@ class ShardRequestMixin(StateTelling):
         for name in RUN_ATTRIBUTES:
             self.request_dict.pop(name, None)
         if self.delivery is not None:
-            self.request_dict[SHARD_ATTRIBUTE] = self.delivery.label
+            self.request_dict[SHARD_ATTRIBUTE] = self.delivery.place.label
 
     def rebuild(
         self,
@@ -102,7 +102,7 @@ class ShardRequestMixin(StateTelling):
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
         if self.delivery is not None:
             # Monitors know no field for a queue: Celery's of the exchange is seen in them (`flower.formatting`).
-            fields |= {"shard": self.delivery.label, "exchange": self.delivery.shard.queue}
+            fields |= {"shard": self.delivery.place.label, "exchange": self.delivery.place.queue}
         super().send_event(type, **fields)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
@@ -110,7 +110,8 @@ class ShardRequestMixin(StateTelling):
             super().on_accepted(pid, time_accepted)
             return
         # A child of a prefork pool has begun already; a thread begins after this.
-        if pid == os.getpid() and self.executor.settling.leave_orphan(self.delivery):
+        if pid == os.getpid() and self.delivery.is_orphan:
+            self.executor.leave(self)
             self.has_left = True
             task_ready(self)
             raise NotBegun("its channel was lost before it began: the broker has delivered it again")

@@ -76,7 +76,8 @@ class StateTelling(_Stock):
             elif self._killed:
                 self.leave_by(self.executor.finish_when_gone)
             else:
-                self.leave_by(self.executor.finish)
+                self.executor.finish(self)
+                self.has_left = True
         elif self._killed and not self._timed_out:
             # It was asked to end, and has come to an end of its own instead: its process lives on.
             self.executor.leave(self)

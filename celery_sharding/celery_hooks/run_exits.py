@@ -130,7 +130,7 @@ class Exit:
     @property
     def _name(self) -> str:
         request = self._request
-        return f"{request.delivery.label}: {request.name}[{request.id}]"
+        return f"{request.delivery.place.label}: {request.name}[{request.id}]"
 
     def _leave(self, report: Callable[..., None], *args: Any, has_ended: bool = False, **kwargs: Any) -> None:
         error = None

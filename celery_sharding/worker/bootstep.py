@@ -75,7 +75,7 @@ class ShardsStep(bootsteps.StartStopStep):
         sharded = sharding.rules.groups_of(c.app.tasks)
         sharding.tell_doubts(c.app.amqp.queues.doubts, worker=True)
         connection = WorkerConnection(c)
-        pool = WorkerPool(c, connection)
+        pool = WorkerPool(c)
         sharding.check_stores(has_child_processes=pool.has_children)
         self._calls = calls = Calls(c)
         # The main thread of a solo pool runs the tasks: another thread could not wake it.

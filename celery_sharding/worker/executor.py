@@ -8,6 +8,12 @@ The lanes call `Executor` to start a message, and its request reports how the ru
       │            ├────────▶ lose       the process died: held until the attempt is recorded, then start again;
       └────────────┴────────▶ failures   max_attempts reached, or rejected: stored as a dead letter, then finish
 
+A run begins unless something speaks against it for the moment. It is held in its place, without a slot, for so long:
+
+    the broker has shown no life lately    0.5 s
+    its task's rate limit is used up       until it lets one through
+    Celery could not hand it over          1 s, and the fifth time it is a dead letter
+
 What must survive this worker is recorded first and done after: a redelivered message may have killed its last worker,
 so its attempt is written before it starts (`redelivery`), and a dead letter is confirmed before its message is
 acknowledged. A kill between the two repeats a record or a dead letter and loses nothing.
@@ -37,15 +43,18 @@ from celery_sharding.worker.run.ack_batch import Acks
 from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.failures import UNRECORDED, Failures
 from celery_sharding.worker.run.lanes import Lanes
+from celery_sharding.worker.run.limits import Limits
 from celery_sharding.worker.run.pump import Turn
 from celery_sharding.worker.run.settling import Settling
 from celery_sharding.worker.run.state_writer import StateWriter
-from celery_sharding.worker.run.submitting import Submitter
 from celery_sharding.worker.run.waits import Waits
 
 logger = logging.getLogger(__name__)
 
 _STATE_SECONDS = 10.0
+_LIFE_SECONDS = 0.5
+_PAUSE_SECONDS = 1.0
+_STARTS_MAX = 5
 
 
 class Executor:
@@ -64,13 +73,13 @@ class Executor:
         self._clock = clock
         self._log = log
         self._turn = Turn(loop, self._pump)
-        self.lanes: Lanes[Delivery] = Lanes(self)
+        self.lanes: Lanes[Delivery] = Lanes(pool, self._turn, _GreenStarter(self, pool) if pool.is_green else self)
+        self._limits = Limits(self.lanes, pool, clock)
         self.waits = Waits(self.lanes, clock)
         acks = Acks(clock) if loop is not None and not loop.reads_first else None
         self.settling = Settling(self.lanes, self.waits, log, clock, acks)
         self.failures = Failures(self.lanes, self.settling, log, states, node=node)
-        self._submitter = Submitter(pool, self.lanes, clock)
-        self.redeliveries = Redeliveries(self.lanes, self._submitter, self.settling, self.failures, log)
+        self.redeliveries = Redeliveries(self.lanes, self.waits, self.settling, self.failures, log)
 
     def begin(self, write: Callable[[], None] | None) -> None:
         """Begin with a new connection; see `Turn.begin`."""
@@ -78,7 +87,7 @@ class Executor:
         self._turn.begin(write)
 
     def stop(self, on_idle: Callable[[Any], None] | None = None) -> None:
-        """From now on do everything at once and start nothing: the event loop is about to end.
+        """From now on do everything at once: the event loop is about to end, and the pool takes nothing more.
 
         Args:
             on_idle: Called with a shard when the last of its runs has ended, by the thread that ends them.
@@ -91,46 +100,35 @@ class Executor:
         delivery: Delivery = request.delivery
         delivery.request = request
         if delivery.record is not None:
-            self.redeliveries.announcer.expect(delivery)
+            self.redeliveries.expect(delivery)
         self.lanes.admit(delivery)
 
-    def slots(self) -> int:
-        """Return how many runs may be in the pool at once."""
-        return 0 if self._turn.is_stopped else self._pool.slots()
-
-    def may_start(self, delivery: Delivery) -> bool:
-        """Say whether the segments before its own let a message start."""
-        return delivery.shard.may_start(delivery)
-
     def start(self, delivery: Delivery) -> None:
-        """Start a message that is at the head of its lane."""
-        if self._pool.is_green:
-            self._pool.spawn(self.redeliveries.call_guarded, self._start, delivery)
+        """Start a message that is at the head of its lane, unless something speaks against it for the moment."""
+        acks = self.settling.acks
+        if acks is not None:
+            acks.tell(delivery.lane)
+        if self.waits.outage is not None and not self.waits.lets_begin(delivery):
+            return
+        if delivery.record is None or delivery.record.is_judged:
+            self._begin(delivery)
         else:
-            self._start(delivery)
+            self.redeliveries.consider(delivery, self._begin)
 
     def fail_start(self, delivery: Delivery, error: Exception) -> None:
         """Bury what could not be started."""
         self.failures.bury_unstarted(delivery, error)
 
-    def pump_soon(self) -> None:
-        """Start what may start, at the end of the loop's turn."""
-        self._turn.end_soon()
-
-    def pump_now(self) -> None:
-        """Start what may start, at once where the pool allows it."""
-        self._turn.end()
-
     def finish(self, request: Any) -> None:
         """The message is done: acknowledge it and let its lane go on."""
         delivery: Delivery = request.delivery
-        delivery.shard.count("done")
+        delivery.shard.tally.count("done")
         delivery.note_end()
         self.settling.settle(delivery)
 
     def finish_when_gone(self, request: Any) -> None:
         """Acknowledge now, and let the lane go on when the process that ran the request has ended."""
-        request.delivery.shard.count("killed")
+        request.delivery.shard.tally.count("killed")
         request.delivery.note_end()
         self.settling.settle(request.delivery, killed_pid=request.killed_pid)
 
@@ -161,10 +159,10 @@ class Executor:
         self.waits.forget(delivery)
         delivery.ensure_record().retry()
         due_at = time.monotonic() + wait_seconds
-        delivery.shard.count("retried")
+        delivery.shard.tally.count("retried")
         delivery.note_end()
         self._log.append(
-            delivery.shard.names.attempts,
+            delivery.place.names.attempts,
             event,
             partial(self._await_retry, delivery, due_at),
             refused=partial(self.failures.bury_unrecorded, delivery),
@@ -189,12 +187,12 @@ class Executor:
         """The run's process died: run the message again or, if its attempts are used up, make it a dead letter."""
         delivery: Delivery = request.delivery
         delivery.ensure_record().lose()
-        delivery.shard.count("lost")
-        if delivery.attempts >= delivery.shard.group.max_attempts:
+        delivery.shard.tally.count("lost")
+        if delivery.attempts >= delivery.place.group.max_attempts:
             self.failures.give_up(request, f"lost {delivery.attempts} times", error)
             return
         again = request.rebuild(retries=request.request_dict.get("retries", 0))
-        logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.label, request.name, request.id, error)
+        logger.warning("%s: the process of %s[%s] was lost (%s)", delivery.place.label, request.name, request.id, error)
         if self._hold(delivery, again):
             self.waits.forget(delivery)
             due = partial(self.settling.call_when_gone, request.killed_pid, partial(self.lanes.due, delivery))
@@ -255,30 +253,44 @@ class Executor:
                 self.lanes.settle(run)
 
     def _pump(self) -> None:
-        self.redeliveries.release()
+        if self.redeliveries.are_any:
+            self.redeliveries.release()
         self.lanes.pump(self._turn.starts_at_once)
-        self.redeliveries.announcer.announce_next()
-        self.settling.tell_if_idle()
-
-    def _start(self, delivery: Delivery) -> None:
-        self.settling.tell(delivery.lane)
-        if not self.waits.lets_begin(delivery):
-            return
-        if delivery.record is None or delivery.record.is_judged:
-            self._begin(delivery)
-        else:
-            self.redeliveries.consider(delivery, self._begin)
+        if self.redeliveries.are_any:
+            self.redeliveries.announcer.announce_next()
+        acks = self.settling.acks
+        if acks is not None and not self.lanes.is_full():
+            acks.tell_all()
 
     def _begin(self, delivery: Delivery) -> None:
         """Hand a run to the pool, or hold it for a while."""
-        if not self._submitter.may_begin(delivery):
+        if not self._pool.hears_broker():
+            self.waits.hold_for(delivery, _LIFE_SECONDS)
             return
+        if not self._limits.let_through(delivery):
+            return
+        request = delivery.request
         if delivery.record is not None:
             self.redeliveries.announcer.begun(delivery)  # before, since a solo pool runs the task in it
-        request = delivery.request
-        problem = self._submitter.submit(delivery)
-        if problem is not None:
-            self.failures.give_up(request, "could not be started", problem)
+        delivery.note_start()
+        try:
+            self._pool.submit(request)
+        except Exception as exc:
+            self._begin_later(delivery, request, exc)
+
+    def _begin_later(self, delivery: Delivery, request: Any, error: Exception) -> None:
+        """Start a run later that could not be handed over, not for ever: what its message says may be the reason."""
+        if request.has_left:
+            logger.error("%s[%s]: an error when it had left", request.name, request.id, exc_info=error)
+            return
+        request.failed_starts += 1
+        if request.failed_starts >= _STARTS_MAX:
+            self.failures.give_up(request, "could not be started", describe(error))
+            return
+        logger.error("%s[%s] could not be started, trying again", request.name, request.id, exc_info=error)
+        if delivery.record is not None:
+            delivery.record.put_back()
+        self.waits.hold_for(delivery, _PAUSE_SECONDS)
 
     def _hold(self, delivery: Delivery, again: Any, *, is_resting: bool = False) -> bool:
         if not self.lanes.hold(delivery, is_resting=is_resting):
@@ -289,3 +301,17 @@ class Executor:
 
     def _await_retry(self, delivery: Delivery, due_at: float) -> None:
         self._clock.call_after(max(0.0, due_at - time.monotonic()), partial(self.lanes.due, delivery))
+
+
+class _GreenStarter:
+    """Starts messages in greenlets of their own, of whose errors the lanes do not hear."""
+
+    def __init__(self, executor: Executor, pool: Pool) -> None:
+        self._executor = executor
+        self._pool = pool
+
+    def start(self, delivery: Delivery) -> None:
+        self._pool.spawn(self._executor.redeliveries.call_guarded, self._executor.start, delivery)
+
+    def fail_start(self, delivery: Delivery, error: Exception) -> None:
+        self._executor.fail_start(delivery, error)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from celery_sharding.config import ShardGroup
 from celery_sharding.journal.attempts import Attempt
-from celery_sharding.topology import Names
+from celery_sharding.worker.place import Place
+from celery_sharding.worker.tally import Tally
 
 
 class Clock(Protocol):
@@ -88,49 +88,44 @@ class EarlierAttempts(Protocol):
         """Call now, or when everything is read that was written before the shard was taken."""
 
 
+class Gate(Protocol):
+    """What the messages of a segment wait for in earlier ones."""
+
+    def is_open_for(self, delivery: Any) -> bool:
+        """Say whether a message may start now."""
+
+
 class Source(Protocol):
     """The shard that a message came from, as far as the message and its runs need it."""
 
     @property
-    def group(self) -> ShardGroup: ...
+    def place(self) -> Place: ...
 
     @property
-    def names(self) -> Names: ...
+    def tally(self) -> Tally: ...
 
     @property
-    def segment(self) -> str: ...
-
-    @property
-    def queue(self) -> str: ...
-
-    @property
-    def label(self) -> str:
-        """Its name for people: `orders/3`."""
+    def gate(self) -> Gate | None:
+        """What its messages wait for; None: nothing."""
 
     @property
     def attempts(self) -> EarlierAttempts: ...
 
     def __hash__(self) -> int: ...
 
-    def knows_attempts(self) -> bool:
-        """Say whether everything is read that earlier owners have written of attempts."""
+    def catch_up(self) -> bool:
+        """Read what earlier owners have written of attempts; say whether all of it is known."""
 
     def saw_before(self, message_id: str) -> bool:
         """Say whether a message of this id, which is no name, was redelivered before, and keep it in mind."""
-
-    def may_start(self, delivery: Any) -> bool:
-        """Say whether a message may start now, or has to wait for an earlier segment."""
 
     def holds(self, delivery: Any) -> bool:
         """Say whether a message is neither acknowledged nor the broker's again."""
 
     def acknowledge(self, delivery: Any, *, gather: bool) -> None:
-        """Tell the broker that a message is done, now or, gathered with others, by `tell_done`."""
+        """Tell the broker that a message is done, now or, gathered with others, by `tell_done`.
+
+        Without effect if its channel is gone.
+        """
 
     def tell_done(self) -> None: ...
-
-    def count(self, what: str) -> None: ...
-
-    def note_wait(self, seconds: float) -> None: ...
-
-    def note_run(self, seconds: float) -> None: ...

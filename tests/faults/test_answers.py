@@ -15,10 +15,10 @@ from celery_sharding.testing import Direction, FaultProxy
 from celery_sharding.topology import Names
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log_writer import LogWriter
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
 from unit.stand_ins import Calls, Clock, Mailbox, Pool
 

@@ -14,13 +14,14 @@ from kombu.message import Message
 from celery_sharding.config import ShardGroup
 from celery_sharding.journal.attempts import Attempt
 from celery_sharding.rabbitmq.streams import encode
-from celery_sharding.topology import Names
 from celery_sharding.wire import MESSAGE_ID_HEADER
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log import Follower
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.run.delivery import Delivery, Entry
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.tally import Tally
 
 
 class Clock:
@@ -174,37 +175,48 @@ class Host:
         self,
         start: Callable[[Any], None],
         slots: Callable[[], int],
-        may_start: Callable[[Any], bool],
         fail_start: Callable[[Any, Exception], None] | None,
     ) -> None:
-        self.start, self.slots, self.may_start = start, slots, may_start
+        self.start, self.slots = start, slots
         self._fail_start = fail_start
-        self.lanes: Lanes[Entry] = Lanes(self)
+        self.lanes: Lanes[Entry] = Lanes(self, self, self)
 
     def fail_start(self, entry: Entry, error: Exception) -> None:
         if self._fail_start is None:
             raise error
         self._fail_start(entry, error)
 
-    def pump_soon(self) -> None:
+    def end_soon(self) -> None:
         self.lanes.pump()
 
-    pump_now = pump_soon
+    end = end_soon
+
+
+class GatedEntry(Entry):
+    """An entry that may start when a function says so."""
+
+    def __init__(self, lane: Hashable, shard: Any, request: Any, *, gate: Callable[[Entry], bool]) -> None:
+        super().__init__(lane, shard, request)
+        self._gate = gate
+
+    def may_start(self) -> bool:
+        return self._gate(self)
 
 
 def make_lanes(
     start: Callable[[Any], None],
     slots: Callable[[], int] = lambda: 100,
     *,
-    may_start: Callable[[Any], bool] = lambda entry: True,
     fail_start: Callable[[Any, Exception], None] | None = None,
 ) -> Lanes[Entry]:
     """Return lanes that start by `start`."""
-    return Host(start, slots, may_start, fail_start).lanes
+    return Host(start, slots, fail_start).lanes
 
 
-def admit(lanes: Lanes[Entry], lane: Hashable, shard: Hashable, request: Any) -> Entry:
-    entry = Entry(lane, shard, request)
+def admit(
+    lanes: Lanes[Entry], lane: Hashable, shard: Hashable, request: Any, *, gate: Callable[[Entry], bool] | None = None
+) -> Entry:
+    entry = Entry(lane, shard, request) if gate is None else GatedEntry(lane, shard, request, gate=gate)
     lanes.admit(entry)
     return entry
 
@@ -232,14 +244,12 @@ class Attempts:
 class Shard:
     """A shard of `orders`, which takes acknowledgements and counts."""
 
-    segment, queue, label = "g001", "shards.orders.g001.000", "orders/0"
-
     def __init__(self, **options: Any) -> None:
-        self.group = ShardGroup("orders", shards=1, **options)
-        self.names = Names("orders")
+        self.place = Place(ShardGroup("orders", shards=1, **options), "g001", 0, "shards.orders.g001.000")
+        self.tally = Tally()
+        self.gate = None
         self.attempts = Attempts()
         self.acknowledged: list[str] = []
-        self.counted: list[str] = []
         self._held: set[Any] = set()
 
     def deliver(self, task_id: str, *, key: str = "key", redelivered: bool = False) -> Delivery:
@@ -257,14 +267,11 @@ class Shard:
         self._held.add(delivery)
         return delivery
 
-    def knows_attempts(self) -> bool:
+    def catch_up(self) -> bool:
         return self.attempts.is_complete
 
     def saw_before(self, message_id: str) -> bool:
         return False
-
-    def may_start(self, delivery: Delivery) -> bool:
-        return True
 
     def holds(self, delivery: Delivery) -> bool:
         return delivery in self._held
@@ -275,13 +282,6 @@ class Shard:
             self.acknowledged.append(delivery.tag)
 
     def tell_done(self) -> None: ...
-
-    def count(self, what: str) -> None:
-        self.counted.append(what)
-
-    def note_wait(self, seconds: float) -> None: ...
-
-    def note_run(self, seconds: float) -> None: ...
 
 
 class Request:

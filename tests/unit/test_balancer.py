@@ -30,7 +30,7 @@ class Worker:
     def repair_soon(self) -> None:
         raise AssertionError
 
-    def release_orphans(self) -> None:
+    def kill_orphans(self) -> None:
         raise AssertionError
 
     def hear(self, event: Vitals | Handover) -> None:

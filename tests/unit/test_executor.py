@@ -125,11 +125,13 @@ def test_a_key_stays_locked_until_the_run_of_a_lost_shard_has_ended(worker: Work
     assert worker.begun == ["t1", "t1"]
 
 
-def test_nothing_starts_once_the_worker_stops(worker: Worker) -> None:
-    first = worker.admit("t1")
-    worker.admit("t2")
+def test_a_shard_is_idle_when_its_last_run_has_ended_while_the_worker_stops(worker: Worker) -> None:
+    # Given two runs of a shard, and a worker that stops
+    first, second = worker.admit("t1", key="a"), worker.admit("t2", key="b")
     idle: list[object] = []
     worker.executor.stop(idle.append)
+    # When they end one after the other, then whoever gives the shard up is told of the last
     worker.executor.finish(first)
-    assert worker.begun == ["t1"]
+    assert idle == []
+    worker.executor.finish(second)
     assert idle == [worker.shard]

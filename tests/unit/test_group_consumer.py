@@ -30,7 +30,7 @@ class Worker:
     def repair_soon(self) -> None:
         self.repairs += 1
 
-    def release_orphans(self) -> None:
+    def kill_orphans(self) -> None:
         self.released += 1
 
     def tell(self, event: dict[str, object], offset: int) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from celery_sharding import ShardGroup
 from celery_sharding.worker.balance.handover import Handover
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
 from unit.stand_ins import Connection, Services
 

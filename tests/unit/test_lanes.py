@@ -10,7 +10,7 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from celery_sharding.worker.run.delivery import Entry, State
-from unit.stand_ins import admit, make_lanes
+from unit.stand_ins import GatedEntry, admit, make_lanes
 
 
 class Pool:
@@ -173,12 +173,14 @@ def test_what_may_not_start_yet_keeps_its_place_and_starts_when_it_may() -> None
     # Given a key that is held back, with two tasks, and another key
     started: list[object] = []
     held_back = {"a"}
-    lanes = make_lanes(
-        lambda entry: started.append(entry.request), lambda: 4, may_start=lambda e: e.lane not in held_back
-    )
-    first = admit(lanes, "a", "q", "a1")
-    admit(lanes, "a", "q", "a2")
-    admit(lanes, "b", "p", "b1")
+    lanes = make_lanes(lambda entry: started.append(entry.request), lambda: 4)
+
+    def gate(entry: Entry) -> bool:
+        return entry.lane not in held_back
+
+    first = admit(lanes, "a", "q", "a1", gate=gate)
+    admit(lanes, "a", "q", "a2", gate=gate)
+    admit(lanes, "b", "p", "b1", gate=gate)
     assert started == ["b1"]
     assert lanes.only_waits("q")
     # When it may start
@@ -251,9 +253,7 @@ class LanesMachine(RuleBasedStateMachine):
         self.first_starts: dict[str, list[int]] = defaultdict(list)
         self.number = 0
         self.held_back: set[object] = set()
-        self.lanes = make_lanes(
-            self.start, lambda: self.slots, may_start=lambda entry: entry.lane not in self.held_back
-        )
+        self.lanes = make_lanes(self.start, lambda: self.slots)
 
     def start(self, entry: Entry) -> None:
         assert entry.lane not in self.held_back
@@ -268,7 +268,7 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(lane=strategies.sampled_from("abc"), source=strategies.sampled_from("xy"))
     def admit(self, lane: str, source: str) -> None:
         self.number += 1
-        entry = Entry(lane, source, self.number)
+        entry = GatedEntry(lane, source, self.number, gate=lambda entry: entry.lane not in self.held_back)
         self.alive.append(entry)
         self.lanes.admit(entry)
 
@@ -411,13 +411,13 @@ def test_an_entry_that_cannot_be_started_is_handed_back_and_stops_no_other(fails
     lanes = make_lanes(
         start,
         lambda: 1,
-        may_start=check if fails == "may_start" else lambda entry: True,
         fail_start=lambda entry, exc: failed.append((entry, str(exc))),
     )
     # When it comes before others, the next of its lane among them
-    bad = admit(lanes, "bad", "shard", 1)
-    good = admit(lanes, "good", "shard", 2)
-    behind = admit(lanes, "bad", "shard", 3)
+    gate = check if fails == "may_start" else None
+    bad = admit(lanes, "bad", "shard", 1, gate=gate)
+    good = admit(lanes, "good", "shard", 2, gate=gate)
+    behind = admit(lanes, "bad", "shard", 3, gate=gate)
     # Then it is held in its place, and handed back; the other lane goes on
     assert failed == [(bad, "odd")]
     assert (bad.state, good.state, behind.state) == (State.HELD, State.RUNNING, State.WAITING)

@@ -19,11 +19,11 @@ from celery_sharding.celery_hooks.request import ShardRequest
 from celery_sharding.config import ShardGroup
 from celery_sharding.wire import MESSAGE_ID_HEADER
 from celery_sharding.worker.executor import Executor
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import DELIVERY, Delivery, Phase
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.shard import Shard
 from unit.stand_ins import Calls, Clock, Log, Mailbox, Pool
 

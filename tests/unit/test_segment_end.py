@@ -11,7 +11,7 @@ from celery_sharding import ShardGroup
 from celery_sharding.keys import key_digest
 from celery_sharding.layout.model import Segment
 from celery_sharding.wire import CONTROL_HEADER
-from celery_sharding.worker.shard.place import Place
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.shard.segment_end import SegmentEnd
 from unit.stand_ins import Services
 

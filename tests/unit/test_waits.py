@@ -30,8 +30,8 @@ class Worker:
 
     def let_try(self) -> None:
         """Let the time of the next try come."""
-        assert self.waits._outage is not None
-        self.waits._outage.next_try = 0.0
+        assert self.waits.outage is not None
+        self.waits.outage.next_try = 0.0
 
     def wait(self, entry: Entry, what: str, **options: Any) -> None:
         wait = WaitInLane(what, "away", **options)

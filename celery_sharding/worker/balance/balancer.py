@@ -1,18 +1,17 @@
-"""Who owns the queues of one group: what this worker tells of its own, hears of the others', and does about it.
+"""The balance of one group: this worker tells the others what it owns, hears what they own, and gives up its share.
 
-The group follows the manifest, which says what is consumed; this follows the journal, from which `plan` says who should
-own it. Once a second, of what the worker consumes:
+The manifest says what is consumed; the journal tells who owns it, and `plan` who should. Once a second:
 
-    tell      the vitals of its shards are written: what it owns, and what it stands by for
-    probe     a queue that nobody says he owns is probed, so that its owner notices that it is
-    balance   queues are offered, frozen and given up, as planned; and one of which a message was held for long, before
-              the broker closes its channel over it
+    tell      the worker writes its vitals: what it owns, and what it stands by for
+    probe     it probes a queue that no worker reports as its own, so that the owner learns that it is
+    balance   it offers, freezes and gives up queues as planned; and a queue of which it has held a message for long,
+              before the broker closes its channel over that
 
-A queue that another worker offers to a third makes this one step back in its line of standbys.
+When another worker offers a queue to a third, this one steps back in that queue's line of standbys.
 
-None of it changes what is consumed: what is given up goes by `handover`, and is opened again as a standby. Ticks and
-messages of the journal come from Celery's timer and from whoever reads the connection; what closes channels waits until
-it may be read.
+None of it changes what is consumed: a queue that is given up (`handover`) is opened again as a standby. Ticks come from
+Celery's timer, and the journal's messages from whoever reads the connection; what closes channels is called later,
+where the connection may be read.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ class Balancer:
                 self.probe(shard, now)
 
     def probe(self, shard: Shard, now: float) -> None:
-        """Let the owner of a shard notice that it is. `now` is the wall clock."""
+        """Let the owner of a shard learn that it is. `now` is the wall clock."""
         self._probed_at[shard.queue] = now
         shard.probe()
 
@@ -138,7 +137,7 @@ class Balancer:
                 self._services.calls.call_soon(partial(_step_back, shard))
 
     def balance(self, connection: Any) -> None:
-        """Do what is planned; call it where `connection`, on which the shards are consumed, may be read."""
+        """Carry the plan out. Call it where the `connection` that the shards are consumed on may be read."""
         if not _takes_consumer_timeout(connection):
             self._recycle()
         staying = {queue: shard for queue, shard in self._shards.items() if shard not in self._handover}
@@ -146,7 +145,7 @@ class Balancer:
         self._moves.tick(Member(owned, frozenset(staying) - owned), time.monotonic())
 
     def forget(self) -> None:
-        """Forget what is being given up: the connection is gone, or the worker stops."""
+        """Forget moves under way: the connection is gone, or the worker stops."""
         self._moves.forget()
 
     def _recycle(self) -> None:

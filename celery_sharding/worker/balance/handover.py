@@ -1,17 +1,17 @@
-"""Shards that this worker gives up while it runs: an operator told it to, or another worker is to have them.
+"""Shards that this worker gives up while it runs: an operator wants it, or another worker is to own them.
 
     leaving ──nothing of it runs──▶ recording ──confirmed──▶ closed
        └──take_back──▶ consumed as before
 
-    leaving     frozen: no further task of the shard starts, what runs may end. However long it takes: nobody but the
-                operator who asked for it waits, and a task that is cut off would run twice. One that is to be
-                balanced comes here when nothing of it runs
-    recording   what the next owner must know (retries, runs that were announced and did not begin) is on its way to
-                the broker; nothing may start any more
-    closed      the channel is closed, which returns the rest in order to the next in line; it is opened anew, as a
-                standby, if it is still wanted
+    leaving     frozen: no further task of the shard starts, and what runs may end, however long it takes. Only the
+                operator waits for it, and a task that is cut off would run twice. The balancer hands over shards of
+                which nothing runs
+    recording   what the next owner must know (retries, and announced runs that did not begin) is on its way to the
+                broker; nothing may start any more
+    closed      the channel is closed, which returns the rest in order to the next in line. The shard is opened anew, as
+                a standby, if it is still wanted
 
-A retry that waits does not hold the shard: its record is with the broker, and the next owner goes on waiting.
+A waiting retry does not hold the shard: its record is on the broker, and the next owner goes on waiting.
 
 Only the thread that reads the worker's connection may call `Handover`.
 """
@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.05
 
 
 class Handover:
-    """What a group gives up at the moment."""
+    """The shards of one group that are being given up."""
 
     def __init__(self, attempts: Attempts, services: WorkerServices) -> None:
         self._attempts = attempts
@@ -85,4 +85,4 @@ class Handover:
 
 def _close(shard: Shard) -> None:
     shard.depart()
-    logger.info("group %s: given up %s", shard.group.name, shard.queue)
+    logger.info("group %s: given up %s", shard.place.group.name, shard.queue)

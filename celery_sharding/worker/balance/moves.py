@@ -1,4 +1,4 @@
-"""The moves of one worker under way: of the plan, it carries out what it must give up itself.
+"""The moves that a worker makes: of the plan, it carries out what it must give up itself.
 
     owner ──plan says so, view steady──▶ offered ──others stepped back──▶ frozen ──idle──▶ released
                                                                              │

@@ -1,4 +1,4 @@
-"""What a worker tells of its shards once a second: the vitals, from which every face of the snapshot reads."""
+"""What a worker tells of its shards once a second. Command line, page and metrics all show these vitals."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def describe_owned(
         shard.queue: ShardVitals(
             owner=node,
             at=now,
-            counted=shard.tally.to_counted(with_times=(tick + shard.index) % _TIMES_EVERY == 0),
+            counted=shard.tally.to_counted(with_times=(tick + shard.place.index) % _TIMES_EVERY == 0),
             held=len(shard.held),
             running=executor.lanes.running(shard),
-            index=shard.index,
+            index=shard.place.index,
             lag_seconds=_age(next((delivery.sent_at for delivery in executor.lanes.waiting(shard)), None), now),
             prefetch=prefetch,
             behind_seconds=_age(shard.tally.newest_sent_at, now),

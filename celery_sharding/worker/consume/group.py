@@ -1,15 +1,15 @@
-"""One group in this worker: which queues it consumes now, following the manifest.
+"""One group in this worker: it consumes what the manifest says.
 
-A group consumes a chain of segments in order. This worker consumes the queues of the open segments that were selected
-for it (`-Q`), all of their limbo queues, and nothing else. When the manifest, which it tails, says that a segment is
-passed or drained, it opens the queues of the next, and closes those of the drained: every worker does the same from the
-same log. What may start while several are open is said by `segment_gate`, and who owns what by `balancer`.
+A group is a chain of segments. The worker consumes the queues of the open segments that were selected for it (`-Q`),
+all of their limbo queues, and nothing else. It tails the manifest. When a segment is passed, it opens the queues of the
+next; when one is drained, it closes its queues. Every worker does the same from the same log. `segment_gate` decides
+what may start while several segments are open, and `balancer` who owns which queue.
 
-The selection may change while it runs (`select`), and so may, by the manifest, what is paused; what is not to be
-consumed any more is given up in order (`handover`).
+The selection may change while the worker runs (`select`), and operators pause and resume shards. What is no longer to
+be consumed is given up in order (`handover`).
 
-So is the whole group when its manifest, or a control message in one of its queues, asks for a protocol that this
-version does not know: then the worker is a bystander of it, for as long as it runs.
+If the manifest, or a control message in a queue, asks for a protocol that this version does not know, the worker gives
+the whole group up and becomes a bystander of it for as long as it runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GroupHost(Protocol):
     """What a group needs of its worker."""
 
     def repair_soon(self) -> None:
-        """Replace what is missing on the broker, beside the event loop, and read the layout anew."""
+        """Replace what is missing on the broker, in another thread; the layout is read anew if it may be an old one."""
 
     def kill_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""
@@ -53,8 +53,6 @@ class GroupConsumer:
     """Consumes one group on the worker's connection.
 
     Attributes:
-        shards: What it consumes at the moment.
-        attempts: What is known of earlier runs of the group's messages.
         needed_protocol: What the group asks for and this version does not know; None: nothing.
     """
 
@@ -87,7 +85,7 @@ class GroupConsumer:
 
     @property
     def is_behind(self) -> bool:
-        """Whether its layout may be an old one, because records of the manifest are gone that it has not read."""
+        """Whether its layout may be out of date: records of the manifest are gone that it has not read."""
         return self._manifest.is_behind
 
     @property
@@ -105,7 +103,7 @@ class GroupConsumer:
         return self.is_open and self.shards.is_complete and bool(self.layout.open_segments)
 
     def select(self, selection: Indexes) -> None:
-        """Consume these shards from now on; others are given up as soon as nothing of them runs."""
+        """Consume these shards from now on, and give others up as soon as nothing of them runs."""
         self.shards.selection = selection
         self._services.calls.call_soon(self._apply_layout)
 
@@ -122,7 +120,7 @@ class GroupConsumer:
         return dict.fromkeys(wanted, f"bystander, needs protocol {self.needed_protocol}") | left
 
     def open(self, connection: Any, layout: Layout) -> None:
-        """Start consuming what the layout says, and following it."""
+        """Begin to consume what the layout says, and to tail the group's streams."""
         self._connection = connection
         self._is_stopping = False
         self._manifest.begin(layout)
@@ -135,7 +133,7 @@ class GroupConsumer:
         self._apply_layout()
 
     def relearn(self, layout: Layout) -> None:
-        """Go on from a layout that was just read, since records that were to be tailed are gone."""
+        """Go on from a layout that was just read, if records that were to be tailed are gone."""
         if self._connection is None or self._is_leaving or not self.is_behind or not self._tails:
             return
         self._tails[0].close()
@@ -167,14 +165,6 @@ class GroupConsumer:
         self._handover.forget()
         self.shards.freeze()
 
-    def give_up(self, shard: Shard) -> None:
-        """Close one frozen shard, if it is one of this group, while the worker stops."""
-        self.shards.close(shard)
-
-    def withdraw(self) -> None:
-        """Before `close` or `give_up`: tell the next owners which runs did not begin."""
-        self.shards.withdraw()
-
     def close(self) -> None:
         """Give all shards up."""
         self.freeze()
@@ -191,7 +181,7 @@ class GroupConsumer:
         self._tails.clear()
 
     def tick(self, now: float) -> None:
-        """Once a second: write the vitals, probe shards whose owner is silent, and balance. `now` is the wall clock."""
+        """Once a second: open what is missing, write the vitals, and balance. `now` is the wall clock."""
         if self._connection is None or self.is_bystander:
             return
         if self.shards.needs_apply:
@@ -217,13 +207,13 @@ class GroupConsumer:
             self._services.calls.call_soon(self._apply_layout)
 
     def close_shard(self, shard: Shard) -> None:
-        """Close a shard that is given up; it is opened anew if it is still wanted."""
+        """Close a shard that this worker gives up, and open it anew if it is still wanted."""
         if not self._is_stopping and self.shards.close(shard):
             self._stop_tailing_if_gone()
             self._services.calls.call_soon(self._apply_layout)
 
     def note_lost(self, shard: Shard) -> None:
-        """Forget a shard whose consumer the broker has ended; the next tick consumes it again, if it still exists."""
+        """Forget a shard whose consumer the broker has ended; the next tick opens it anew, if its queue exists."""
         logger.warning("%s: the broker has ended this worker's consumer", shard.queue)
         self.shards.is_complete = False
         self.shards.remove(shard)
@@ -258,7 +248,7 @@ class GroupConsumer:
             self._services.log.append(self.names.manifest, snapshot, optional=True)
 
     def _apply_layout(self) -> None:
-        """Consume what the layout says, and nothing else."""
+        """Consume what the layout says, and nothing else, unless the group is being left."""
         if self._connection is None or not self.layout.open_segments or self._is_leaving:
             return
         opened = self.shards.apply(self.layout, self._connection, self)

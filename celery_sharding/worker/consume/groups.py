@@ -1,14 +1,14 @@
-"""The groups of one worker: which it consumes, and whether they are on the broker as they should be.
+"""The groups of one worker: which it consumes, and whether the broker has all that they need.
 
     selected ──prepare, or a repair──▶ ready on the broker ──open──▶ consumed ──drop──▶ selected: the connection is lost
 
-What is selected may change while the worker runs (`cancel_shards`, `add_shards`): a group keeps its place here when all
-of its shards were cancelled, and one that is new is made ready by a repair, and opened after it. A worker's own are
-those that it was started with, and those that it was told by its name to add.
+The selection may change while the worker runs (`cancel_shards`, `add_shards`). A group stays here when all of its
+shards are cancelled; a new one is made ready by a repair, and then opened. A worker's own shards are those that it was
+started with, and those that it was told by its name to add.
 
-Every ten seconds, and when a shard is lost, a thread of its own sees to each group, one round at a time: it replaces
-what is missing, and the manifest tells everybody what was done. That thread opens nothing; only the one that reads the
-worker's connection opens, gives up and closes, and changes what is selected. The others read.
+Every ten seconds, and when a shard is lost, a thread repairs each group: it replaces what is missing on the broker, and
+the manifest tells everybody what was done. That thread opens nothing. Only the thread that reads the connection opens,
+gives up and closes, and changes the selection. Other threads only ask.
 """
 
 from __future__ import annotations
@@ -103,14 +103,16 @@ class Groups:
 
     def indexes(self) -> dict[str, list[int]]:
         """Return by group the indexes of the queues that are consumed."""
-        return {group.group.name: sorted(shard.index for shard in group.shards.to_list()) for group in self._groups}
+        return {
+            group.group.name: sorted(shard.place.index for shard in group.shards.to_list()) for group in self._groups
+        }
 
     def roles(self) -> dict[str, dict[str, str]]:
-        """Return by group what this worker is to each of its queues, as `GroupConsumer.roles` says."""
+        """Return by group this worker's role for each queue, as `GroupConsumer.roles` names it."""
         return {group.group.name: group.roles() for group in list(self._groups)}
 
     def cancel_shards(self, group: str, index: int | None) -> bool:
-        """Give up a shard of a group, or all of it: in order, and until it is added again. False: there was none.
+        """Give up a shard of a group, or all of them, in order, until it is added again. False: there was none.
 
         Raises:
             UnknownShard: The group has no such shard.
@@ -121,11 +123,10 @@ class Groups:
         return self._selection[group] != before
 
     def add_shards(self, group: str, index: int | None, *, by_name: bool) -> Indexes:
-        """Consume a shard of a group, or all of it, from now on; return which of what was asked for it consumes then.
+        """Consume a shard of a group, or all of them, from now on; return which of those asked for it consumes then.
 
         Args:
-            by_name: This worker was named. If all were asked, each takes back no more than its own: a group or shard
-                that others were started for stays theirs.
+            by_name: This worker was named. A command to all workers lets each take back its own shards only.
 
         Raises:
             UnknownShard: The group has no such shard.
@@ -144,20 +145,20 @@ class Groups:
         return taken
 
     def prepare(self) -> None:
-        """At each connect: make what is selected ready on the broker. It may take long, and reads no connection.
+        """At each connect: make the selected groups ready on the broker. It may take long, and reads no connection.
 
         Raises:
-            ConnectionResetError: It failed by what passes by itself: Celery connects again.
+            ConnectionResetError: It failed for a passing reason; Celery connects again.
         """
         if not self._groups:
             self._groups = [self._make_group(name) for name in self._selection]
         self._layouts = [self._ensure(group) for group in self._groups]
 
     def check_channels(self) -> None:
-        """At each connect, once the groups are ready: see that the connection may have a channel for each queue.
+        """At each connect, once the groups are ready: check that the connection may open a channel for each queue.
 
         Raises:
-            TooFewChannels: It may not; it would be closed and opened again for ever.
+            TooFewChannels: It may not. Without this check it would be closed and opened again for ever.
         """
         connection = self._consumer.connection
         allowed = allowed_channels(connection)
@@ -193,14 +194,14 @@ class Groups:
 
     def give_up(self, shard: Shard) -> None:
         """Close a frozen shard if nothing of it runs."""
-        for group in self._groups:
-            if not self._services.executor.lanes.running(shard):
-                group.give_up(shard)
+        if not self._services.executor.lanes.running(shard):
+            for group in self._groups:
+                group.shards.close(shard)
 
     def withdraw(self) -> None:
         """Before shards are closed: tell the next owners which runs did not begin."""
         for group in self._groups:
-            group.withdraw()
+            group.shards.withdraw()
 
     def close(self) -> None:
         """Give all shards up."""
@@ -219,18 +220,18 @@ class Groups:
             group.tick(now)
 
     def count(self, notice: Notice) -> None:
-        """Count what a run under a claim told, if its shard is here."""
+        """Count what a run under a claim has told, if this worker owns its shard."""
         for group in list(self._groups):
             for shard in group.shards.to_list():
-                if shard.label == notice.shard and shard.owned:
-                    shard.count(notice.what)
+                if shard.place.label == notice.shard and shard.owned:
+                    shard.tally.count(notice.what)
 
     def kill_orphans(self) -> None:
         """End the runs whose messages are the broker's again."""
         self._host.kill_orphans()
 
     def repair_soon(self) -> None:
-        """Replace lost rings and missing queues, beside the event loop; the manifest tells everybody what was done."""
+        """Replace lost rings and missing queues, in a thread; the manifest tells everybody what was done."""
         if not self._repairing.locked():
             threading.Thread(target=self._repair, name="shards-repair", daemon=True).start()
 
@@ -263,7 +264,7 @@ class Groups:
             group.open(self._broker.consumer_connection(c, group.group), layout)
 
     def _ensure(self, group: GroupConsumer) -> Layout | None:
-        """Make a group ready, None if it is to be left alone; what passes by itself is left to Celery."""
+        """Make a group ready; None: it is left alone. A passing reason is left to Celery, which connects again."""
         if group.is_bystander:
             return None
         try:
@@ -278,7 +279,7 @@ class Groups:
         return next((group for group in self._groups if group.group.name == name), None)
 
     def _count_shards(self, name: str, index: int | None) -> int:
-        """Return how many shards a group has, once `index` is found to be one of them."""
+        """Return how many shards a group has, having checked that `index` is one of them."""
         group = self._find(name)
         live_shards = group.layout.shards if group is not None else 0
         shards = live_shards or self._consumer.app.sharding.settings.groups[name].shards

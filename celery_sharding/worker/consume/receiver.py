@@ -97,28 +97,19 @@ class Intake:
         flaw = find_flaw(described, payload)
         if flaw is not None:
             raise InvalidTaskError(flaw)
-        problem = self._find_problem(name, delivery, payload)
-        if problem is None:
-            self._call_strategy(name, message, body)
-        return problem
-
-    def _find_problem(self, name: str, delivery: Delivery, payload: Any) -> str | None:
-        if name not in self._consumer.strategies:
+        consumer, group = self._consumer, delivery.place.group.name
+        if name not in consumer.strategies:
             raise NotRegistered(f"task {name!r} is not registered in this worker")
-        group = delivery.shard.group.name
         if self._sharded.get(name) != group:
             return f"task {name!r} does not belong to the group {group!r} in this worker's configuration"
-        if delivery.headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
+        if headers.get("eta") or (isinstance(payload, dict) and payload.get("eta")):
             return "eta cannot keep the order of a key"
-        return None
-
-    def _call_strategy(self, name: str, message: Any, payload: Any) -> None:
-        consumer = self._consumer
         self._buckets.are_hidden = True
         try:
-            consumer.strategies[name](message, payload, _unused, _unused, consumer.on_task_message)
+            consumer.strategies[name](message, body, _unused, _unused, consumer.on_task_message)
         finally:
             self._buckets.are_hidden = False
+        return None
 
 
 def _unused(*_: Any) -> None:

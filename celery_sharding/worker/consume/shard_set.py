@@ -1,4 +1,4 @@
-"""The shards of one group that this worker consumes: opened and given up as the layout and its selection say."""
+"""The shards of one group that this worker consumes, opened and given up as layout and selection say."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from celery_sharding.shard_names import Indexes
 from celery_sharding.topology import Names
 from celery_sharding.worker.balance.handover import Handover
 from celery_sharding.worker.consume.wanted import find_blocked, find_paused, find_wanted
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.segment_gate import gate_for
 from celery_sharding.worker.shard.shard import Shard, ShardHost
 
@@ -80,7 +80,7 @@ class ShardSet:
                     opened.append(self.by_queue[queue])
         self.is_complete = all(queue in self.by_queue for queue in wanted)
         self._learn(layout)
-        for name, count in Counter(shard.segment for shard in opened).items():
+        for name, count in Counter(shard.place.segment for shard in opened).items():
             logger.info("group %s: consuming %s, %d queues", self._group.name, name, count)
         return opened
 
@@ -90,14 +90,14 @@ class ShardSet:
         return paused | {queue: self._role(shard) for queue, shard in list(self.by_queue.items())}
 
     def remove(self, shard: Shard) -> bool:
-        """Take a shard out that is closed elsewhere; False if it was not, or not any more, one of these."""
+        """Take out a shard that the caller closes; False if it is not one of these (any more)."""
         if self.by_queue.get(shard.queue) is not shard:
             return False
         del self.by_queue[shard.queue]
         return True
 
     def close(self, shard: Shard) -> bool:
-        """Give one shard up; False if it was not, or not any more, one of these."""
+        """Give one shard up; False if it is not one of these (any more)."""
         if not self.remove(shard):
             return False
         shard.close()
@@ -128,7 +128,7 @@ class ShardSet:
         return "leaving" if shard in self._handover else "owner" if shard.owned else "standby"
 
     def _note_pauses(self, layout: Layout) -> None:
-        """Say so when the chain begins to wait for what is paused."""
+        """Warn when the chain of segments begins to wait for a paused shard."""
         was, self._blocked = self._blocked, find_blocked(self._names, layout)
         if self._blocked and self._blocked != was:
             logger.warning(
@@ -150,13 +150,13 @@ class ShardSet:
         return True
 
     def _learn(self, layout: Layout) -> None:
-        """Hand on what the manifest says of the ends of the shards' segments, and let go of what nothing holds back."""
+        """Tell the shards how far segments have ended, and start what no gate holds back any more."""
         lanes = self._services.executor.lanes
         gates = {
             segment.name: gate_for(segment.name, layout, self._group.name, lanes) for segment in layout.open_segments
         }
         for shard in self.to_list():
-            shard.learn(layout.segment(shard.segment), gates.get(shard.segment))
+            shard.learn(layout.segment(shard.place.segment), gates.get(shard.place.segment))
         was_gated, self._is_gated = self._is_gated, any(gate is not None for gate in gates.values())
         if was_gated or self._is_gated:
             lanes.reconsider()

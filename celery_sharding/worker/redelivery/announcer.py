@@ -65,7 +65,7 @@ class Announcer:
 
     def announce_next(self) -> None:
         """Announce what is about to begin, if half of what was announced ahead has begun."""
-        shards = [shard for shard in list(self._expected) if shard.knows_attempts()]
+        shards = [shard for shard in list(self._expected) if shard.catch_up()]
         if not shards:
             return
         with self._lock:
@@ -106,7 +106,7 @@ class Announcer:
             if delivery.record is None or not delivery.record.take_back():
                 return
             event = RunWithdrawn(delivery.message_id, delivery.attempts).as_dict()
-        self._log.append(delivery.shard.names.attempts, event)
+        self._log.append(delivery.place.names.attempts, event)
 
     def withdraw(self, delivery: Delivery) -> None:
         """Take the announcement of a run back that has not begun: it says nothing against the message."""
@@ -116,7 +116,7 @@ class Announcer:
                 return
             event = RunWithdrawn(delivery.message_id, delivery.attempts).as_dict()
         # Not optional: the announcement itself is sent again until it is stored, also after an outage.
-        self._log.append(delivery.shard.names.attempts, event)
+        self._log.append(delivery.place.names.attempts, event)
 
     def forget(self, shard: Source) -> None:
         """Expect nothing more of a shard that was given up or lost."""
@@ -142,7 +142,7 @@ class Announcer:
     def _announce(self, delivery: Delivery, begun: int) -> Record:
         delivery.ensure_record().announce(begun)
         event = RunAnnounced(delivery.message_id, delivery.attempts).as_dict()
-        return delivery.shard.names.attempts, event, partial(self._note_confirmed, delivery)
+        return delivery.place.names.attempts, event, partial(self._note_confirmed, delivery)
 
     def _note_confirmed(self, delivery: Delivery) -> None:
         with self._lock:

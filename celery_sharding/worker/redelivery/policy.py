@@ -124,7 +124,7 @@ def history_of(delivery: Delivery, known: Attempt | None, *, now: float) -> Hist
         known: What earlier owners have recorded.
         now: The wall clock.
     """
-    record, most = delivery.record, delivery.shard.group.max_attempts
+    record, most = delivery.record, delivery.place.group.max_attempts
     if record is not None and record.is_announced:
         begun = (record.attempts or 1) - 1
     elif record is not None and record.phase is Phase.TAKEN_BACK:

@@ -24,25 +24,34 @@ from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.failures import Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.settling import Settling
-from celery_sharding.worker.run.submitting import Submitter
+from celery_sharding.worker.run.waits import Waits
 
 
 class Redeliveries:
-    """The redelivered messages of one worker."""
+    """The redelivered messages of one worker.
 
-    def __init__(
-        self, lanes: Lanes[Delivery], submitter: Submitter, settling: Settling, failures: Failures, log: Log
-    ) -> None:
+    Attributes:
+        are_any: There were some, or messages that are judged like them.
+    """
+
+    def __init__(self, lanes: Lanes[Delivery], waits: Waits, settling: Settling, failures: Failures, log: Log) -> None:
         self._lanes = lanes
-        self._submitter = submitter
+        self._waits = waits
         self._settling = settling
         self._failures = failures
         self._suspects = Suspects()
         self.announcer = Announcer(log, lanes)
+        self.are_any = False
+
+    def expect(self, delivery: Delivery) -> None:
+        """Take note of a message whose run is to be announced, before it is admitted."""
+        self.are_any = True
+        self.announcer.expect(delivery)
 
     def consider(self, delivery: Delivery, begin: Callable[[Delivery], None]) -> None:
         """Call `begin` when all that speaks for a message is known and recorded; bury it, or let it wait."""
-        if delivery.shard.knows_attempts():
+        self.are_any = True
+        if delivery.shard.catch_up():
             self._consider(delivery, begin)
         else:
             consider = partial(self._consider, begin=begin)
@@ -70,7 +79,7 @@ class Redeliveries:
         decision = self._suspects.decide(delivery, history)
         if isinstance(decision, Wait):
             if decision.seconds is not None:
-                self._submitter.hold_for(delivery, decision.seconds)
+                self._waits.hold_for(delivery, decision.seconds)
             elif self._lanes.hold(delivery):
                 self._suspects.wait(delivery, history)
                 self.release()

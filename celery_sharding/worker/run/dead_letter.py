@@ -66,12 +66,12 @@ class DeadLetter:
         delivery = self._delivery
         reason, error = cut(reason), cut(error or "")
         detail = f" ({error})" if error else ""
-        logger.error("%s: task %s becomes a dead letter: %s%s", delivery.label, self._name, reason, detail)
-        delivery.shard.count("dead")
+        logger.error("%s: task %s becomes a dead letter: %s%s", delivery.place.label, self._name, reason, detail)
+        delivery.shard.tally.count("dead")
         self._ours = {
-            GROUP_HEADER: delivery.shard.group.name,
+            GROUP_HEADER: delivery.place.group.name,
             KEY_HEADER: delivery.key,
-            QUEUE_HEADER: delivery.shard.queue,
+            QUEUE_HEADER: delivery.place.queue,
             REASON_HEADER: reason,
             ERROR_HEADER: error,
             ATTEMPTS_HEADER: delivery.attempts,
@@ -97,7 +97,7 @@ class DeadLetter:
     def _put(self, headers: dict[str, Any], refused: Callable[[Refusal], None]) -> None:
         delivery, message = self._delivery, self._delivery.message
         self._log.put(
-            delivery.shard.names.dead,
+            delivery.place.names.dead,
             delivery.body,
             self._stored,
             refused=refused,
@@ -108,30 +108,30 @@ class DeadLetter:
         )
 
     def _reduce(self, refusal: Refusal) -> None:
-        logger.warning("%s: the dead letter of %s is reduced: %s", self._delivery.label, self._name, refusal.why)
+        logger.warning("%s: the dead letter of %s is reduced: %s", self._delivery.place.label, self._name, refusal.why)
         room_bytes = (refusal.headers_bytes_max or _HEADERS_BYTES) - _OURS_BYTES
         self._put(_reduced(self._delivery.headers, self._ours, room_bytes=room_bytes), refused=self._hold)
 
     def _hold(self, refusal: Refusal) -> None:
         why = cut(refusal.why, _ERROR_CHARACTERS)
-        shard = self._delivery.shard
+        place, shard = self._delivery.place, self._delivery.shard
         logger.error(
             "%s: the dead letter of %s cannot be stored in %s: %s. Its message is kept at the broker, and later ones "
             "of its key wait for it. Raise the broker's limit and restart this worker, or take the message out of %s",
-            shard.label,
+            place.label,
             self._name,
-            shard.names.dead,
+            place.names.dead,
             why,
-            shard.queue,
+            place.queue,
         )
         self._journal(f"held, since its dead letter cannot be stored: {why}")
-        shard.count("unburied")
+        shard.tally.count("unburied")
         self._lanes.hold(self._delivery)
 
     def _journal(self, reason: str) -> None:
-        delivery, shard = self._delivery, self._delivery.shard
-        event = DeadLettered(shard.queue, self._node, self._task_id, self._task, reason, attempts=delivery.attempts)
-        self._log.append(shard.names.journal, event.as_dict(), optional=True)
+        delivery, place = self._delivery, self._delivery.place
+        event = DeadLettered(place.queue, self._node, self._task_id, self._task, reason, attempts=delivery.attempts)
+        self._log.append(place.names.journal, event.as_dict(), optional=True)
 
 
 def _reduced(headers: dict[str, Any], ours: dict[str, Any], *, room_bytes: int) -> dict[str, Any]:

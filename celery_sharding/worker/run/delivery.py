@@ -36,6 +36,7 @@ from celery_sharding.keys import key_of_message
 from celery_sharding.texts import describe, plain_text
 from celery_sharding.timestamps import read_moment
 from celery_sharding.wire import SENT_AT_HEADER, message_id_of
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.ports import Source
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,10 @@ class Entry:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.lane!r} of {self.shard!r}: {self.state.value}>"
 
+    def may_start(self) -> bool:
+        """Say whether nothing outside its lane keeps it waiting."""
+        return True
+
     def admit(self, rank: int) -> None:
         """It stands at the end of its lane."""
         self.state = State.WAITING
@@ -105,7 +110,7 @@ class Entry:
     def settle(self) -> None:
         """It leaves its lane."""
         self.state = State.SETTLED
-        # The request knows its delivery: what only the garbage collector frees costs a busy worker a tenth of its time.
+        # What knows each other is freed by the garbage collector alone: that costs a busy worker a tenth of its time.
         self.request = None
 
     def orphan(self) -> None:
@@ -230,6 +235,7 @@ class Delivery(Entry):
         "key_problem",
         "message",
         "message_id",
+        "place",
         "raw",
         "received_at",
         "record",
@@ -239,10 +245,12 @@ class Delivery(Entry):
     shard: Source
 
     def __init__(self, message: Any, shard: Source, *, raw: Any) -> None:
-        self.key, self.key_problem = key_of_message(message, exchange=shard.names.publish)
+        self.place: Place = shard.place
+        group = self.place.group
+        self.key, self.key_problem = key_of_message(message, exchange=self.place.names.publish)
         # Segments wait for each other by the gates of their shards.
-        lane = self.key if shard.group.ordering == "key" else f"/{shard.queue}"
-        super().__init__((shard.group.name, shard.segment, lane), shard)
+        lane = self.key if group.ordering == "key" else f"/{self.place.queue}"
+        super().__init__((group.name, self.place.segment, lane), shard)
         self.message = message
         self.raw = raw
         self.tag = message.delivery_tag
@@ -252,7 +260,7 @@ class Delivery(Entry):
         named = message_id_of(self.headers)
         self.is_named = named is not None
         # Now, since Celery writes to the headers when it makes the request.
-        self.message_id = named or _digest(message, shard.queue)
+        self.message_id = named or _digest(message, self.place.queue)
         self.record: Record | None = None
         if self.redelivered:
             is_repeat = named is None and shard.saw_before(self.message_id)
@@ -264,13 +272,14 @@ class Delivery(Entry):
         return 0 if self.record is None else self.record.attempts
 
     @property
+    def is_orphan(self) -> bool:
+        """Whether the broker has the message again while it runs."""
+        return self.state is State.ORPHAN
+
+    @property
     def is_in_lane(self) -> bool:
         """Whether a lane waits for its end."""
         return self.state not in (State.NEW, State.SETTLED)
-
-    @property
-    def label(self) -> str:
-        return self.shard.label
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -303,7 +312,12 @@ class Delivery(Entry):
 
     @property
     def keeps_failures(self) -> bool:
-        return self.shard.group.on_failure == "dead-letter"
+        return self.place.group.on_failure == "dead-letter"
+
+    def may_start(self) -> bool:
+        """Say whether the segments before its own let it start."""
+        gate = self.shard.gate
+        return gate is None or gate.is_open_for(self)
 
     def ensure_record(self) -> Record:
         """Return its record; a first delivery has one from now on."""
@@ -314,19 +328,17 @@ class Delivery(Entry):
         """Note when a run begins, and how long the message waited if it is the first here."""
         now = time.time()
         if not self.begun_at:
-            self.shard.note_wait(now - self.sent_at)
+            self.shard.tally.note_wait(now - self.sent_at)
         self.begun_at = now
 
     def note_end(self) -> None:
         """Note how long the run took that has ended, if there was one."""
         if self.begun_at:
-            self.shard.note_run(time.time() - self.begun_at)
+            self.shard.tally.note_run(time.time() - self.begun_at)
 
-    def acknowledge(self, *, gather: bool) -> None:
-        """Tell the broker that the message is done, now or with others; without effect if its channel is gone."""
-        # The request has been made long ago; see `settle`.
+    def settle(self) -> None:
+        super().settle()
         self.message.delivery_info.pop(DELIVERY, None)
-        self.shard.acknowledge(self, gather=gather)
 
 
 def _id_in_body(message: Any) -> Any:

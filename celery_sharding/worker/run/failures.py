@@ -45,9 +45,9 @@ class Failures:
     def note(self, request: Any, exc: BaseException) -> None:
         """Write to the journal that a task failed for good."""
         shard = request.delivery.shard
-        shard.count("failed")
-        event = TaskFailed(shard.queue, self._node, request.id, request.name, error=type(exc).__name__)
-        self._log.append(shard.names.journal, event.as_dict(), optional=True)
+        shard.tally.count("failed")
+        event = TaskFailed(shard.place.queue, self._node, request.id, request.name, error=type(exc).__name__)
+        self._log.append(shard.place.names.journal, event.as_dict(), optional=True)
 
     def bury(self, request: Any, reason: str, error: str | None = None) -> None:
         """Make a dead letter of a message; whoever asks has its state stored."""

@@ -1,7 +1,7 @@
 """Order within one worker.
 
 A lane holds the messages of one key (or of one shard) in delivery order; at most one of them runs. Lanes do no I/O and
-know no broker and no Celery: the shards feed them, and they hand what may run to their host.
+know no broker and no Celery: the shards feed them, and they hand what may run to `Starter`.
 
 How an entry gets from state to state is drawn in `delivery`. The shard's consumer calls `admit`, `freeze`, `thaw`,
 `close`; the run itself `settle`, `again`, `hold`, `due`. Only the head of a lane is ever READY, RUNNING, HELD or
@@ -35,65 +35,81 @@ E = TypeVar("E", bound=Entry)
 _E = TypeVar("_E", bound=Entry, contravariant=True)
 
 
-class Host(Protocol[_E]):
-    """Who starts what the lanes make ready."""
+class Slots(Protocol):
+    """Where entries run."""
 
     def slots(self) -> int:
-        """Return how many entries may run at once."""
+        """Return how many may run at once."""
 
-    def may_start(self, entry: _E) -> bool:
-        """Say whether a head that could start may."""
 
-    def start(self, entry: _E) -> None:
-        """Start an entry."""
+class Pump(Protocol):
+    """Calls `Lanes.pump` when something may start."""
+
+    def end_soon(self) -> None:
+        """Call it soon."""
+
+    def end(self) -> None:
+        """Call it now: a lane's next entry may follow the one that has just settled."""
+
+
+class Starter(Protocol[_E]):
+    """Starts what the lanes make ready."""
+
+    def start(self, entry: _E) -> None: ...
 
     def fail_start(self, entry: _E, error: Exception) -> None:
         """Decide what becomes of an entry that could not be started; called outside the lock."""
 
-    def pump_soon(self) -> None:
-        """See to it that `pump` is called soon."""
 
-    def pump_now(self) -> None:
-        """Call `pump`: a lane's next entry may follow the one that has just settled."""
+class _Ranks:
+    """Of each source the rank of its newest entry, and the rank of the entry that started last."""
+
+    __slots__ = ("newest", "started")
+
+    def __init__(self) -> None:
+        self.newest: dict[Hashable, int] = {}
+        self.started = 0
 
 
 class Lanes(Generic[E]):
     """All lanes of one worker."""
 
-    def __init__(self, host: Host[E]) -> None:
-        self._host = host
+    def __init__(self, pool: Slots, pump: Pump, starter: Starter[E]) -> None:
+        self._pool = pool
+        self._pump = pump
+        self._starter = starter
         self._lock = threading.RLock()
         self._lanes: dict[Hashable, deque[E]] = {}
         self._sources: dict[Hashable, dict[E, None]] = {}
         self._frozen: set[Hashable] = set()
         self._ready: list[E] = []  # a heap; it may hold entries that are not READY any more
         self._held_back: set[E] = set()
-        self._last_ranks: dict[Hashable, int] = {}
-        self._rank = 0  # of the entry that started last
+        self._ranks = _Ranks()
         self._in_pool = 0
         self._pumping = False
 
     def admit(self, entry: E) -> None:
         """Put an entry at the end of its lane; it starts when everything ahead of it is settled."""
         with self._lock:
-            rank = self._last_ranks[entry.shard] = max(self._last_ranks.get(entry.shard, 0), self._rank) + 1
+            newest, started = self._ranks.newest, self._ranks.started
+            newest[entry.shard] = rank = max(newest.get(entry.shard, 0), started) + 1
             entry.admit(rank)
             queue = self._lanes.setdefault(entry.lane, deque())
             queue.append(entry)
             self._sources.setdefault(entry.shard, {})[entry] = None
             if len(queue) == 1:
                 self._make_ready(entry)
-        self._host.pump_soon()
+        self._pump.end_soon()
 
     def settle(self, entry: E) -> None:
         """Take `entry` out of its lane, wherever it stands; if it was the head, the next one may start."""
         with self._lock:
             if entry.state in GONE or entry.state is State.NEW:
                 return
-            self._leave_pool(entry)
+            self._in_pool -= entry.state in IN_POOL
             entry.settle()
             self._remove(entry)
-        self._host.pump_now()
+        self._pump.end()
 
     def hold(self, entry: E, *, is_resting: bool = False) -> bool:
         """Let a running head wait for `due` without giving up its place; False for an orphan, which only ends.
@@ -105,10 +121,10 @@ class Lanes(Generic[E]):
             if entry.state is State.ORPHAN:
                 self.settle(entry)
             elif entry.state is State.RUNNING:
-                self._leave_pool(entry)
+                self._in_pool -= 1
                 entry.hold(is_resting=is_resting)
             held = entry.state is State.HELD
-        self._host.pump_soon()
+        self._pump.end_soon()
         return held
 
     def due(self, entry: E) -> None:
@@ -116,7 +132,7 @@ class Lanes(Generic[E]):
         with self._lock:
             if entry.state is State.HELD:
                 self._make_ready(entry)
-        self._host.pump_soon()
+        self._pump.end_soon()
 
     def again(self, entry: E) -> None:
         """Run a head again whose run was lost; the lost run of an orphan only unlocks its lane."""
@@ -124,9 +140,9 @@ class Lanes(Generic[E]):
             if entry.state is State.ORPHAN:
                 self.settle(entry)
             elif entry.state is State.RUNNING:
-                self._leave_pool(entry)
+                self._in_pool -= 1
                 self._make_ready(entry)
-        self._host.pump_soon()
+        self._pump.end_soon()
 
     def freeze(self, source: Hashable) -> None:
         """Start nothing more of `source`; what runs goes on."""
@@ -140,7 +156,7 @@ class Lanes(Generic[E]):
             for entry in self._sources.get(source, ()):
                 if entry.state is State.READY:
                     heapq.heappush(self._ready, entry)
-        self._host.pump_soon()
+        self._pump.end_soon()
 
     def reconsider(self) -> None:
         """Ask again whether what was held back may start."""
@@ -148,7 +164,7 @@ class Lanes(Generic[E]):
             for entry in self._held_back:
                 heapq.heappush(self._ready, entry)
             self._held_back.clear()
-        self._host.pump_soon()
+        self._pump.end_soon()
 
     def close(self, source: Hashable) -> list[E]:
         """Forget every entry of `source` that does not run; return those dropped, in order of admission."""
@@ -162,14 +178,14 @@ class Lanes(Generic[E]):
                     self._remove(entry)
                     dropped.append(entry)
             self._frozen.discard(source)
-            self._last_ranks.pop(source, None)
-        self._host.pump_soon()
+            self._ranks.newest.pop(source, None)
+        self._pump.end_soon()
         return dropped
 
     def is_full(self) -> bool:
         """Say whether as many entries run as may."""
         with self._lock:
-            return self._in_pool >= self._host.slots()
+            return self._in_pool >= self._pool.slots()
 
     def count(self, source: Hashable) -> int:
         """Return how many entries of `source` are not settled."""
@@ -229,36 +245,31 @@ class Lanes(Generic[E]):
                 self._pumping = True
                 if error is None:
                     entry.start()
-                    self._rank = max(self._rank, entry.rank)
+                    self._ranks.started = max(self._ranks.started, entry.rank)
                     self._in_pool += 1
             try:
                 if error is None:
-                    error = self._try_to_start(entry)
+                    self._starter.start(entry)
+                else:
+                    self._starter.fail_start(entry, error)
+            except Exception as exc:
                 if error is not None:
-                    self._host.fail_start(entry, error)
+                    raise
+                self._hold_unstarted(entry)
+                self._starter.fail_start(entry, exc)
             finally:
                 with self._lock:
                     self._pumping = False
 
-    def _try_to_start(self, entry: E) -> Exception | None:
-        """Start an entry; if that fails, hold it, and return why."""
-        try:
-            self._host.start(entry)
-        except Exception as exc:
-            with self._lock:
-                if entry.state is State.RUNNING:
-                    self._leave_pool(entry)
-                    entry.hold()
-            return exc
-        return None
+    def _hold_unstarted(self, entry: E) -> None:
+        with self._lock:
+            if entry.state is State.RUNNING:
+                self._in_pool -= 1
+                entry.hold()
 
     def _make_ready(self, entry: E) -> None:
         entry.make_ready()
         heapq.heappush(self._ready, entry)
-
-    def _leave_pool(self, entry: E) -> None:
-        if entry.state in IN_POOL:
-            self._in_pool -= 1
 
     def _remove(self, entry: E) -> None:
         owned = self._sources[entry.shard]
@@ -275,13 +286,13 @@ class Lanes(Generic[E]):
 
     def _next(self) -> tuple[E | None, Exception | None]:
         """Return what may start next, or cannot be started and why; None if there is nothing."""
-        slots = self._host.slots()
+        slots = self._pool.slots()
         while self._ready and self._in_pool < slots:
             entry = heapq.heappop(self._ready)
             if entry.state is not State.READY or entry.shard in self._frozen:
                 continue
             try:
-                may_start = self._host.may_start(entry)
+                may_start = entry.may_start()
             except Exception as exc:
                 entry.hold()
                 self._held_back.discard(entry)

@@ -10,7 +10,7 @@ Called where lanes may be moved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.01
 class Settling:
     """The ends of the messages of one worker.
 
-    Args:
+    Attributes:
         acks: What gathers acknowledgements; None: each is told at once.
     """
 
@@ -38,30 +38,20 @@ class Settling:
         self._waits = waits
         self._log = log
         self._clock = clock
-        self._acks = acks
+        self.acks = acks
         self._on_idle: Callable[[Any], None] | None = None
 
     def begin(self) -> None:
         """Begin with a new connection: what was gathered is the broker's again."""
-        if self._acks is not None:
-            self._acks.forget()
+        if self.acks is not None:
+            self.acks.forget()
 
     def stop(self, on_idle: Callable[[Any], None] | None) -> None:
         """From now on tell everything at once, and `on_idle` of each shard when the last of its runs has ended."""
         self._on_idle = on_idle
-        acks, self._acks = self._acks, None
+        acks, self.acks = self.acks, None
         if acks is not None:
             acks.tell_all()
-
-    def tell(self, lane: Hashable) -> None:
-        """Tell the broker what of a lane is done, before its next message starts."""
-        if self._acks is not None:
-            self._acks.tell(lane)
-
-    def tell_if_idle(self) -> None:
-        """Tell the broker everything unless the pool is busy."""
-        if self._acks is not None and not self._lanes.is_full():
-            self._acks.tell_all()
 
     def settle(self, delivery: Delivery, *, killed_pid: int | None = None) -> None:
         """Acknowledge a message, and let its lane go on, if need be when the process that ran it has ended."""
@@ -70,16 +60,19 @@ class Settling:
             event = Settled(delivery.message_id).as_dict()
             if not delivery.is_named:
                 end = partial(self._end_unnamed, delivery, killed_pid)
-                self._log.append(delivery.shard.names.attempts, event, end)
+                self._log.append(delivery.place.names.attempts, event, end)
                 return
-            delivery.acknowledge(gather=False)
-            self._log.append(delivery.shard.names.attempts, event, optional=True)
-        elif self._acks is None or delivery.state is State.NEW:
-            delivery.acknowledge(gather=False)
+            delivery.shard.acknowledge(delivery, gather=False)
+            self._log.append(delivery.place.names.attempts, event, optional=True)
+        elif self.acks is None or delivery.state is State.NEW:
+            delivery.shard.acknowledge(delivery, gather=False)
         else:
-            delivery.acknowledge(gather=True)
-            self._acks.gather(delivery.lane, delivery.shard)
-        self.call_when_gone(killed_pid, partial(self.leave, delivery))
+            delivery.shard.acknowledge(delivery, gather=True)
+            self.acks.gather(delivery.lane, delivery.shard)
+        if killed_pid is None:
+            self.leave(delivery)
+        else:
+            self.call_when_gone(killed_pid, partial(self.leave, delivery))
 
     def leave(self, delivery: Delivery) -> None:
         """Let the lane of a message go on that is acknowledged, or the broker's again."""
@@ -87,7 +80,8 @@ class Settling:
             return
         self._waits.forget(delivery)
         self._lanes.settle(delivery)
-        self.note_end(delivery.shard)
+        if self._on_idle is not None:
+            self.note_end(delivery.shard)
 
     def leave_orphan(self, delivery: Delivery) -> bool:
         """If a run's message is the broker's again, only unlock its lane; say whether that was so."""
@@ -109,5 +103,5 @@ class Settling:
             self._clock.call_after(_POLL_SECONDS, partial(self.call_when_gone, pid, call))
 
     def _end_unnamed(self, delivery: Delivery, killed_pid: int | None) -> None:
-        delivery.acknowledge(gather=False)
+        delivery.shard.acknowledge(delivery, gather=False)
         self.call_when_gone(killed_pid, partial(self.leave, delivery))

@@ -108,7 +108,11 @@ class _Outage:
 
 
 class Waits:
-    """What waits in the lanes of one worker."""
+    """What waits in the lanes of one worker.
+
+    Attributes:
+        outage: Of the claim store; None: it answers, as far as is known.
+    """
 
     def __init__(self, lanes: Lanes[Any], clock: Clock) -> None:
         self._lanes = lanes
@@ -116,15 +120,15 @@ class Waits:
         self._lock = threading.Lock()
         self._for_claims: dict[Entry, int] = {}  # to how often it has looked
         self._for_store: dict[Entry, None] = {}
-        self._outage: _Outage | None = None
+        self.outage: _Outage | None = None
         self._said_at = float("-inf")
 
     def lets_begin(self, entry: Entry) -> bool:
         """Say whether a run may go into the pool; while the store is away, all but the one that asks are held here."""
-        if self._outage is None or not waits_for_store(entry.request.task):
+        if self.outage is None or not waits_for_store(entry.request.task):
             return True
         with self._lock:
-            outage = self._outage
+            outage = self.outage
             if outage is None or entry is outage.asking:
                 return True  # the one that asks may have been held on its way, by a rate limit for one
             now = time.monotonic()
@@ -135,6 +139,11 @@ class Waits:
         if self._lanes.hold(entry, is_resting=True):
             self._keep(entry)
         return False
+
+    def hold_for(self, entry: Entry, seconds: float) -> None:
+        """Keep an entry that was started in its place for some seconds, and start it again then."""
+        if self._lanes.hold(entry):
+            self._clock.call_after(seconds, partial(self._lanes.due, entry))
 
     def learn(self, wait: WaitInLane) -> None:
         """Take note of why a run will wait, before it gives its slot to another that would ask in vain, too."""
@@ -158,7 +167,7 @@ class Waits:
     def answers(self) -> None:
         """The store has answered: all that waits for it goes on."""
         with self._lock:
-            outage, self._outage = self._outage, None
+            outage, self.outage = self.outage, None
             if outage is None:
                 return
             entries, self._for_store = list(self._for_store), {}
@@ -171,12 +180,12 @@ class Waits:
 
     def forget(self, entry: Entry) -> None:
         """Forget an entry that has begun its work, or has left its lane."""
-        if not self._for_claims and self._outage is None:
+        if not self._for_claims and self.outage is None:
             return
         with self._lock:
             self._for_claims.pop(entry, None)
             self._for_store.pop(entry, None)
-            outage = self._outage
+            outage = self.outage
             if outage is None or outage.asking is not entry:
                 return
             # It ended without having asked, revoked for one; the next one asks.
@@ -189,7 +198,7 @@ class Waits:
         with self._lock:
             store = sum(entry.shard == source for entry in self._for_store)
             claims = sum(entry.shard == source for entry in self._for_claims)
-            outage = self._outage
+            outage = self.outage
             if outage is None:
                 return Waiting(store, claims, None)
             store += outage.asking is not None and outage.asking.shard == source
@@ -198,7 +207,7 @@ class Waits:
     def _keep(self, entry: Entry) -> None:
         """Keep an entry that is held already until the store answers, or it is to try."""
         with self._lock:
-            outage = self._outage
+            outage = self.outage
             if outage is not None:
                 self._for_store[entry] = None
                 self._plan(outage, time.monotonic())
@@ -215,8 +224,8 @@ class Waits:
             outage.say(now, messages=len(self._for_store))
 
     def _begin_outage(self, now: float) -> _Outage:
-        self._outage = self._outage or _Outage(now, said_at=self._said_at)
-        return self._outage
+        self.outage = self.outage or _Outage(now, said_at=self._said_at)
+        return self.outage
 
     def _plan(self, outage: _Outage, now: float) -> None:
         # A timer is lost with the connection, so one whose time is over is planned anew.
@@ -228,7 +237,7 @@ class Waits:
     def _try_again(self) -> None:
         """Let one message of each shard try: that of a frozen one would not start."""
         with self._lock:
-            if self._outage is None:
+            if self.outage is None:
                 return
             self._for_store = {entry: None for entry in self._for_store if entry.state is State.HELD}
             first = list({entry.shard: entry for entry in reversed(self._for_store)}.values())

@@ -42,7 +42,7 @@ class Held:
 
     def remove(self, delivery: Delivery) -> bool:
         """Remove a message that is done; False: it came over an earlier channel, and is the broker's again."""
-        if delivery not in self:
+        if self._by_tag.get(delivery.tag) is not delivery:
             return False
         del self._by_tag[delivery.tag]
         return True

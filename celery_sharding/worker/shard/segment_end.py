@@ -30,8 +30,8 @@ from celery_sharding.keys import key_digest
 from celery_sharding.layout.events import Drained, Fact, Finished, Reached
 from celery_sharding.layout.model import Segment
 from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.services import WorkerServices
-from celery_sharding.worker.shard.place import Place
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What may start while several segments of a group are open.
 
-The keys of a segment's messages must wait for what is left of them in earlier segments: for unfinished keys, as the
-manifest knows them, and for a run in this process whose connection was lost, which nobody else can wait for.
+A message waits for what is left of its key in earlier segments: for the key to be finished, as the manifest tells, and
+for a run in this process whose connection was lost, which nobody else can wait for.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gate_for(segment: str, layout: Layout, group: str, lanes: Lanes[Delivery]) -
     orphans = {
         delivery.key: delivery.lane
         for delivery in lanes.in_pool()
-        if delivery.state is State.ORPHAN and delivery.shard.group.name == group and delivery.shard.segment != segment
+        if delivery.state is State.ORPHAN and delivery.place.group.name == group and delivery.place.segment != segment
     }
     return Gate(unfinished, orphans, lanes) if unfinished or orphans else None
 

@@ -1,13 +1,13 @@
-"""One shard in this worker: a queue, its channel and consumer, and what was delivered and not yet acknowledged.
+"""One shard in this worker: it takes what its queue delivers, and acknowledges what is done.
 
     closed ──open──▶ standby ──first delivery──▶ owner ──close──▶ closed
     standby or owner ──cancelled by the broker──▶ lost: forgotten by its group, which opens it anew if it still exists
 
-The broker makes one of the consumers of the queue its active one; this worker learns that it is the owner by being
-delivered something. To learn it on an idle queue, workers put a probe into it, which whoever is active acknowledges.
+The broker picks the queue's active consumer, and a worker learns that it is the owner when something is delivered. To
+learn it on an idle queue, workers put a probe into it, which the owner acknowledges.
 
-Giving a shard up is freezing its lanes, letting what runs settle, and closing the channel, which returns all messages
-in order and in one step; `basic.cancel` and requeue would let later ones overtake.
+To give a shard up, freeze its lanes, let what runs settle, and close the channel: that returns all messages in order,
+in one step. After `basic.cancel` and a requeue, later ones could overtake.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from __future__ import annotations
 import logging
 from typing import Any, Protocol
 
-from celery_sharding.config import ShardGroup
 from celery_sharding.journal.events import Handover
 from celery_sharding.layout.model import Segment
 from celery_sharding.layout.protocol import is_known, protocol_of
-from celery_sharding.topology import Names
 from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import Delivery
 from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.channel import ShardChannel
 from celery_sharding.worker.shard.held import Held
-from celery_sharding.worker.shard.place import Place
 from celery_sharding.worker.shard.segment_end import SegmentEnd
 from celery_sharding.worker.shard.segment_gate import Gate
-from celery_sharding.worker.shard.tally import Tally
+from celery_sharding.worker.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -77,28 +75,8 @@ class Shard:
         return f"<Shard {self.queue}>"
 
     @property
-    def group(self) -> ShardGroup:
-        return self.place.group
-
-    @property
-    def names(self) -> Names:
-        return self.place.names
-
-    @property
-    def segment(self) -> str:
-        return self.place.segment
-
-    @property
-    def index(self) -> int:
-        return self.place.index
-
-    @property
     def queue(self) -> str:
         return self.place.queue
-
-    @property
-    def label(self) -> str:
-        return self.place.label
 
     @property
     def attempts(self) -> Attempts:
@@ -117,16 +95,12 @@ class Shard:
         """Once a second: see whether what stands before the end of its segment has only waited."""
         self.end.check_waiting(self)
 
-    def knows_attempts(self) -> bool:
+    def catch_up(self) -> bool:
         """Read what earlier owners have written of attempts; say whether all of it is known. Call it as the owner."""
         if not self._caught_up:
             self._caught_up = True
             self.attempts.catch_up()
         return self.attempts.is_complete
-
-    def may_start(self, delivery: Delivery) -> bool:
-        """Say whether a message may start now, or has to wait for an earlier segment."""
-        return self.gate is None or self.gate.is_open_for(delivery)
 
     def holds(self, delivery: Delivery) -> bool:
         """Say whether a message is neither acknowledged nor the broker's again."""
@@ -135,17 +109,6 @@ class Shard:
     def saw_before(self, message_id: str) -> bool:
         """Say whether a message of this id, which is no name, was redelivered here before, and keep it in mind."""
         return self.held.saw_before(message_id)
-
-    def count(self, what: str) -> None:
-        self.tally.count(what)
-
-    def note_wait(self, seconds: float) -> None:
-        """A message runs for the first time, so long after it was published."""
-        self.tally.note_wait(seconds)
-
-    def note_run(self, seconds: float) -> None:
-        """A run has ended that took so long."""
-        self.tally.note_run(seconds)
 
     def probe(self) -> None:
         """Let the owner, who may be this worker, notice that it is."""
@@ -263,4 +226,4 @@ class Shard:
         if self.owned:
             counted = self.tally.to_counted(with_times=True) if change == "released" else None
             event = Handover(self.queue, self._services.node, change, counted=counted)
-            self._services.log.append(self.names.journal, event.as_dict(), optional=True)
+            self._services.log.append(self.place.names.journal, event.as_dict(), optional=True)
