@@ -75,7 +75,8 @@ class Handover:
         self._leaving.discard(shard)
         self._recording.add(shard)
         shard.withdraw()
-        self._attempts.when_written(partial(self._end, shard), call_soon=self._calls.call_soon)
+        # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
+        self._attempts.when_written(partial(self._calls.call_soon, partial(self._end, shard)))
 
     def _end(self, shard: Shard) -> None:
         if shard in self._recording:

@@ -56,14 +56,12 @@ class Attempts:
         else:
             self._waiting.append(call)
 
-    def when_written(self, call: Callable[[], None], *, call_soon: Callable[[Callable[[], None]], None]) -> None:
-        """Call, by `call_soon`, when everything written so far is confirmed: a stream confirms in order."""
-        if self._stream is not None:
-            # A worker of greenlets is told in the one that writes the log, where no channel may be closed.
-            nonce = {"event": NONCE, "nonce": uuid.uuid4().hex}
-            self._log.append(self._stream, nonce, lambda: call_soon(call))
-        else:
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Call when everything written so far is confirmed, since a stream confirms in order."""
+        if self._stream is None:
             call()
+        else:
+            self._log.append(self._stream, {"event": NONCE, "nonce": uuid.uuid4().hex}, call)
 
     def get(self, message_id: str) -> Attempt | None:
         return self._known.get(message_id)
