@@ -64,9 +64,9 @@ class ShardGroup:
         _check_number(where, "max_attempts", self.max_attempts, 1, 1_000)
         if self.prefetch is not None:
             _check_number(where, "prefetch", self.prefetch, 1, 65_535)
-        _check_choice(where, "queue_type", self.queue_type, ("quorum", "classic"))
-        _check_choice(where, "ordering", self.ordering, ("key", "shard"))
-        _check_choice(where, "on_failure", self.on_failure, ("continue", "dead-letter"))
+        check_choice(where, "queue_type", self.queue_type, ("quorum", "classic"))
+        check_choice(where, "ordering", self.ordering, ("key", "shard"))
+        check_choice(where, "on_failure", self.on_failure, ("continue", "dead-letter"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,8 @@ def _check_number(where: str, name: str, value: Any, least: int, most: int) -> N
         raise ConfigurationError(f"{where}: {name} is a whole number from {least} to {most}, not {_shown(value)}")
 
 
-def _check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(where: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigurationError` unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigurationError(
             f"{where}: {name} is one of {', '.join(map(repr, choices))}, not {_shown(value)}{suggest(value, choices)}"

@@ -32,6 +32,9 @@ DROPPED_HEADER = "shard_dead_dropped"
 # What a worker adds to the headers of a message when it becomes a dead letter.
 DEATH_HEADERS = (QUEUE_HEADER, REASON_HEADER, ERROR_HEADER, ATTEMPTS_HEADER, DEAD_AT_HEADER, DROPPED_HEADER)
 
+# In place of headers and properties that could not be decoded: the error.
+UNREADABLE_HEADER = "shard_unreadable"
+
 CONTROL_HEADER = "shard_control"
 # Its values: nothing of the segment comes behind an end; a seal belongs to one consumer; the active consumer
 # acknowledges a probe. Newer versions may add others.

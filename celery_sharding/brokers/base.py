@@ -29,8 +29,8 @@ class Backing(Protocol):
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
         """Make the group ready for workers and return its layout; remove what it left behind if `known` is given."""
 
-    def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
-        """Return what the shards of a group open their channels on, in the worker of `consumer`."""
+    def join_group(self, consumer: Any, group: ShardGroup) -> Any:
+        """Make the worker of `consumer` one of the group's, and return what its shards open their channels on."""
 
     def require_logs(self, what: str) -> None:
         """Raise `UnsupportedBroker`, saying that `what` needs them, if the broker keeps no logs."""

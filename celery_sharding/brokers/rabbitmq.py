@@ -33,7 +33,7 @@ class RabbitBacking:
             remove_drained(connect, group.name, owner=owner, known=layout)
         return layout
 
-    def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
+    def join_group(self, consumer: Any, group: ShardGroup) -> Any:
         return consumer.connection
 
     def require_logs(self, what: str) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from amqp import serialization
 from amqp.spec import Basic
 
-UNREADABLE_HEADER = "shard_unreadable"
+from celery_sharding.wire import UNREADABLE_HEADER
+
 _UTF8 = frozenset({None, "", "utf-8", "utf8", "us-ascii", "ascii", "binary"})
 
 

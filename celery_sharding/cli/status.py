@@ -70,7 +70,7 @@ def status(
     if as_json and as_jsonl:
         raise WrongUsage("--json and --jsonl exclude each other")
     if max_lag is not None and not check:
-        raise WrongUsage("--max-lag needs --check")
+        raise WrongUsage("--max-lag belongs to --check; add --check")
     max_lag_seconds = None if max_lag is None else parse_duration(max_lag)
     printer = _Printer(ctx, "json" if as_json else "jsonl" if as_jsonl else "text", read_columns(columns))
     sharding = find_sharding(ctx)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from celery_sharding.config import KeyRule, suggest
+from celery_sharding.config import KeyRule, check_choice
 from celery_sharding.errors import ConfigurationError
 
 
@@ -35,8 +34,8 @@ class Options:
                 f"@deduplicate: ttl_seconds={self.ttl_seconds} is shorter than lease_seconds={self.lease_seconds}; "
                 "a result must be kept at least as long as a claim without news"
             )
-        _check_choice("on_running", self.on_running, ("wait", "retry", "skip"))
-        _check_choice("on_store_error", self.on_store_error, ("wait", "fail"))
+        check_choice("@deduplicate", "on_running", self.on_running, ("wait", "retry", "skip"))
+        check_choice("@deduplicate", "on_store_error", self.on_store_error, ("wait", "fail"))
         if not isinstance(self.remember_failures, bool):
             raise ConfigurationError(f"@deduplicate: remember_failures is a bool, not {self.remember_failures!r}")
         if self.scope is not None and (not isinstance(self.scope, str) or not self.scope):
@@ -45,10 +44,3 @@ class Options:
             raise ConfigurationError(
                 f"@deduplicate: key is the name of an argument or a callable on the arguments, not {self.key!r}"
             )
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(
-            f"@deduplicate: {name} is one of {', '.join(map(repr, choices))}, not {value!r}{suggest(value, choices)}"
-        )

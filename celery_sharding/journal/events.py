@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from celery_sharding.rabbitmq.events import TimedEvent, read_fields
 from celery_sharding.timestamps import read_moment
@@ -121,10 +121,9 @@ class ShardVitals:
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals(TimedEvent):
+class Vitals(TimedEvent, name="vitals"):
     """What the worker `by` owns and stands by for, by queue. `generation` is the live one, as this worker knows it."""
 
-    name: ClassVar[str] = "vitals"
     by: str
     generation: int
     owned: Mapping[str, ShardVitals]
@@ -144,10 +143,9 @@ class Vitals(TimedEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class Handover(TimedEvent):
+class Handover(TimedEvent, name="handover"):
     """`owner` took the shard `queue` ("taken"), offers it `to` another ("offered"), or gave it up ("released")."""
 
-    name: ClassVar[str] = "handover"
     queue: str
     owner: str
     change: str
@@ -166,10 +164,9 @@ class Handover(TimedEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class TaskFailed(TimedEvent):
+class TaskFailed(TimedEvent, name="failure"):
     """A task failed for good. `error` is the exception's type, not its text, which may hold data."""
 
-    name: ClassVar[str] = "failure"
     queue: str
     owner: str
     task_id: str
@@ -178,10 +175,9 @@ class TaskFailed(TimedEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLettered(TimedEvent):
+class DeadLettered(TimedEvent, name="dead"):
     """A message went to the dead-letter queue."""
 
-    name: ClassVar[str] = "dead"
     queue: str
     owner: str
     task_id: str | None
@@ -191,25 +187,23 @@ class DeadLettered(TimedEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class RunAnnounced(TimedEvent):
+class RunAnnounced(TimedEvent, name="attempt"):
     """A message is about to begin its run number `attempts` that may end in a lost process."""
 
-    name: ClassVar[str] = "attempt"
     message_id: str
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
-class RunWithdrawn(TimedEvent):
+class RunWithdrawn(TimedEvent, name="withdrawn"):
     """A run that was announced did not begin, since its shard was given up; `attempts` remain."""
 
-    name: ClassVar[str] = "withdrawn"
     message_id: str
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
-class RetryAsked(TimedEvent):
+class RetryAsked(TimedEvent, name="retry"):
     """The task of a message asked for its retry number `retries`.
 
     Attributes:
@@ -219,7 +213,6 @@ class RetryAsked(TimedEvent):
         content_type, content_encoding: Of `body`.
     """
 
-    name: ClassVar[str] = "retry"
     message_id: str
     retries: int
     attempts: int
@@ -250,10 +243,9 @@ class RetryAsked(TimedEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class Settled(TimedEvent):
+class Settled(TimedEvent, name="settled"):
     """A message with recorded attempts is done and can be forgotten."""
 
-    name: ClassVar[str] = "settled"
     message_id: str
 
 

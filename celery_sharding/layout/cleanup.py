@@ -25,7 +25,7 @@ import amqp
 
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.keys import key_of_message
-from celery_sharding.layout.contents import BEYOND, existing_queues, waiting_tasks
+from celery_sharding.layout.contents import BEYOND, waiting_tasks
 from celery_sharding.layout.events import SegmentRemoved
 from celery_sharding.layout.lock import LockedLayout, locked_layout
 from celery_sharding.layout.manifest import load, write
@@ -136,13 +136,19 @@ def delete_group(connection: Opener, name: str) -> None:
     except TopologyError as exc:
         logger.debug("group %s: deleted without its manifest (%s)", name, exc)
         layout = Layout()
+    shards = max([layout.shards, *(segment.shards for segment in layout.segments)])
     with brief_channel(connection) as channel:
         for exchange in (names.publish, names.next, names.unrouted):
             channel.exchange_delete(exchange)
+        for number in range(1, layout.limbo + BEYOND + 1):
+            channel.queue_delete(names.limbo(number))
         for generation in range(1, layout.generation + BEYOND + 1):
             channel.exchange_delete(names.ring(generation))
-        for queue in existing_queues(connection, names, layout):
-            channel.queue_delete(queue)
+            index = 0
+            # To delete what does not exist is quicker than to look, which costs a channel.
+            while index < shards or queue_exists(connection, names.shard(generation, index)):
+                channel.queue_delete(names.shard(generation, index))
+                index += 1
         for queue in (names.manifest, names.journal, names.attempts, names.dead):
             channel.queue_delete(queue)
 
@@ -150,11 +156,16 @@ def delete_group(connection: Opener, name: str) -> None:
 def _remove_segment(connection: Any, names: Names, segment: Segment) -> int:
     """Delete the ring and queues of a drained segment; return how many late messages were moved. Under the lock."""
     if segment.kind == "ring":
-        with brief_channel(connection) as channel:
-            channel.exchange_delete(names.ring(segment.number))
+        delete_ring(connection, names, segment.number)
     return sum(
         remove_queue(connection, names, queue) for queue in segment.queues(names) if queue_exists(connection, queue)
     )
+
+
+def delete_ring(connection: Opener, names: Names, generation: int) -> None:
+    """Delete a ring, so that its queues get no more messages. Under the lock."""
+    with brief_channel(connection) as channel:
+        channel.exchange_delete(names.ring(generation))
 
 
 def remove_queue(connection: Any, names: Names, queue: str) -> int:

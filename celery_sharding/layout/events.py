@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from celery_sharding.rabbitmq.events import StreamEvent
 
@@ -25,15 +25,14 @@ class LayoutEvent(StreamEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class Created(LayoutEvent):
+class Created(LayoutEvent, name="created"):
     """The exchanges are about to be declared, with this limbo behind them."""
 
-    name: ClassVar[str] = "created"
     limbo: int
 
 
 @dataclass(frozen=True, slots=True)
-class SwitchBegun(LayoutEvent):
+class SwitchBegun(LayoutEvent, name="switch"):
     """The stream is to go on in a new generation.
 
     Attributes:
@@ -44,7 +43,6 @@ class SwitchBegun(LayoutEvent):
         at: When it was written, if it is read.
     """
 
-    name: ClassVar[str] = "switch"
     kind: str
     generation: int
     shards: int
@@ -62,10 +60,9 @@ class SwitchBegun(LayoutEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class StepBegun(LayoutEvent):
+class StepBegun(LayoutEvent, name="step"):
     """A step of the open switch is about to be done. `at` is when it was written, if it is read."""
 
-    name: ClassVar[str] = "step"
     generation: int
     step: int
     at: float | None = None
@@ -75,76 +72,68 @@ class StepBegun(LayoutEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class SwitchEnded(LayoutEvent):
-    name: ClassVar[str] = "switched"
+class SwitchEnded(LayoutEvent, name="switched"):
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentEnded(LayoutEvent):
+class SegmentEnded(LayoutEvent, name="ended"):
     """Each queue of the segment has its end marker."""
 
-    name: ClassVar[str] = "ended"
     segment: str
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentRemoved(LayoutEvent):
+class SegmentRemoved(LayoutEvent, name="removed"):
     """The queues of the segment are deleted."""
 
-    name: ClassVar[str] = "removed"
     segment: str
 
 
 @dataclass(frozen=True, slots=True)
-class Paused(LayoutEvent):
+class Paused(LayoutEvent, name="pause"):
     """A shard is paused; None: the whole group."""
 
-    name: ClassVar[str] = "pause"
     shard: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Resumed(LayoutEvent):
+class Resumed(LayoutEvent, name="resume"):
     """A shard is resumed; None: the whole group."""
 
-    name: ClassVar[str] = "resume"
     shard: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Drained(StreamEvent):
+class Drained(StreamEvent, name="drained"):
     """Nothing of the segment is left to run in `queue`."""
 
-    name: ClassVar[str] = "drained"
     segment: str
     queue: str
-    by: str
+    by: str = ""
     at: float = field(default_factory=time.time)
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Reached(StreamEvent):
+class Reached(StreamEvent, name="reached"):
     """Nothing of the segment is left to run in `queue` but `keys`, given by their digests."""
 
-    name: ClassVar[str] = "reached"
     segment: str
     queue: str
     keys: tuple[str, ...]
-    by: str
+    by: str = ""
     at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True)
-class Finished(StreamEvent):
+class Finished(StreamEvent, name="finished"):
     """Nothing of `key`, given by its digest, is left to run in `queue`, which has reached its end."""
 
-    name: ClassVar[str] = "finished"
     segment: str
     queue: str
     key: str
-    by: str
+    by: str = ""
     at: float = field(default_factory=time.time)
 
 
@@ -153,7 +142,7 @@ FACTS = (Drained.name, Reached.name, Finished.name)
 
 
 @dataclass(frozen=True, slots=True)
-class Operated(StreamEvent):
+class Operated(StreamEvent, name="operated"):
     """An operator did something that changes no layout, as `replay`.
 
     Attributes:
@@ -162,10 +151,9 @@ class Operated(StreamEvent):
         facts: Of the operation, as `count`.
     """
 
-    name: ClassVar[str] = "operated"
     verb: str
-    by: str
-    result: str
+    by: str = ""
+    result: str = ""
     operation: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     at: float = field(default_factory=time.time)
@@ -176,10 +164,9 @@ class Operated(StreamEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class Required(StreamEvent):
+class Required(StreamEvent, name="requires"):
     """From now on only versions that know `protocol` may act on the group."""
 
-    name: ClassVar[str] = "requires"
     protocol: int
 
 

@@ -51,6 +51,7 @@ from amqp import exceptions as amqp_errors
 from celery_sharding import topology
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import TopologyError
+from celery_sharding.layout.cleanup import delete_ring
 from celery_sharding.layout.events import RECOVER, RESHARD, StepBegun, SwitchBegun, SwitchEnded
 from celery_sharding.layout.lock import in_switch
 from celery_sharding.layout.manifest import write
@@ -134,8 +135,7 @@ def _choose_first(connection: Opener, names: Names, layout: Layout, switch: Open
         if is_led and topology.ring_exists(connection, names, switch.generation):
             return _LEAD_STEP
         # What is published waits in limbo; it must not be overtaken by what the new ring would take.
-        with brief_channel(connection) as channel:
-            channel.exchange_delete(names.ring(switch.generation))
+        delete_ring(connection, names, switch.generation)
         return flip
     return flip if _holds_messages(connection, names, switch) else 1
 

@@ -9,16 +9,18 @@ warm shutdown writes no vitals, so what it still runs counts as unowned.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from celery_sharding.errors import LogError
 from celery_sharding.journal.events import ShardVitals, Vitals
 from celery_sharding.rabbitmq.channels import Opener
-from celery_sharding.rabbitmq.streams import Event, read_backwards
+from celery_sharding.rabbitmq.streams import Event, decode, read_backwards
+from celery_sharding.rabbitmq.tail import Tail
 from celery_sharding.topology import Names
 
 FRESH_SECONDS = 5.0
@@ -127,6 +129,28 @@ def read_ownership(connection: Opener, names: Names, *, backlogged: Collection[s
             raise
         events = []
     return fold_ownership((event for _, event in events), now=time.time())
+
+
+def listen_for_vitals(connection: Any, names: Names, *, seconds: float) -> Generator[Vitals]:
+    """Yield the vitals that workers write to the group's journal, which exists, during the next `seconds`."""
+    heard: deque[Vitals] = deque()
+
+    def note(body: bytes, offset: int) -> None:
+        event = decode(body, stream=names.journal, offset=offset)
+        vitals = None if event is None else Vitals.parse(event)
+        if vitals is not None:
+            heard.append(vitals)
+
+    tail = Tail(connection, names.journal, "next", note)
+    deadline = time.monotonic() + seconds
+    try:
+        while (left_seconds := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=left_seconds)
+            while heard:
+                yield heard.popleft()
+    finally:
+        tail.close()
 
 
 def read_recent_events(

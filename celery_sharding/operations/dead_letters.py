@@ -56,7 +56,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The first letters of the queue, and how many `more` there are behind them."""
+    """Letters from the front of the queue, and how many `more` there are behind them."""
 
     letters: tuple[DeadLetter, ...]
     more: int
@@ -74,8 +74,7 @@ def read_dead(connect: Connect, group: str, *, limit: int) -> Listing:
         BrokerUnavailable: The broker could not be reached, or was lost.
     """
     with _locked(connect, Names(group)) as connection, brief_channel(connection) as channel:
-        taken, more = _take(channel, Names(group), limit=limit)
-        return Listing(tuple(each.letter for each in taken), more)
+        return _take(channel, Names(group), limit=limit)
 
 
 def replay(
@@ -101,14 +100,14 @@ def replay(
     names = Names(group.name)
     with _locked(connect, names) as connection, brief_channel(connection) as source:
         taken = _choose(source, names, ids)
-        keyless = [each.letter.id for each in taken if not each.letter.key]
+        keyless = [each.id for each in taken if not each.key]
         if keyless and ids is not None:
             raise DeadLetterError(
                 f"{', '.join(keyless)}: without a shard key, since no worker wrote it; it can only be discarded",
                 ids=tuple(keyless),
             )
-        taken = sorted((each for each in taken if each.letter.key), key=lambda each: each.letter.dead_at or 0.0)
-        done: list[_Taken] = []
+        taken = sorted((each for each in taken if each.key), key=lambda each: each.dead_at or 0.0)
+        done: list[DeadLetter] = []
         with (
             _recorded(connection, names, "replay", taken, by=by) as operation,
             brief_channel(connection) as target,
@@ -129,7 +128,7 @@ def replay(
                         group=names.group,
                     )
             _await_acknowledged(source)
-    return [each.letter for each in done]
+    return done
 
 
 def discard(
@@ -148,15 +147,7 @@ def discard(
                 source.basic_ack(each.tag)
                 operation.result = _DONE.format(done, len(taken))
             _await_acknowledged(source)
-    return [each.letter for each in taken]
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """A letter that this process holds, and by which tag."""
-
-    tag: int
-    letter: DeadLetter
+    return taken
 
 
 @contextlib.contextmanager
@@ -177,14 +168,10 @@ def _locked(connect: Connect, names: Names) -> Iterator[Any]:
         ) from exc
 
 
-def _take(channel: Any, names: Names, *, limit: int, wanted: Collection[str] | None = None) -> tuple[list[_Taken], int]:
-    """Take letters from the front of the queue, up to `limit` or until all that are `wanted` are found.
-
-    Returns:
-        What was taken, and how many more there are.
-    """
+def _take(channel: Any, names: Names, *, limit: int, wanted: Collection[str] | None = None) -> Listing:
+    """Take letters from the front of the queue, up to `limit` or until all that are `wanted` are found."""
     read_foreign(channel)  # bodies as they are
-    found: list[_Taken] = []
+    found: list[DeadLetter] = []
     missing = set(wanted or ())
     seen: Counter[str] = Counter()
     more = 0
@@ -203,44 +190,44 @@ def _take(channel: Any, names: Names, *, limit: int, wanted: Collection[str] | N
             seen[letter.id] += 1
             if seen[letter.id] > 1:
                 letter = dataclasses.replace(letter, id=f"{letter.id}.{seen[letter.id]}")
-            found.append(_Taken(message.delivery_tag, letter))
+            found.append(letter)
             missing.discard(letter.id)
-    return found, more
+    return Listing(tuple(found), more)
 
 
-def _choose(channel: Any, names: Names, ids: Collection[str] | None) -> list[_Taken]:
+def _choose(channel: Any, names: Names, ids: Collection[str] | None) -> list[DeadLetter]:
     """Take the letters called `ids`, or all; what else is taken is given back with the channel."""
-    taken, _ = _take(channel, names, limit=LETTERS_MAX, wanted=ids)
+    taken = _take(channel, names, limit=LETTERS_MAX, wanted=ids).letters
     if ids is None:
-        return taken
-    missing = sorted(set(ids) - {each.letter.id for each in taken})
+        return list(taken)
+    missing = sorted(set(ids) - {each.id for each in taken})
     if missing:
         raise DeadLetterError(
             f"no such dead letter in group {names.group!r}: {', '.join(missing)}; it may have been replayed or "
             "discarded meanwhile. Nothing was done",
             ids=tuple(missing),
         )
-    return [each for each in taken if each.letter.id in ids]
+    return [each for each in taken if each.id in ids]
 
 
-def _split(taken: Sequence[_Taken]) -> Iterator[list[_Taken]]:
+def _split(taken: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
     """Yield batches in order, none with two letters of a key: if the first were refused, the second would pass it."""
-    batch: list[_Taken] = []
+    batch: list[DeadLetter] = []
     keys: set[str | None] = set()
     for each in taken:
-        if each.letter.key in keys or len(batch) == _BATCH:
+        if each.key in keys or len(batch) == _BATCH:
             yield batch
             batch, keys = [], set()
         batch.append(each)
-        keys.add(each.letter.key)
+        keys.add(each.key)
     if batch:
         yield batch
 
 
-def _publish(confirms: Confirms[int], names: Names, batch: Sequence[_Taken]) -> list[_Taken]:
+def _publish(confirms: Confirms[int], names: Names, batch: Sequence[DeadLetter]) -> list[DeadLetter]:
     """Publish the letters of a batch; return those that were stored."""
     at = time.time()
-    letters = [(revive(each.letter, names.group, at=at), names.publish, str(each.letter.key)) for each in batch]
+    letters = [(revive(each, names.group, at=at), names.publish, str(each.key)) for each in batch]
     refused = publish_batch(confirms, letters)
     return [each for position, each in enumerate(batch) if position not in refused]
 
@@ -251,12 +238,12 @@ def _await_acknowledged(channel: Any) -> None:
 
 
 @contextlib.contextmanager
-def _recorded(connection: Any, names: Names, verb: str, taken: Sequence[_Taken], *, by: str) -> Iterator[Operation]:
+def _recorded(connection: Any, names: Names, verb: str, taken: Sequence[DeadLetter], *, by: str) -> Iterator[Operation]:
     """Write to the history what becomes of `taken`; nothing if there is none."""
     none_done = _DONE.format(0, len(taken))
     if not taken:
         yield Operation(none_done)
         return
-    facts = {"count": len(taken), "ids": [each.letter.id for each in taken[:_NOTED_IDS_MAX]]}
+    facts = {"count": len(taken), "ids": [each.id for each in taken[:_NOTED_IDS_MAX]]}
     with recorded(connection, names, verb, by=by, result=none_done, facts=facts) as operation:
         yield operation

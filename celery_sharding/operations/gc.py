@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from celery_sharding import topology
-from celery_sharding.layout.cleanup import Removal, remove_queue, remove_segments
+from celery_sharding.layout.cleanup import Removal, delete_ring, remove_queue, remove_segments
 from celery_sharding.layout.contents import existing_queues
 from celery_sharding.layout.lock import LockedLayout, locked_layout
 from celery_sharding.layout.model import Segment
 from celery_sharding.operations.audit import recorded
-from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.queues import count_consumers
 
@@ -50,8 +49,7 @@ def _remove_strays(locked: LockedLayout, *, by: str, dry_run: bool) -> Iterator[
     for segment in lost:
         if segment.kind == "ring" and topology.ring_exists(connection, names, segment.number):
             if not dry_run:
-                with brief_channel(connection) as channel:
-                    channel.exchange_delete(names.ring(segment.number))
+                delete_ring(connection, names, segment.number)
             yield Removal(names.ring(segment.number))
     for queue in existing_queues(connection, names, layout):
         if queue not in prefixes and queue.rpartition(".")[0] not in prefixes:

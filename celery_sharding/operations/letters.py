@@ -68,6 +68,7 @@ class DeadLetter:
         attempts: How often it was begun, if its processes were lost; else 0.
         dead_at: Seconds since the epoch; in whole seconds, by the broker's clock, if the broker moved it.
         headers, body, properties: Of the message, as they are in the queue.
+        tag: Its delivery tag on the channel that took it.
     """
 
     id: str
@@ -82,6 +83,7 @@ class DeadLetter:
     headers: Mapping[str, Any]
     body: bytes
     properties: Mapping[str, Any]
+    tag: int = 0
 
     @property
     def why(self) -> str:
@@ -109,7 +111,8 @@ def read_letter(message: amqp.Message, names: Names) -> DeadLetter:
     marks = (_text(headers.get(name)) for name in (SENT_AT_HEADER, MESSAGE_ID_HEADER))
     told = json.dumps([*facts.values(), *marks]).encode()
     digest = hashlib.sha256(told + b"\0" + body).hexdigest()[:_ID_CHARACTERS]
-    return DeadLetter(id=digest, **facts, headers=headers, body=body, properties=properties)
+    tag = (message.delivery_info or {}).get("delivery_tag", 0)
+    return DeadLetter(id=digest, **facts, headers=headers, body=body, properties=properties, tag=tag)
 
 
 def revive(letter: DeadLetter, group: str, *, at: float) -> amqp.Message:

@@ -14,22 +14,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from amqp.exceptions import AMQPError
 
 from celery_sharding import topology
 from celery_sharding.errors import GroupInUse, TopologyError
-from celery_sharding.journal.events import Vitals
 from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.layout.contents import existing_queues, group_exists, holds_tasks
 from celery_sharding.layout.lock import GroupLock, LockedLayout, locked_layout
+from celery_sharding.monitoring.ownership import listen_for_vitals
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import Connect
 from celery_sharding.rabbitmq.queues import count_consumers, count_ready, queue_exists
 from celery_sharding.rabbitmq.refusals import explained
-from celery_sharding.rabbitmq.streams import decode
-from celery_sharding.rabbitmq.tail import Tail
 from celery_sharding.topology import Names
 
 _LOCK_SECONDS = 10.0
@@ -78,8 +75,11 @@ def _locked(connect: Connect, group: str) -> Iterator[LockedLayout]:
 
 
 def _check(locked: LockedLayout) -> None:
-    workers = _listen_for_workers(locked.connection, locked.names)
-    _refuse(locked.names, [f"worker {worker} follows it" for worker in workers] + _find_waiting(locked))
+    workers: set[str] = set()
+    if queue_exists(locked.connection, locked.names.journal):
+        vitals = listen_for_vitals(locked.connection, locked.names, seconds=_LISTEN_SECONDS)
+        workers = {each.by for each in vitals}
+    _refuse(locked.names, [f"worker {worker} follows it" for worker in sorted(workers)] + _find_waiting(locked))
 
 
 def _refuse(names: Names, obstacles: list[str]) -> None:
@@ -108,26 +108,6 @@ def _find_waiting(locked: LockedLayout) -> list[str]:
             if letter is not None:
                 found.append(f"dead letters: {letter.delivery_info['message_count'] + 1}")
     return found
-
-
-def _listen_for_workers(connection: Any, names: Names) -> list[str]:
-    """Return the workers that write vitals of the group now; clocks do not matter."""
-    heard: set[str] = set()
-
-    def note(body: bytes, offset: int) -> None:
-        event = decode(body, stream=names.journal, offset=offset)
-        vitals = None if event is None else Vitals.parse(event)
-        if vitals is not None:
-            heard.add(vitals.by)
-
-    if queue_exists(connection, names.journal):
-        tail = Tail(connection, names.journal, "next", note)
-        deadline = time.monotonic() + _LISTEN_SECONDS
-        while (left_seconds := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=left_seconds)
-        tail.close()
-    return sorted(heard)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,13 @@ class StreamEvent:
 
     name: ClassVar[str]
 
+    def __init_subclass__(cls, name: str = "") -> None:
+        if name:  # `dataclass` makes each class with slots a second time
+            cls.name = name
+
     def as_dict(self) -> dict[str, Any]:
         """Return what `streams.encode` takes."""
-        return {"event": self.name} | {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"event": self.name} | {name: getattr(self, name) for name in _shape(type(self)).names}
 
     @classmethod
     def parse(cls, event: Mapping[str, Any]) -> Self | None:
@@ -38,8 +42,10 @@ class StreamEvent:
         Raises:
             KeyError, TypeError, ValueError: It is damaged (`DAMAGED`).
         """
-        has_moment = any(each.default_factory is time.time for each in fields(cls))
-        return cls(**read_fields(cls, {"at": 0.0, **event} if has_moment else event))
+        found = read_fields(cls, event)
+        if "at" not in found and _shape(cls).has_moment:
+            found["at"] = 0.0
+        return cls(**found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,25 @@ def read_fields(cls: type, facts: Mapping[str, Any], *, complete: bool = False) 
     Raises:
         KeyError, TypeError, ValueError: One is missing, or not of its type.
     """
-    found: dict[str, Any] = {}
-    for each in fields(cls):
-        reader = _READERS.get(str(each.type))
-        if reader is not None and (complete or each.name in facts):
-            found[each.name] = reader(facts[each.name])
+    return {name: reader(facts[name]) for name, reader in _shape(cls).readers if complete or name in facts}
+
+
+class _Shape:
+    """What is read of a dataclass over and over: its fields, and how each is read."""
+
+    def __init__(self, cls: type) -> None:
+        self.names = tuple(each.name for each in fields(cls))
+        self.readers = [(each.name, _READERS[str(each.type)]) for each in fields(cls) if str(each.type) in _READERS]
+        self.has_moment = any(each.default_factory is time.time for each in fields(cls))
+
+
+_SHAPES: dict[type, _Shape] = {}
+
+
+def _shape(cls: type) -> _Shape:
+    found = _SHAPES.get(cls)
+    if found is None:
+        found = _SHAPES[cls] = _Shape(cls)
     return found
 
 

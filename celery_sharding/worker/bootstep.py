@@ -154,7 +154,7 @@ class ShardsStep(bootsteps.StartStopStep):
         if c.blueprint.state != bootsteps.RUN:
             self._site.pool.stop()
             # The ends of a prefork pool's runs come in this thread, while the pool drains.
-            self._executor.stop(self._shutdown.give_up if self._children is not None else None)
+            self._executor.stop(self._shutdown if self._children is not None else None)
             self._shutdown.begin()
             return
         self._site.connection.leave_node()

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from celery_sharding.worker.timer import Alarm, Timer
+from celery_sharding.worker.timer import Timer
 
 
 class Calls:
@@ -77,9 +77,9 @@ class Calls:
         hub = self._consumer.hub
         self.post(lambda: hub.call_soon(call))
 
-    def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
+    def call_after(self, seconds: float, call: Callable[[], None]) -> None:
         """Run a call after some seconds, where lanes may be moved, even if the connection is gone by then."""
-        return self._timer.call_after(seconds, call)
+        self._timer.call_after(seconds, call)
 
     def stop(self) -> None:
         """Drop what waits for its moment."""

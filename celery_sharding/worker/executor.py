@@ -45,7 +45,7 @@ from celery_sharding.worker.run.failures import UNRECORDED, Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.limits import Limits
 from celery_sharding.worker.run.pump import Turn
-from celery_sharding.worker.run.settling import Settling
+from celery_sharding.worker.run.settling import Settling, ShardCloser
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.run.waits import Waits
 
@@ -86,14 +86,14 @@ class Executor:
         self.settling.begin()
         self._turn.begin(write)
 
-    def stop(self, on_idle: Callable[[Any], None] | None = None) -> None:
+    def stop(self, closer: ShardCloser | None = None) -> None:
         """From now on do everything at once: the event loop is about to end, and the pool takes nothing more.
 
         Args:
-            on_idle: Called with a shard when the last of its runs has ended, by the thread that ends them.
+            closer: Gives up each shard when the last of its runs has ended, in the thread that ends them.
         """
         self._turn.stop()
-        self.settling.stop(on_idle)
+        self.settling.stop(closer)
 
     def admit(self, request: Any) -> None:
         """Put a request at the end of its lane."""
@@ -111,9 +111,25 @@ class Executor:
         if self.waits.outage is not None and not self.waits.lets_begin(delivery):
             return
         if delivery.record is None or delivery.record.is_judged:
-            self._begin(delivery)
+            self.begin_run(delivery)
         else:
-            self.redeliveries.consider(delivery, self._begin)
+            self.redeliveries.consider(delivery, self)
+
+    def begin_run(self, delivery: Delivery) -> None:
+        """Hand a run to the pool, or hold it for a while."""
+        if not self._pool.hears_broker():
+            self.waits.hold_for(delivery, _LIFE_SECONDS)
+            return
+        if not self._limits.let_through(delivery):
+            return
+        request = delivery.request
+        if delivery.record is not None:
+            self.redeliveries.announcer.begun(delivery)  # before, since a solo pool runs the task in it
+        delivery.note_start()
+        try:
+            self._pool.submit(request)
+        except Exception as exc:
+            self._begin_later(delivery, request, exc)
 
     def fail_start(self, delivery: Delivery, error: Exception) -> None:
         """Bury what could not be started."""
@@ -261,22 +277,6 @@ class Executor:
         acks = self.settling.acks
         if acks is not None and not self.lanes.is_full():
             acks.tell_all()
-
-    def _begin(self, delivery: Delivery) -> None:
-        """Hand a run to the pool, or hold it for a while."""
-        if not self._pool.hears_broker():
-            self.waits.hold_for(delivery, _LIFE_SECONDS)
-            return
-        if not self._limits.let_through(delivery):
-            return
-        request = delivery.request
-        if delivery.record is not None:
-            self.redeliveries.announcer.begun(delivery)  # before, since a solo pool runs the task in it
-        delivery.note_start()
-        try:
-            self._pool.submit(request)
-        except Exception as exc:
-            self._begin_later(delivery, request, exc)
 
     def _begin_later(self, delivery: Delivery, request: Any, error: Exception) -> None:
         """Start a run later that could not be handed over, not for ever: what its message says may be the reason."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from celery_sharding.journal.attempts import Attempt
+from celery_sharding.worker.log import Poster
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.tally import Tally
 
@@ -20,7 +21,7 @@ class Clock(Protocol):
     def call_after(self, seconds: float, call: Callable[[], None]) -> object: ...
 
 
-class Calls(Clock, Protocol):
+class Calls(Clock, Poster, Protocol):
     """Where and when the calls of a worker run; `calls` says what each of these promises."""
 
     def call_main(self, call: Callable[[], None]) -> None: ...
@@ -114,8 +115,8 @@ class Source(Protocol):
     def catch_up(self) -> bool:
         """Read what earlier owners have written of attempts; say whether all of it is known."""
 
-    def saw_before(self, message_id: str) -> bool:
-        """Say whether a message of this id, which is no name, was redelivered before, and keep it in mind."""
+    def note_unnamed(self, message_id: str) -> bool:
+        """Take note of a redelivered message that has no id of its own; say whether an equal one came before."""
 
     def holds(self, delivery: Any) -> bool:
         """Say whether a message is neither acknowledged nor the broker's again."""

@@ -1,7 +1,5 @@
 """Calls at their moment: a thread of its own sleeps until the next is due, and posts it.
 
-    waiting ──due──▶ posted ──▶ called          ──cancel──▶ not called, also if it was posted already
-
 Celery's own timers are up to a second late (read in kombu 5.7.0 and Celery 5.7.0: the event loop fires them with
 `min_delay=1`, and sleeps that long even if a timer is due sooner; the timer of pools without an event loop sleeps a
 second after it was empty).
@@ -24,24 +22,18 @@ from celery_sharding.worker.log import Poster
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Alarm:
     """One call that waits for its moment."""
 
-    _call: Callable[[], None] | None
-
-    def cancel(self) -> None:
-        """Do not call any more."""
-        self._call = None
+    call: Callable[[], None]
 
     def ring(self) -> None:
-        """Call, once, unless it was cancelled; an error stops neither the timer nor the event loop."""
-        call, self._call = self._call, None
-        if call is not None:
-            try:
-                call()
-            except Exception:
-                logger.exception("a call of a timer failed")
+        """Call; an error stops neither the timer nor the event loop."""
+        try:
+            self.call()
+        except Exception:
+            logger.exception("a call of a timer failed")
 
 
 class Alarms:
@@ -77,19 +69,18 @@ class Timer:
         self._thread: threading.Thread | None = None
         self._stopped = False
 
-    def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
+    def call_after(self, seconds: float, call: Callable[[], None]) -> None:
         """Call after some seconds; calls of the same moment are called in the order in which they were asked for."""
-        due_at, alarm = time.monotonic() + max(0.0, seconds), Alarm(call)
+        due_at = time.monotonic() + max(0.0, seconds)
         with self._changed:
             if self._stopped:
-                return alarm
-            self._alarms.add(due_at, alarm)
+                return
+            self._alarms.add(due_at, Alarm(call))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="shards-timer", daemon=True)
                 self._thread.start()
             elif self._alarms.next_at == due_at:
                 self._changed.notify()
-        return alarm
 
     def stop(self) -> None:
         """Call nothing any more."""

@@ -118,7 +118,7 @@ def test_an_unknown_key_is_no_success_and_a_key_without_its_task_is_completed(ti
     assert (done.returncode, done.stdout) == (1, "")
     assert "nothing is known of evt-1" in done.stderr
     assert "till.pay:evt-1" in done.stderr
-    assert "stands behind" not in till.run("show", till.key).stderr
+    assert "before the key" not in till.run("show", till.key).stderr
 
 
 def test_forget_without_a_terminal_needs_yes(till):

@@ -350,9 +350,9 @@ def test_a_letter_that_the_group_does_not_take_stays(connect, connection, group,
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("replay", "{group}"), 2, "say --all"),
-        (("replay", "{group}", "abc", "--all", "--yes"), 2, "say --all"),
-        (("discard", "{group}", "--reason", "x", "--yes"), 2, "say --all"),
+        (("replay", "{group}"), 2, "use --all"),
+        (("replay", "{group}", "abc", "--all", "--yes"), 2, "use --all"),
+        (("discard", "{group}", "--reason", "x", "--yes"), 2, "use --all"),
         (("discard", "{group}", "--all"), 2, "use --yes"),
         (("discard", "{group}", "abc", "--yes"), 1, "no such dead letter in {group}: abc"),
         (("list", "{group}x"), 2, "did you mean '{group}'"),

@@ -18,9 +18,11 @@ from celery_sharding.wire import MESSAGE_ID_HEADER
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.log import Follower
 from celery_sharding.worker.place import Place
+from celery_sharding.worker.redelivery.attempts import Attempts as StreamedAttempts
 from celery_sharding.worker.run.delivery import Delivery, Entry
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.services import WorkerServices
+from celery_sharding.worker.shard.shard import Shard as OpenShard
 from celery_sharding.worker.tally import Tally
 
 
@@ -270,7 +272,7 @@ class Shard:
     def catch_up(self) -> bool:
         return self.attempts.is_complete
 
-    def saw_before(self, message_id: str) -> bool:
+    def note_unnamed(self, message_id: str) -> bool:
         return False
 
     def holds(self, delivery: Delivery) -> bool:
@@ -349,6 +351,8 @@ class Channel:
         self._callback = callback
 
     def basic_ack(self, tag: int, multiple: bool) -> None:
+        if self._connection.is_lost:
+            raise ConnectionResetError
         self.acknowledged.append(tag)
 
     def close(self) -> None:
@@ -377,6 +381,7 @@ class Connection:
         self.channels: dict[str, Channel] = {}
         self.missing: set[str] = set()
         self.answers = True
+        self.is_lost = False
 
     def channel(self) -> Channel:
         return Channel(self)
@@ -422,3 +427,26 @@ class Services:
         """Let the run end that was begun first, and what follows from it happen."""
         self.executor.finish(self.pool.begun.pop(0))
         self.calls.deliver()
+
+
+class Owner:
+    """The group of one shard, which is consumed."""
+
+    def __init__(self) -> None:
+        self.services, self.connection = Services(), Connection()
+        self.attempts = StreamedAttempts("shards.orders.attempts", self.services.log)
+        self.lost: list[OpenShard] = []
+        self.needed_protocol: int | None = None
+        place = Place(ShardGroup("orders", 1), "g001", 0, "shards.orders.g001.000")
+        self.shard = OpenShard(place, host=self, services=self.services.values)
+        self.shard.open(self.connection, 10)
+        self.channel = self.connection.channels[place.queue]
+
+    def close_shard(self, shard: OpenShard) -> None:
+        shard.close()
+
+    def note_lost(self, shard: OpenShard) -> None:
+        self.lost.append(shard)
+
+    def stand_by(self, protocol: int) -> None:
+        self.needed_protocol = protocol

@@ -39,7 +39,7 @@ class Worker:
 
     def hear_owner(self, queue: str) -> None:
         """Hear that another worker owns a queue."""
-        vitals = ShardVitals("other", 1.0, Counted(0.0), held=0, running=0)
+        vitals = ShardVitals(owner="other", at=1.0, counted=Counted(0.0), held=0, running=0)
         self.hear(Vitals("other", 1, {queue: vitals}, [], at=1.0))
 
     def tick(self, now: float) -> None:

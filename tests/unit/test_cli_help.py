@@ -40,4 +40,4 @@ def test_other_commands_of_celery_import_no_verb() -> None:
     # Every `celery` command loads the group, the start of a worker included
     script = "import sys, celery_sharding.cli; print(*(name for name in sys.modules if '_sharding.cli.' in name))"
     loaded = subprocess.run([sys.executable, "-c", script], check=True, text=True, stdout=subprocess.PIPE).stdout
-    assert loaded.split() == ["celery_sharding.cli.exits"]
+    assert loaded.split() == ["celery_sharding.cli.exits", "celery_sharding.cli.forgotten"]

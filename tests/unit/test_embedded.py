@@ -218,10 +218,10 @@ def test_a_second_worker_is_refused_while_the_first_lives(shop: Shop) -> None:
     group = shop.app.sharding.settings.groups[shop.names.group]
     # When another wants to, then it is refused by name
     with shop.worker(), pytest.raises(LockHeld, match="one worker only"):
-        backing.consumer_connection(SimpleNamespace(hostname="second@here"), group)
+        backing.join_group(SimpleNamespace(hostname="second@here"), group)
     # And it may when the first has stopped
     pool = SimpleNamespace(putlocks=True)
-    backing.consumer_connection(SimpleNamespace(hostname="second@here", connection=None, pool=pool), group)
+    backing.join_group(SimpleNamespace(hostname="second@here", connection=None, pool=pool), group)
     backing.open_log(SimpleNamespace(post=lambda call: call()), inline=None).stop()
 
 

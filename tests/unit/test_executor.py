@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from celery_sharding.celery_hooks.retry import InPlaceRetry
@@ -129,7 +131,7 @@ def test_a_shard_is_idle_when_its_last_run_has_ended_while_the_worker_stops(work
     # Given two runs of a shard, and a worker that stops
     first, second = worker.admit("t1", key="a"), worker.admit("t2", key="b")
     idle: list[object] = []
-    worker.executor.stop(idle.append)
+    worker.executor.stop(SimpleNamespace(give_up=idle.append))
     # When they end one after the other, then whoever gives the shard up is told of the last
     worker.executor.finish(first)
     assert idle == []

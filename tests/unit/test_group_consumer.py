@@ -6,6 +6,7 @@ import pytest
 
 from celery_sharding import ShardGroup
 from celery_sharding.keys import key_digest
+from celery_sharding.layout.events import Finished
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.topology import Names
 from celery_sharding.worker.consume.group import GroupConsumer
@@ -94,7 +95,7 @@ def test_the_next_segment_is_consumed_beside_what_is_left_and_keys_wait_for_that
     channel.deliver_task("runs", "another")
     assert worker.services.begun == ["runs"]
     # Until the manifest says that it is finished
-    worker.tell({"event": "finished", "segment": "g001", "queue": Q0, "key": key_digest("unfinished")}, 10)
+    worker.tell(Finished("g001", Q0, key_digest("unfinished"), by="w").as_dict(), 10)
     assert worker.services.begun == ["runs", "waits"]
 
 

@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from celery_sharding import ShardGroup
 from celery_sharding.worker.balance.handover import Handover
-from celery_sharding.worker.place import Place
-from celery_sharding.worker.redelivery.attempts import Attempts
-from celery_sharding.worker.shard.shard import Shard
-from unit.stand_ins import Connection, Services
-
-QUEUE, ATTEMPTS = "shards.orders.g001.000", "shards.orders.attempts"
+from unit.stand_ins import Owner
 
 
-class Group:
-    """A group of one shard, which is consumed."""
+class Group(Owner):
+    """A group of one shard, which is given up."""
 
     def __init__(self) -> None:
-        self.services, self.connection = Services(), Connection()
-        self.attempts = Attempts(ATTEMPTS, self.services.log)
+        super().__init__()
         self.handover = Handover(self.attempts, self.services.values)
-        place = Place(ShardGroup("orders", 1), "g001", 0, QUEUE)
-        self.shard = Shard(place, host=self, services=self.services.values)
-        self.shard.open(self.connection, 10)
-
-    def close_shard(self, shard: Shard) -> None:
-        shard.close()
-
-    def note_lost(self, shard: Shard) -> None:
-        raise AssertionError
-
-    def stand_by(self, protocol: int) -> None:
-        raise AssertionError
 
     @property
     def is_open(self) -> bool:
         self.services.calls.deliver()
-        return self.connection.channels[QUEUE].is_open
+        return self.channel.is_open
 
     def run(self, task_id: str) -> None:
-        self.connection.channels[QUEUE].deliver_task(task_id, task_id)
+        self.channel.deliver_task(task_id, task_id)
 
 
 @pytest.fixture
@@ -67,7 +48,7 @@ def test_an_owner_lets_what_runs_end_and_starts_nothing_more(group: Group) -> No
     group.services.calls.fire()
     assert not group.is_open
     # And what has not run is not acknowledged
-    assert group.connection.channels[QUEUE].acknowledged == [1]
+    assert group.channel.acknowledged == [1]
 
 
 def test_a_shard_is_closed_when_what_the_next_owner_must_know_is_confirmed(group: Group) -> None:

@@ -33,19 +33,6 @@ def test_what_is_due_is_called_in_the_order_of_its_moments_then_of_the_calls():
     assert alarms.next_at is None
 
 
-def test_what_is_cancelled_is_not_called_also_if_it_was_posted_already():
-    # Given a call that is due and posted
-    called: list[int] = []
-    alarms, alarm = Alarms(), Alarm(lambda: called.append(1))
-    alarms.add(0.0, alarm)
-    assert alarms.take_due(1.0) == [alarm]
-    # When it is cancelled before it is made
-    alarm.cancel()
-    alarm.ring()
-    # Then it is not made
-    assert called == []
-
-
 def test_a_sooner_call_does_not_wait_for_a_later_one():
     # Given a timer that sleeps until a call that is far away
     sooner = threading.Event()

@@ -23,7 +23,7 @@ def layout_of(*events: dict[str, Any]) -> Layout:
 
 
 def end(segment: str, queues: Iterable[str]) -> list[dict[str, Any]]:
-    facts = [{"event": "drained", "segment": segment, "queue": queue} for queue in queues]
+    facts = [{"event": "drained", "segment": segment, "queue": queue, "by": "w"} for queue in queues]
     return [{"event": "ended", "segment": segment}, *facts]
 
 

@@ -82,8 +82,8 @@ class EmbeddedBacking:
         segment = Segment("ring", 1, group.shards, group.queue_type)
         return Layout(offset=0, segments=(segment,), generation=1, shards=group.shards)
 
-    def consumer_connection(self, consumer: Any, group: ShardGroup) -> ShardConnection:
-        """Return what the shards of a group open their channels on; this worker is the group's only one from now on.
+    def join_group(self, consumer: Any, group: ShardGroup) -> ShardConnection:
+        """Make a worker the group's only one, and return what its shards open their channels on.
 
         Raises:
             LockHeld: Another worker consumes the group.

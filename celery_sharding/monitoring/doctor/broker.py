@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from celery_sharding import topology
 from celery_sharding.monitoring.doctor.finding import Finding, Patient
-from celery_sharding.monitoring.doctor.layout import exchange_exists
 from celery_sharding.monitoring.doctor.policies import check_policies, read_policies
 from celery_sharding.monitoring.health import name_some
 from celery_sharding.monitoring.management import Management
+from celery_sharding.rabbitmq.pipelining import Look, all_exist
 from celery_sharding.topology import RING_WEIGHT, Names
 
 _TAP = (
@@ -84,7 +84,7 @@ def _check_bindings(patient: Patient, api: Management, vhost: str) -> Iterator[F
         wanted[names.publish] = []
     foreign = missing = False
     for exchange, expected in wanted.items():
-        if exchange != ring and not exchange_exists(patient.connection, exchange):
+        if exchange != ring and not all_exist(patient.connection, Look(exchange, "fanout")):
             continue  # a finding by plain AMQP
         found = [
             (str(each.get("destination")), str(each.get("routing_key")))
@@ -140,21 +140,17 @@ def _check_replicas(
     if halted:
         yield Finding("error", "replicas", f"without a majority of replicas: {name_some(halted)}", "start their nodes")
     if classic:
-        yield Finding(
-            "error",
-            "replicas",
-            f"classic queues on a cluster: {name_some(classic)}; they may lose their order with a node",
-            'move to a group with queue_type="quorum"',
-        )
+        text = f"classic queues on a cluster: {name_some(classic)}; they may lose their order with a node"
+        fix = 'move to a group with queue_type="quorum"'
+        yield Finding("error", "replicas", text, fix)
     if partly:
         yield Finding("warning", "replicas", f"a replica is down: {name_some(partly)}", "start its node")
     if few:
-        yield Finding(
-            "warning",
-            "replicas",
-            f"fewer than {min(3, len(nodes))} replicas: {name_some(few)}",
-            "run `rabbitmq-queues grow NODE all --queue-pattern '^shards'`, for streams `rabbitmq-streams add_replica`",
+        text = f"fewer than {min(3, len(nodes))} replicas: {name_some(few)}"
+        fix = (
+            "run `rabbitmq-queues grow NODE all --queue-pattern '^shards'`, for streams `rabbitmq-streams add_replica`"
         )
+        yield Finding("warning", "replicas", text, fix)
     if not (halted or classic or partly or few):
         yield Finding("ok", "replicas", f"every queue has its replicas, on {len(nodes)} nodes")
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
-
-from amqp import exceptions as amqp_errors
 
 from celery_sharding import topology
 from celery_sharding.errors import PluginMissing, TopologyError, TopologyMismatch
@@ -16,6 +13,7 @@ from celery_sharding.monitoring.doctor.finding import Finding, Patient, unchecke
 from celery_sharding.monitoring.health import SWITCH_SECONDS, name_some
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
+from celery_sharding.rabbitmq.pipelining import Look, all_exist
 from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import RING_TYPE
@@ -57,12 +55,9 @@ def check_plugin(patient: Patient) -> Iterator[Finding]:
             channel.exchange_delete(ring)
         yield Finding("ok", "plugin", "the consistent-hash exchange is enabled")
     except PluginMissing:
-        yield Finding(
-            "error",
-            "plugin",
-            "the broker has no consistent-hash exchange, so no ring can be declared",
-            "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node",
-        )
+        text = "the broker has no consistent-hash exchange, so no ring can be declared"
+        fix = "run `rabbitmq-plugins enable rabbitmq_consistent_hash_exchange` on every node"
+        yield Finding("error", "plugin", text, fix)
     except TopologyError as exc:
         yield unchecked("plugin", exc)
     finally:
@@ -75,19 +70,13 @@ def check_configuration(patient: Patient) -> Iterator[Finding]:
     if live is None:
         return
     if live.shards != group.shards:
-        yield Finding(
-            "warning",
-            "configuration",
-            f"{live.shards} shards are live, {group.shards} are configured; the live number counts",
-            f"set shards={live.shards}",
-        )
+        text = f"{live.shards} shards are live, {group.shards} are configured; the live number counts"
+        fix = f"set shards={live.shards}"
+        yield Finding("warning", "configuration", text, fix)
     if live.queue_type != group.queue_type:
-        yield Finding(
-            "error",
-            "configuration",
-            f"the queues are {live.queue_type} queues, {group.queue_type} is configured; no worker will start",
-            f"set queue_type={live.queue_type!r}, or choose another name for a group of {group.queue_type} queues",
-        )
+        text = f"the queues are {live.queue_type} queues, {group.queue_type} is configured; no worker will start"
+        fix = f"set queue_type={live.queue_type!r}, or choose another name for a group of {group.queue_type} queues"
+        yield Finding("error", "configuration", text, fix)
     if (live.shards, live.queue_type) == (group.shards, group.queue_type):
         yield Finding("ok", "configuration", f"{live.shards} {live.queue_type} shards, as configured")
 
@@ -113,7 +102,7 @@ def check_arguments(patient: Patient) -> Iterator[Finding]:
     refused: list[str] = []
     fix = ""
     try:
-        if all(exchange_exists(connection, name) for name, _ in topology.fanouts(names)):
+        if all_exist(connection, *(Look(name, "fanout") for name, _ in topology.fanouts(names))):
             topology.check_fixed(connection, patient.group)
         for queue in queues:
             try:
@@ -132,13 +121,3 @@ def check_arguments(patient: Patient) -> Iterator[Finding]:
         yield Finding("error", "arguments", f"declared with other arguments: {name_some(refused)}", fix)
     else:
         yield Finding("ok", "arguments", f"exchanges and {len(queues)} queues are as this version declares them")
-
-
-def exchange_exists(connection: Any, name: str) -> bool:
-    """Tell whether a fanout exchange exists."""
-    with brief_channel(connection) as channel:
-        try:
-            channel.exchange_declare(name, "fanout", passive=True)
-        except amqp_errors.NotFound:
-            return False
-        return True

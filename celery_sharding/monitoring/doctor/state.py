@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
-from celery_sharding.journal.events import Vitals
 from celery_sharding.monitoring.doctor.finding import Finding, Patient, Severity
 from celery_sharding.monitoring.health import name_some
-from celery_sharding.monitoring.ownership import FRESH_SECONDS
+from celery_sharding.monitoring.ownership import FRESH_SECONDS, listen_for_vitals
 from celery_sharding.monitoring.shard_state import STATES
 from celery_sharding.monitoring.status import GroupStatus, ShardStatus
 from celery_sharding.rabbitmq.connect import close_connection, open_connection
-from celery_sharding.rabbitmq.streams import decode
-from celery_sharding.rabbitmq.tail import Tail
 
 # Between the clocks of two synchronized hosts.
 _SKEW_SECONDS = 1.0
@@ -42,77 +39,50 @@ def check_shards(patient: Patient) -> Iterator[Finding]:
             yield Finding("ok", "workers", "every shard has an owner and a standby")
     paused = [row for row in status.rows if row.state == "paused"]
     if status.paused or paused:
-        yield Finding(
-            "note",
-            "paused",
-            "the whole group is paused" if status.paused else f"paused: {_labels(status, paused)}",
-            f"`celery shards resume {status.name}` resumes it",
-        )
+        text = "the whole group is paused" if status.paused else f"paused: {_labels(status, paused)}"
+        fix = f"`celery shards resume {status.name}` resumes it"
+        yield Finding("note", "paused", text, fix)
 
 
 def check_backlog(patient: Patient) -> Iterator[Finding]:
     status, name = patient.status, patient.group.name
     if status.generation and status.limbo_ready:
-        yield Finding(
-            "error",
-            "limbo",
-            f"{status.limbo_ready} messages came without a ring and wait in limbo",
-            "start a worker, or run `celery shards declare`: a new generation takes them, in order",
-        )
+        text = f"{status.limbo_ready} messages came without a ring and wait in limbo"
+        fix = "start a worker, or run `celery shards declare`: a new generation takes them, in order"
+        yield Finding("error", "limbo", text, fix)
     if status.earlier:
         labels = _labels(status, status.earlier)
-        yield Finding(
-            "warning",
-            "segments",
-            f"not drained yet: {labels}; what was published later waits behind it",
-            "none needed while workers run; a key that retries, or a shard without an owner, holds it up",
-        )
+        text = f"not drained yet: {labels}; what was published later waits behind it"
+        fix = "none needed while workers run; a key that retries, or a shard without an owner, holds it up"
+        yield Finding("warning", "segments", text, fix)
     if status.dead_letters:
-        yield Finding(
-            "warning",
-            "dead letters",
-            f"{status.dead_letters} wait in {patient.names.dead}",
-            f"list them with `celery shards dead-letters list {name}`, then replay or discard them",
-        )
+        text = f"{status.dead_letters} wait in {patient.names.dead}"
+        fix = f"list them with `celery shards dead-letters list {name}`, then replay or discard them"
+        yield Finding("warning", "dead letters", text, fix)
     if not (status.limbo_ready or status.earlier or status.dead_letters):
         yield Finding("ok", "backlog", "no dead letters, nothing in limbo or in earlier generations")
 
 
 def check_clocks(patient: Patient) -> Iterator[Finding]:
     """Compare this host's clock with those of the workers, whose vitals come once a second."""
-    found: dict[str, float] = {}
-    rounds: set[str] = set()
-    names = patient.names
-
-    def note(body: bytes, offset: int) -> None:
-        event = decode(body, stream=names.journal, offset=offset)
-        vitals = None if event is None else Vitals.parse(event)
-        if vitals is None:
-            return
-        if vitals.by in found:
-            rounds.add(vitals.by)
-        found[vitals.by] = vitals.at - time.time()
-
     if not any(row.owner or row.standbys or row.state == "stuck" for row in patient.status.rows):
         return
+    found: dict[str, float] = {}
     connection = open_connection(patient.connect())
     try:
-        Tail(connection, names.journal, "next", note)
-        deadline = time.monotonic() + _VITALS_SECONDS
-        while (left := deadline - time.monotonic()) > 0 and not rounds:
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=left)
+        with closing(listen_for_vitals(connection, patient.names, seconds=_VITALS_SECONDS)) as heard:
+            for vitals in heard:
+                if vitals.by in found:
+                    break  # all have been heard once
+                found[vitals.by] = vitals.at - time.time()
     finally:
         close_connection(connection)
     wrong = {by: seconds for by, seconds in found.items() if abs(seconds) > _SKEW_SECONDS}
     for by, seconds in sorted(wrong.items()):
         side = "ahead of" if seconds > 0 else "behind"
-        yield Finding(
-            "error" if abs(seconds) > FRESH_SECONDS else "warning",
-            "clocks",
-            f"the clock of {by} is {abs(seconds):.1f} s {side} the clock here, so lags and owners are wrong",
-            "synchronize the clocks of all hosts (NTP)",
-        )
+        text = f"the clock of {by} is {abs(seconds):.1f} s {side} the clock here, so lags and owners are wrong"
+        fix = "synchronize the clocks of all hosts (NTP)"
+        yield Finding("error" if abs(seconds) > FRESH_SECONDS else "warning", "clocks", text, fix)
     if found and not wrong:
         yield Finding("ok", "clocks", f"the clocks of {len(found)} workers agree with this one")
 

@@ -50,8 +50,8 @@ class Broker(Protocol):
     def ensure(self, group: ShardGroup, *, owner: str, known: Layout | None = None) -> Layout:
         """Make the group ready for workers and return its layout; remove what it left behind if `known` is given."""
 
-    def consumer_connection(self, consumer: Any, group: ShardGroup) -> Any:
-        """Return what the shards of a group open their channels on, in the worker of `consumer`."""
+    def join_group(self, consumer: Any, group: ShardGroup) -> Any:
+        """Make the worker of `consumer` one of the group's, and return what its shards open their channels on."""
 
 
 class WorkerHost(Protocol):
@@ -179,7 +179,7 @@ class Groups:
         for group, layout in zip(self._groups, self._layouts, strict=True):
             if layout is None:
                 continue
-            group.open(self._broker.consumer_connection(self._consumer, group.group), layout)
+            group.open(self._broker.join_group(self._consumer, group.group), layout)
 
     def freeze(self) -> None:
         """Start nothing more, for good: the worker stops, or its connection is gone."""
@@ -261,7 +261,7 @@ class Groups:
         c = self._consumer
         group.relearn(layout)
         if not group.is_open and not group.is_bystander and not self._host.is_stopping and c.connection is not None:
-            group.open(self._broker.consumer_connection(c, group.group), layout)
+            group.open(self._broker.join_group(c, group.group), layout)
 
     def _ensure(self, group: GroupConsumer) -> Layout | None:
         """Make a group ready; None: it is left alone. A passing reason is left to Celery, which connects again."""

@@ -14,9 +14,9 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content
 
-from celery_sharding.celery_hooks.foreign import UNREADABLE_HEADER
 from celery_sharding.celery_hooks.rate_limits import Buckets
 from celery_sharding.celery_hooks.requests import DELIVERY
+from celery_sharding.wire import UNREADABLE_HEADER
 from celery_sharding.worker.consume.message_check import find_flaw
 from celery_sharding.worker.executor import Executor
 from celery_sharding.worker.run.delivery import Delivery

@@ -8,10 +8,8 @@ from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.shard_names import Indexes
 from celery_sharding.topology import Names
 
-Place = tuple[str, int]
 
-
-def find_wanted(names: Names, layout: Layout, selection: Indexes) -> dict[str, Place]:
+def find_wanted(names: Names, layout: Layout, selection: Indexes) -> dict[str, tuple[str, int]]:
     """Return queue → (segment, index) of what a worker consumes.
 
     Args:
@@ -32,7 +30,7 @@ def count_wanted(names: Names, layout: Layout, selection: Indexes) -> int:
     return wanted + (layout.shards if selection is None else len(selection))
 
 
-def find_paused(names: Names, layout: Layout, selection: Indexes) -> dict[str, Place]:
+def find_paused(names: Names, layout: Layout, selection: Indexes) -> dict[str, tuple[str, int]]:
     """Return queue → (segment, index) of what a worker would consume if it were not paused."""
     return {
         queue: (segment.name, index)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
 
 from celery_sharding.journal.attempts import Attempt, AttemptLog
-from celery_sharding.rabbitmq.streams import NONCE, decode
+from celery_sharding.rabbitmq.streams import NONCE, decode, nonce_event
 from celery_sharding.worker.log import Log
 
 logger = logging.getLogger(__name__)
@@ -24,15 +23,16 @@ class Attempts:
         self._log = log
         self._known = AttemptLog()
         self.is_complete = stream is None
-        self._nonce = uuid.uuid4().hex
+        self._nonce = ""
         self._waiting: list[Callable[[], None]] = []
 
     def catch_up(self) -> None:
         """Mark the end of what is to be read: a shard was taken, and its last owner may just have written."""
         if self._stream is not None:
-            self._nonce = uuid.uuid4().hex
+            end = nonce_event()
+            self._nonce = end["nonce"]
             self.is_complete = False
-            self._log.append(self._stream, {"event": NONCE, "nonce": self._nonce})
+            self._log.append(self._stream, end)
 
     def on_message(self, body: bytes, offset: int) -> None:
         """Take one message of the stream."""
@@ -61,7 +61,7 @@ class Attempts:
         if self._stream is None:
             call()
         else:
-            self._log.append(self._stream, {"event": NONCE, "nonce": uuid.uuid4().hex}, call)
+            self._log.append(self._stream, nonce_event(), call)
 
     def get(self, message_id: str) -> Attempt | None:
         return self._known.get(message_id)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from celery_sharding.celery_hooks.retry import decode_call
 from celery_sharding.worker.log import Log
@@ -25,6 +26,12 @@ from celery_sharding.worker.run.failures import Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.settling import Settling
 from celery_sharding.worker.run.waits import Waits
+
+
+class Runner(Protocol):
+    """Hands runs to the pool."""
+
+    def begin_run(self, delivery: Delivery) -> None: ...
 
 
 class Redeliveries:
@@ -48,13 +55,13 @@ class Redeliveries:
         self.are_any = True
         self.announcer.expect(delivery)
 
-    def consider(self, delivery: Delivery, begin: Callable[[Delivery], None]) -> None:
-        """Call `begin` when all that speaks for a message is known and recorded; bury it, or let it wait."""
+    def consider(self, delivery: Delivery, runner: Runner) -> None:
+        """Let `runner` begin when all that speaks for a message is known and recorded; bury it, or let it wait."""
         self.are_any = True
         if delivery.shard.catch_up():
-            self._consider(delivery, begin)
+            self._consider(delivery, runner)
         else:
-            consider = partial(self._consider, begin=begin)
+            consider = partial(self._consider, runner=runner)
             delivery.shard.attempts.when_complete(partial(self.call_guarded, consider, delivery))
 
     def release(self) -> None:
@@ -70,7 +77,7 @@ class Redeliveries:
             if self._lanes.hold(delivery):
                 self._failures.bury_unstarted(delivery, exc)
 
-    def _consider(self, delivery: Delivery, begin: Callable[[Delivery], None]) -> None:
+    def _consider(self, delivery: Delivery, runner: Runner) -> None:
         if delivery.state is not State.RUNNING:
             self._settling.leave_orphan(delivery)
             return
@@ -96,13 +103,13 @@ class Redeliveries:
             self._failures.bury(request, decision.reason)
             request.store_failure(decision.reason)
         else:
-            self.announcer.record(delivery, decision.begun, partial(self._begin, delivery, begin))
+            self.announcer.record(delivery, decision.begun, partial(self._begin, delivery, runner))
 
-    def _begin(self, delivery: Delivery, begin: Callable[[Delivery], None]) -> None:
+    def _begin(self, delivery: Delivery, runner: Runner) -> None:
         """Begin what is recorded now."""
         if delivery.state is not State.RUNNING:
             self._settling.leave_orphan(delivery)
         elif self._lanes.is_frozen(delivery.shard):
             self._lanes.again(delivery)
         else:
-            self.call_guarded(begin, delivery)
+            self.call_guarded(runner.begin_run, delivery)

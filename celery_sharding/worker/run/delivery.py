@@ -11,7 +11,7 @@ Its place, which only `Lanes` changes:
     any other ──drop──▶ DROPPED                        its shard was given up
 
 What is on record of its runs, in the group's attempts stream. A first delivery has no record. One that was redelivered,
-lost or retried has, and only `redelivery` changes it:
+lost or retried has, changed by `redelivery` and the executor:
 
     NONE ──announce──▶ ANNOUNCED ──confirm──▶ CONFIRMED ──begin──▶ BEGUN: the run counts as an attempt
      ▲                     │                     │ ▲ └──put_back──────┤ the pool did not take it
@@ -133,7 +133,7 @@ class Phase(enum.Enum):
 
 
 class Record:
-    """What is on record of the runs of a message. Not safe for threads: `redelivery` changes it under a lock.
+    """What is on record of the runs of a message. Not safe for threads.
 
     Attributes:
         attempts: Runs that were begun or are announced, as far as is known.
@@ -262,8 +262,8 @@ class Delivery(Entry):
         # Now, since Celery writes to the headers when it makes the request.
         self.message_id = named or _digest(message, self.place.queue)
         self.record: Record | None = None
-        if self.redelivered:
-            is_repeat = named is None and shard.saw_before(self.message_id)
+        if (message.delivery_info or {}).get("redelivered"):
+            is_repeat = named is None and shard.note_unnamed(self.message_id)
             self.record = Record(is_judged=False, is_known=named is None, is_repeat=is_repeat)
 
     @property
@@ -300,10 +300,6 @@ class Delivery(Entry):
         else:
             body = raw.body
         return body.encode(errors="surrogatepass") if isinstance(body, str) else bytes(body)
-
-    @property
-    def redelivered(self) -> bool:
-        return bool((self.message.delivery_info or {}).get("redelivered"))
 
     @property
     def sent_at(self) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from celery_sharding.celery_hooks.prefork import is_gone
 from celery_sharding.journal.events import Settled
@@ -24,6 +24,12 @@ from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.waits import Waits
 
 _POLL_SECONDS = 0.01
+
+
+class ShardCloser(Protocol):
+    """Gives up shards while the worker stops."""
+
+    def give_up(self, shard: Any) -> None: ...
 
 
 class Settling:
@@ -39,16 +45,16 @@ class Settling:
         self._log = log
         self._clock = clock
         self.acks = acks
-        self._on_idle: Callable[[Any], None] | None = None
+        self._closer: ShardCloser | None = None
 
     def begin(self) -> None:
         """Begin with a new connection: what was gathered is the broker's again."""
         if self.acks is not None:
             self.acks.forget()
 
-    def stop(self, on_idle: Callable[[Any], None] | None) -> None:
-        """From now on tell everything at once, and `on_idle` of each shard when the last of its runs has ended."""
-        self._on_idle = on_idle
+    def stop(self, closer: ShardCloser | None) -> None:
+        """From now on tell everything at once, and give up each shard when the last of its runs has ended."""
+        self._closer = closer
         acks, self.acks = self.acks, None
         if acks is not None:
             acks.tell_all()
@@ -80,7 +86,7 @@ class Settling:
             return
         self._waits.forget(delivery)
         self._lanes.settle(delivery)
-        if self._on_idle is not None:
+        if self._closer is not None:
             self.note_end(delivery.shard)
 
     def leave_orphan(self, delivery: Delivery) -> bool:
@@ -92,8 +98,8 @@ class Settling:
 
     def note_end(self, shard: Source) -> None:
         """While the worker stops: see whether that was the last run of a shard."""
-        if self._on_idle is not None and not self._lanes.running(shard):
-            self._on_idle(shard)
+        if self._closer is not None and not self._lanes.running(shard):
+            self._closer.give_up(shard)
 
     def call_when_gone(self, pid: int | None, call: Callable[[], None]) -> None:
         """Call when a process has ended; at once if there is none."""

@@ -63,8 +63,8 @@ class Held:
         left = [*islice(self._by_tag, 1), *unsettled[:1]]
         return fewest_acks(done, first_left=min(left, default=None))
 
-    def saw_before(self, message_id: str) -> bool:
-        """Say whether a message of this id, which is no name, was redelivered here before, and keep it in mind."""
+    def note_unnamed(self, message_id: str) -> bool:
+        """Take note of a redelivered message that has no id of its own; say whether an equal one came before."""
         seen = message_id in self._unnamed
         self._unnamed.add(message_id)
         return seen

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from celery_sharding.keys import key_digest
 from celery_sharding.layout.events import Drained, Fact, Finished, Reached
 from celery_sharding.layout.model import Segment
-from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.wire import END, SEAL, control_headers
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.services import WorkerServices
 
@@ -91,10 +91,10 @@ class SegmentEnd:
         """Take a message that is no task."""
         if self._is_stopped:
             return
-        if control == "end" and not self.markers:
+        if control == END and not self.markers:
             self.markers.append(message.delivery_tag)
             self.advance(left)
-        elif control == "seal" and message.headers.get("nonce") == self._seal:
+        elif control == SEAL and message.headers.get("nonce") == self._seal:
             self._seal = None
             self._on_seal(message.delivery_tag, left)
         else:
@@ -133,7 +133,7 @@ class SegmentEnd:
         self._seal = uuid.uuid4().hex
         self._was_idle = was_idle
         self._waiting_checks = 0
-        headers = {CONTROL_HEADER: "seal", "segment": self._place.segment, "nonce": self._seal}
+        headers = control_headers(SEAL, segment=self._place.segment, nonce=self._seal)
         self._log.put(self._place.queue, b"", application_headers=headers)
 
     def _on_seal(self, tag: Any, left: Left) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from celery_sharding.journal.events import Handover
 from celery_sharding.layout.model import Segment
 from celery_sharding.layout.protocol import is_known, protocol_of
-from celery_sharding.wire import CONTROL_HEADER
+from celery_sharding.wire import PROBE, control_headers, control_of
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.delivery import Delivery
@@ -106,13 +106,13 @@ class Shard:
         """Say whether a message is neither acknowledged nor the broker's again."""
         return delivery in self.held
 
-    def saw_before(self, message_id: str) -> bool:
-        """Say whether a message of this id, which is no name, was redelivered here before, and keep it in mind."""
-        return self.held.saw_before(message_id)
+    def note_unnamed(self, message_id: str) -> bool:
+        """Take note of a redelivered message that has no id of its own; say whether an equal one came before."""
+        return self.held.note_unnamed(message_id)
 
     def probe(self) -> None:
         """Let the owner, who may be this worker, notice that it is."""
-        headers = {CONTROL_HEADER: "probe", "by": self._services.node}
+        headers = control_headers(PROBE, by=self._services.node)
         self._services.log.put(self.queue, b"", optional=True, application_headers=headers)
 
     def freeze(self) -> None:
@@ -208,8 +208,8 @@ class Shard:
             self.tally.restart()
             self._note_handover("taken")
         headers = message.headers or {}
-        control = headers.get(CONTROL_HEADER)
-        if isinstance(control, str) and "task" not in headers:
+        control = control_of(headers)
+        if control is not None:
             protocol = protocol_of(headers)
             if is_known(protocol):
                 self.end.on_control(control, message, self)
