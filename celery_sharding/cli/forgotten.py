@@ -1,7 +1,7 @@
-"""`Sharding(app)` forgotten: workers and beats of such an app say so when they start, if its tasks name a group.
+"""A forgotten `Sharding(app)`: workers and beat log a warning at start if a task of such an app names a group.
 
-Nothing of ours runs in such an app. But Celery's command line, by which workers and beats are started, loads our
-commands for every app, so it can look.
+Nothing of ours runs in such an app. But Celery's command line, which starts workers and beat, loads our commands for
+every app, so the check runs there.
 """
 
 from __future__ import annotations
