@@ -44,7 +44,7 @@ from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.failures import UNRECORDED, Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.limits import Limits
-from celery_sharding.worker.run.pump import Turn
+from celery_sharding.worker.run.pump import Turn, Writer
 from celery_sharding.worker.run.settling import Settling, ShardCloser
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.run.waits import Waits
@@ -81,10 +81,10 @@ class Executor:
         self.failures = Failures(self.lanes, self.settling, log, states, node=node)
         self.redeliveries = Redeliveries(self.lanes, self.waits, self.settling, self.failures, log)
 
-    def begin(self, write: Callable[[], None] | None) -> None:
+    def begin(self, writer: Writer | None) -> None:
         """Begin with a new connection; see `Turn.begin`."""
         self.settling.begin()
-        self._turn.begin(write)
+        self._turn.begin(writer)
 
     def stop(self, closer: ShardCloser | None = None) -> None:
         """From now on do everything at once: the event loop is about to end, and the pool takes nothing more.
