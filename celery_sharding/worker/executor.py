@@ -108,7 +108,7 @@ class Executor:
         acks = self.settling.acks
         if acks is not None:
             acks.tell(delivery.lane)
-        if self.waits.outage is not None and not self.waits.lets_begin(delivery):
+        if self.waits.outage is not None and not self.waits.pass_or_hold(delivery):
             return
         if delivery.record is None or delivery.record.is_judged:
             self.begin_run(delivery)
@@ -120,7 +120,7 @@ class Executor:
         if not self._pool.hears_broker():
             self.waits.hold_for(delivery, _LIFE_SECONDS)
             return
-        if not self._limits.let_through(delivery):
+        if not self._limits.pass_or_hold(delivery):
             return
         request = delivery.request
         if delivery.record is not None:
