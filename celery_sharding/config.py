@@ -152,13 +152,10 @@ def read_settings(conf: Mapping[str, Any], groups: Iterable[ShardGroup] = ()) ->
     routes = tuple(
         _read_route(pattern, options, found) for pattern, options in _mapping(conf, "sharding_routes").items()
     )
+    defaults = Settings()
     limits = {
-        name: _read_seconds(conf, f"sharding_{name}", default)
-        for name, default in (
-            ("publish_timeout_seconds", 10.0),
-            ("heartbeat_seconds", 15.0),
-            ("consumer_timeout_seconds", 1_800.0),
-        )
+        name: _read_seconds(conf, f"sharding_{name}", getattr(defaults, name))
+        for name in ("publish_timeout_seconds", "heartbeat_seconds", "consumer_timeout_seconds")
     }
     return Settings(
         found, routes, **limits, management_url=_read_management_url(conf), heartbeat_file=_read_heartbeat_file(conf)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, ask, check_can_ask, yes_option
-from celery_sharding.cli.groups import check_has_logs, find_sharding, name_group, name_groups, operator_name
+from celery_sharding.cli.groups import find_on_rabbitmq, name_group, name_groups, operator_name
 from celery_sharding.cli.output import align, emit, format_time, json_option
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.extension import Sharding
@@ -51,7 +51,7 @@ def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: boo
       celery -A shop shards dead-letters list orders --json | jq '.groups[].letters[] | .task'
     """
     listings: dict[str, Listing] = {}
-    sharding = _open(ctx)
+    sharding = find_on_rabbitmq(ctx, _VERB)
     names = name_groups(sharding, group)
     for name in names:
         try:
@@ -80,14 +80,14 @@ def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: boo
 def show(ctx: click.Context, group: str, letter_id: str, body: bool, as_json: bool) -> None:
     """Show everything in the dead letter ID of GROUP.
 
-    The body is decoded only if that runs no code of it, as a pickle would.
+    The body is decoded, unless that could run code in it, as with a pickle.
 
     \b
     Examples:
       celery -A shop shards dead-letters show orders 3f0c9a41d2
       celery -A shop shards dead-letters show orders 3f0c9a41d2 --body --json
     """
-    sharding = _open(ctx)
+    sharding = find_on_rabbitmq(ctx, _VERB)
     name = name_group(sharding, group)
     found = read_dead(sharding.connect, name, limit=LETTERS_MAX)
     (letter,) = _pick(name, found, (letter_id,))
@@ -126,7 +126,7 @@ def replay_letters(
       celery -A shop shards dead-letters replay orders --all
       celery -A shop shards dead-letters replay orders --all --reason "is not registered" --yes
     """
-    sharding = _open(ctx)
+    sharding = find_on_rabbitmq(ctx, _VERB)
     chosen_group = sharding.settings.group(group, needed_by="the command line")
     letters = _choose(sharding, group, ids, every=every, reason=reason, yes=yes)
     keyless = [letter for letter in letters if not letter.key]
@@ -170,7 +170,7 @@ def discard_letters(
       celery -A shop shards dead-letters discard orders 3f0c9a41d2
       celery -A shop shards dead-letters discard orders --all --reason expired
     """
-    sharding = _open(ctx)
+    sharding = find_on_rabbitmq(ctx, _VERB)
     name = name_group(sharding, group)
     letters = _choose(sharding, name, ids, every=every, reason=reason, yes=yes)
     if not letters:
@@ -179,12 +179,6 @@ def discard_letters(
     _ask(f"Delete {len(letters)} dead letters of {name}?", letters, yes=yes)
     done = discard(sharding.connect, name, {letter.id for letter in letters}, by=operator_name())
     ctx.obj.echo(f"{name}: {len(done)} discarded")
-
-
-def _open(ctx: click.Context) -> Sharding:
-    sharding = find_sharding(ctx)
-    check_has_logs(sharding, needed_by=_VERB)
-    return sharding
 
 
 def _choose(

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from celery_sharding.cli.exits import WrongUsage
-from celery_sharding.cli.groups import check_has_logs, choose_groups, connected, find_sharding, open_backing
+from celery_sharding.cli.groups import choose_groups, connected, find_on_rabbitmq, find_sharding, open_backing
 from celery_sharding.cli.output import align, emit
 from celery_sharding.config import ShardGroup, suggest
 from celery_sharding.extension import Sharding
@@ -56,7 +56,7 @@ def declare(ctx: click.Context, group: str | None, dry_run: bool) -> None:
       celery -A shop shards declare
       celery -A shop shards declare orders --dry-run
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "declare --dry-run") if dry_run else find_sharding(ctx)
     chosen = choose_groups(sharding, group)
     if dry_run:
         _print_plan(ctx, sharding, chosen)
@@ -65,7 +65,7 @@ def declare(ctx: click.Context, group: str | None, dry_run: bool) -> None:
     for each in chosen:
         before = Layout()
         if backing.has_logs:
-            with connected(sharding, needed_by="declare") as connection:
+            with connected(sharding) as connection:
                 before = load(connection, Names(each.name))
         after = backing.ensure(each, owner=f"shards declare, {process_name()}")
         ctx.obj.echo(f"{each.name}: {_describe_change(before, after)}")
@@ -102,9 +102,8 @@ def export(ctx: click.Context, group: str | None, form: str, users: tuple[str, .
       celery -A shop shards export orders --format definitions --user worker=shop --user publisher=web
       celery -A shop shards export --format operator --cluster rabbit --user operator=oncall | kubectl apply -f -
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "export")
     names = [each.name for each in choose_groups(sharding, group)]
-    check_has_logs(sharding, needed_by="export")
     allowed = [(name, _permissions(sharding.app, role, names)) for role, name in map(_read_user, users)]
     connection: Any = sharding.connect()
     plan = plan_export(names, virtual_host=connection.virtual_host or "/", users=allowed)
@@ -113,7 +112,7 @@ def export(ctx: click.Context, group: str | None, form: str, users: tuple[str, .
 
 def _print_plan(ctx: click.Context, sharding: Sharding, groups: list[ShardGroup]) -> None:
     plans = {}
-    with connected(sharding, needed_by="declare --dry-run") as connection:
+    with connected(sharding) as connection:
         for group in groups:
             names = Names(group.name)
             layout = load(connection, names)

@@ -5,13 +5,12 @@ A key is written as in logs and errors: after the name of its task, or its scope
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, ask, check_can_ask, yes_option
-from celery_sharding.cli.output import emit, json_option
+from celery_sharding.cli.output import emit, format_duration, json_option
 from celery_sharding.dedup.claims import DONE, PARKED, RUNNING, ClaimStore, Shown
 from celery_sharding.dedup.mark import dedup_options
 from celery_sharding.dedup.owners import is_provably_gone
@@ -116,31 +115,30 @@ def _scopes(app: Any) -> set[str]:
 
 
 def _refuse_held(shown: Shown) -> None:
-    if shown.lease_left_seconds is not None and shown.lease_left_seconds > 0:
+    left = shown.lease_left_seconds
+    if left is not None and left > 0:
         raise Unhealthy(
-            f"{shown.key} is {shown.state}, for {_duration(shown.lease_left_seconds)} more at least; --force forgets "
-            "it all the same, and refuses the commit of its run"
+            f"{shown.key} is {shown.state}, for {format_duration(left)} more at least; --force forgets it all the "
+            "same, and refuses the commit of its run"
         )
 
 
 def _describe(shown: Shown) -> list[str]:
-    facts: list[tuple[str, str]] = []
-    if shown.owner is not None:
-        facts.append(("holder", f"task {shown.owner.task_id}, process {shown.owner.pid} on {shown.owner.host}"))
-        if shown.state == RUNNING and is_provably_gone(shown.owner):
+    owner, left, facts = shown.owner, shown.lease_left_seconds, []
+    if owner is not None:
+        facts.append(("holder", f"task {owner.task_id}, process {owner.pid} on {owner.host}"))
+        if shown.state == RUNNING and is_provably_gone(owner):
             facts.append(("", "that process is gone; the next call takes over"))
         if shown.state == PARKED:
             facts.append(("", "it waits for its retry"))
     elif shown.state == DONE and shown.task_id:
         facts.append(("done by", f"task {shown.task_id}"))
-    if shown.lease_left_seconds is not None:
-        left = shown.lease_left_seconds
-        facts.append(("lease", f"{_duration(left)} left" if left > 0 else f"lapsed {_duration(-left)} ago"))
+    if left is not None:
+        facts.append(("lease", f"{format_duration(left)} left" if left > 0 else f"lapsed {format_duration(-left)} ago"))
     facts.append(("attempts", str(shown.attempts)))
     if shown.result_bytes is not None:
         facts.append(("result", f"{shown.result_bytes} bytes"))
-    facts.append(("fencing", str(shown.fencing)))
-    facts.append(("kept for", _duration(shown.expires_in_seconds)))
+    facts += [("fencing", str(shown.fencing)), ("kept for", format_duration(shown.expires_in_seconds))]
     return [f"{shown.key}: {shown.state}", *(f"  {name:<10}{text}" for name, text in facts)]
 
 
@@ -157,7 +155,3 @@ def _to_json(shown: Shown) -> dict[str, Any]:
         "fencing": shown.fencing,
         "expires_in_seconds": shown.expires_in_seconds,
     }
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

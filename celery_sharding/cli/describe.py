@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage
-from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_sharding
+from celery_sharding.cli.groups import NOT_DECLARED, choose_shard, connected, find_on_rabbitmq
 from celery_sharding.cli.output import emit, format_duration, format_time, json_option
 from celery_sharding.cli.rows import format_lag, format_rate, format_store_away
 from celery_sharding.errors import ManagementUnavailable
@@ -63,9 +63,9 @@ def describe(ctx: click.Context, shard: str, as_json: bool) -> None:
       celery -A shop shards describe orders/3
       celery -A shop shards describe orders.003 --json | jq .recent.failures
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "describe")
     group, index = _choose(sharding, shard)
-    with connected(sharding, needed_by="describe") as connection:
+    with connected(sharding) as connection:
         management = open_management(sharding.settings, connection)
         snapshot = read_snapshot(connection, [group], management=management)
         status = snapshot.groups[0]

@@ -11,7 +11,7 @@ import click
 
 from celery_sharding.cli.doctor_app import examine_app
 from celery_sharding.cli.exits import Unhealthy
-from celery_sharding.cli.groups import choose_groups, connected, find_sharding
+from celery_sharding.cli.groups import choose_groups, connected, find_on_rabbitmq
 from celery_sharding.cli.output import emit, json_option
 from celery_sharding.layout.channels import allowed_channels, describe_shortage, needed_channels
 from celery_sharding.layout.manifest import load
@@ -38,11 +38,11 @@ def doctor(ctx: click.Context, group: str | None, as_json: bool) -> None:
       celery -A shop shards doctor
       celery -A shop shards doctor orders --json | jq '.groups[].findings[] | select(.severity == "error")'
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "doctor")
     chosen = choose_groups(sharding, group)
     found: dict[str, list[Finding]] = {}
     queues: list[int] = []
-    with connected(sharding, needed_by="doctor") as connection:
+    with connected(sharding) as connection:
         api = open_management(sharding.settings, connection)
         statuses = read_snapshot(connection, [each.name for each in chosen]).groups
         for each, status in zip(chosen, statuses, strict=True):

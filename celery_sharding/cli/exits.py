@@ -29,20 +29,14 @@ _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 class Unhealthy(click.ClickException):
-    """Something is wrong with a group, or a claim."""
-
     exit_code = 1
 
 
 class WrongUsage(click.ClickException):
-    """The command line, or the app's configuration, is wrong."""
-
     exit_code = 2
 
 
 class Unreachable(click.ClickException):
-    """The broker, or the claim store, is out of reach."""
-
     exit_code = 69
 
 

@@ -38,6 +38,17 @@ def find_sharding(ctx: click.Context) -> Sharding:
     return sharding
 
 
+def find_on_rabbitmq(ctx: click.Context, verb: str) -> Sharding:
+    """Return the `Sharding` of the app, for a `verb` that an embedded broker does not serve.
+
+    Raises:
+        UnsupportedBroker: The broker is an embedded one.
+    """
+    sharding = find_sharding(ctx)
+    open_backing(sharding).require_logs(f"`shards {verb}`")
+    return sharding
+
+
 def choose_groups(sharding: Sharding, name: str | None) -> list[ShardGroup]:
     settings = sharding.settings
     if name is not None:
@@ -71,17 +82,12 @@ def open_backing(sharding: Sharding) -> Backing:
             Connection(url)  # kombu reads the URLs behind the first only when it needs them
         return sharding.backing()
     except ValueError:
-        # The text of this error may hold a part of the password.
+        # The text of this error may contain a part of the password.
         raise WrongUsage(
-            "the broker's URL cannot be read; percent-encode what is special in its user and password, '/' as %2F"
+            "the broker's URL cannot be read; percent-encode special characters in its user and password, '/' as %2F"
         ) from None
     except KeyError as exc:
         raise WrongUsage(f"the broker's URL cannot be used: {exc}") from exc
-
-
-def check_has_logs(sharding: Sharding, *, needed_by: str) -> None:
-    """Raise `UnsupportedBroker` if the broker is an embedded one, which keeps no logs."""
-    open_backing(sharding).require_logs(f"`shards {needed_by}`")
 
 
 def name_groups(sharding: Sharding, name: str | None) -> list[str]:
@@ -97,21 +103,19 @@ def name_group(sharding: Sharding, name: str) -> str:
     """
     if name not in sharding.settings.groups:
         ShardGroup(name, shards=1)  # refuses what cannot be a name
-        with connected(sharding, needed_by="…") as connection:
+        with connected(sharding) as connection:
             if group_exists(connection, Names(name)):
                 return name
     return sharding.settings.group(name, needed_by="the command line").name
 
 
 @contextlib.contextmanager
-def connected(sharding: Sharding, *, needed_by: str) -> Iterator[Any]:
+def connected(sharding: Sharding) -> Iterator[Any]:
     """Yield an open connection to the broker.
 
     Raises:
         BrokerUnavailable: It could not be made, or was lost.
-        UnsupportedBroker: The broker keeps no logs.
     """
-    check_has_logs(sharding, needed_by=needed_by)
     connection: Any = sharding.connect()
     try:
         yield open_connection(connection)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage
-from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
+from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_on_rabbitmq
 from celery_sharding.cli.output import align, emit, json_option
 from celery_sharding.errors import ShardKeyError
 from celery_sharding.keys import key_text
@@ -37,11 +37,11 @@ def locate(ctx: click.Context, group: str, keys: tuple[str, ...], as_json: bool)
       celery -A shop shards locate orders 42
       celery -A shop shards locate orders 42 43 --json | jq '.keys[].places[-1].owner'
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "locate")
     (chosen,) = choose_groups(sharding, group)
     texts = [_check_key(key) for key in keys]
     names = Names(chosen.name)
-    with connected(sharding, needed_by="locate") as connection:
+    with connected(sharding) as connection:
         layout = load(connection, names)
         check_protocol(chosen.name, layout.protocol)  # an unknown layout may place keys elsewhere
         if not layout.generation:

@@ -7,11 +7,10 @@ import click
 from celery_sharding.cli.exits import Unhealthy
 from celery_sharding.cli.groups import (
     NOT_DECLARED,
-    check_has_logs,
     choose_groups,
     choose_shard,
     connected,
-    find_sharding,
+    find_on_rabbitmq,
     operator_name,
 )
 from celery_sharding.cli.output import align, emit, format_time, json_option
@@ -60,7 +59,9 @@ def resume(ctx: click.Context, shard: str) -> None:
 @click.command()
 @click.argument("group", required=False)
 @json_option
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show this many, the latest.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Show at most this many, the latest."
+)
 @click.pass_context
 def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) -> None:
     """Show what was done to GROUP, or to all groups, who did it, and how it ended; the latest comes last.
@@ -73,9 +74,9 @@ def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) ->
       celery -A shop shards history orders --limit 5
       celery -A shop shards history --json | jq '.groups[].entries[] | select(.event == "pause")'
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "history")
     chosen = [each.name for each in choose_groups(sharding, group)]
-    with connected(sharding, needed_by="history") as connection:
+    with connected(sharding) as connection:
         found = {name: read_history(connection, name, limit) for name in chosen}
     if as_json:
         emit(ctx, {"schema": 1, "groups": [to_json(name, entries) for name, entries in found.items()]})
@@ -90,10 +91,8 @@ def history(ctx: click.Context, group: str | None, as_json: bool, limit: int) ->
 
 
 def _choose(ctx: click.Context, text: str, *, verb: str) -> tuple[Sharding, ShardGroup, int | None]:
-    sharding = find_sharding(ctx)
-    group, index = choose_shard(sharding, text)
-    check_has_logs(sharding, needed_by=verb)
-    return sharding, group, index
+    sharding = find_on_rabbitmq(ctx, verb)
+    return sharding, *choose_shard(sharding, text)
 
 
 def _label(group: ShardGroup, index: int | None) -> str:

@@ -7,7 +7,7 @@ import re
 import click
 
 from celery_sharding.cli.exits import Unhealthy, ask, ask_name, check_can_ask, yes_option
-from celery_sharding.cli.groups import check_has_logs, find_sharding, name_group, name_groups, operator_name
+from celery_sharding.cli.groups import find_on_rabbitmq, name_group, name_groups, operator_name
 from celery_sharding.cli.output import emit
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import GroupInUse
@@ -34,8 +34,7 @@ def gc(ctx: click.Context, group: str | None, dry_run: bool) -> None:
       celery -A shop shards gc --dry-run
       celery -A shop shards gc orders
     """
-    sharding = find_sharding(ctx)
-    check_has_logs(sharding, needed_by="gc")
+    sharding = find_on_rabbitmq(ctx, "gc")
     for name in name_groups(sharding, group):
         found = remove_left_behind(sharding.connect, name, by=operator_name(), dry_run=dry_run)
         lines = [_describe(each, dry_run=dry_run) for each in found] or ["nothing is left behind"]
@@ -62,8 +61,7 @@ def purge(ctx: click.Context, group: str, shard: int | None, yes: bool) -> None:
       celery -A shop shards purge orders
       celery -A shop shards purge orders 3 --yes
     """
-    sharding = find_sharding(ctx)
-    check_has_logs(sharding, needed_by="purge")
+    sharding = find_on_rabbitmq(ctx, "purge")
     check_can_ask(yes=yes)
     name = name_group(sharding, group)
     if not yes:
@@ -96,8 +94,7 @@ def remove(ctx: click.Context, group: str, yes: bool) -> None:
       celery -A shop shards remove orders
       celery -A shop shards remove orders --yes
     """
-    sharding = find_sharding(ctx)
-    check_has_logs(sharding, needed_by="remove")
+    sharding = find_on_rabbitmq(ctx, "remove")
     check_can_ask(yes=yes)
     ShardGroup(group, shards=1)  # refuses what cannot be a name
     try:

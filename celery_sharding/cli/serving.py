@@ -8,7 +8,7 @@ import threading
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage
-from celery_sharding.cli.groups import check_has_logs, choose_groups, find_sharding, open_backing
+from celery_sharding.cli.groups import choose_groups, find_on_rabbitmq, find_sharding, open_backing
 from celery_sharding.monitoring.management import open_management
 from celery_sharding.monitoring.watcher import Watcher
 
@@ -57,9 +57,8 @@ def exporter(ctx: click.Context, host: str, port: int) -> None:
       celery -A shop shards exporter
       celery -A shop shards exporter --host 0.0.0.0 --port 9808
     """
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "exporter")
     names = [group.name for group in choose_groups(sharding, None)]
-    check_has_logs(sharding, needed_by="exporter")
     try:
         from celery_sharding.metrics import ShardCollector
         from celery_sharding.metrics.serving import MetricsServer

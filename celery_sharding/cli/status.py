@@ -11,7 +11,7 @@ import time
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage
-from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_sharding
+from celery_sharding.cli.groups import NOT_DECLARED, choose_groups, connected, find_on_rabbitmq
 from celery_sharding.cli.output import emit, format_duration, format_time, parse_duration
 from celery_sharding.cli.rows import describe_group, read_columns
 from celery_sharding.monitoring.health import check_health
@@ -73,9 +73,9 @@ def status(
         raise WrongUsage("--max-lag belongs to --check; add --check")
     max_lag_seconds = None if max_lag is None else parse_duration(max_lag)
     printer = _Printer(ctx, "json" if as_json else "jsonl" if as_jsonl else "text", read_columns(columns))
-    sharding = find_sharding(ctx)
+    sharding = find_on_rabbitmq(ctx, "status")
     chosen = [each.name for each in choose_groups(sharding, group)]
-    with connected(sharding, needed_by="status") as connection:
+    with connected(sharding) as connection:
         management = open_management(sharding.settings, connection)
         if not watch:
             snapshot = read_snapshot(connection, chosen, management=management)
@@ -110,7 +110,6 @@ class _Printer:
         self._columns = columns
 
     def show(self, snapshot: Snapshot, *, heading: str = "") -> None:
-        """Print a snapshot; as text, under a `heading`."""
         if self.form == "text":
             self._ctx.obj.echo("\n".join(self._lines(snapshot, heading)))
         elif self.form == "json":

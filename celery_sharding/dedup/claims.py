@@ -31,23 +31,25 @@ Only the store's clock judges leases and expiry; a task's machine may be wrong a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from celery_sharding.dedup.owners import Owner, new_owner
-
-Clock = Callable[[], float]
 
 VERSION = 1
 RUNNING, PARKED, RELEASED, DONE = "running", "parked", "released", "done"
 STATES = (RUNNING, PARKED, RELEASED, DONE)
 
 
+class StoreClock(Protocol):
+    """A store's clock."""
+
+    def __call__(self) -> float:
+        """Return the time in seconds since 1970."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The claim is the caller's."""
-
     token: str
     fencing: int
 
@@ -64,8 +66,6 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A run has committed `result`."""
-
     result: bytes
 
 
@@ -214,7 +214,6 @@ def held(record: Record, *, state: str, lease_seconds: float, now: float) -> Rec
 
 
 def committed(record: Record, *, result: bytes, ttl_seconds: float, now: float) -> Record:
-    """Return the record after its holder has finished the work."""
     return replace(record, state=DONE, lease_until=now, expires_at=now + ttl_seconds, result=result)
 
 
@@ -239,7 +238,6 @@ def next_fencing(last: int, *, now: float) -> int:
 
 
 def shown(key: str, record: Record, *, now: float) -> Shown:
-    """Return `record` for people to read."""
     is_held = record.state in (RUNNING, PARKED)
     return Shown(
         key=key,

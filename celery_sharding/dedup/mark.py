@@ -17,7 +17,6 @@ def dedup_options(task: Any) -> Options | None:
 
 
 def is_deduplicated(task: Any) -> bool:
-    """Say whether the body of `task` carries `@deduplicate`."""
     return dedup_options(task) is not None
 
 

@@ -13,9 +13,8 @@ import contextlib
 import json
 import os
 import select
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from celery_sharding.wire import SHARD_ATTRIBUTE
 
@@ -34,15 +33,22 @@ class Notice:
     shard: str | None
 
 
-class Notices:
-    """Passes the notices of all runs of this worker to `handle`.
+class NoticeHandler(Protocol):
+    """What the worker does with notices."""
 
-    `handle` is called in the thread of the run if that is in this process, else in the one that calls `read`.
+    def take(self, notice: Notice) -> None:
+        """Handle a notice."""
+
+
+class Notices:
+    """Passes the notices of all runs of this worker to `handler`.
+
+    It is called in the thread of the run if that is in this process, else in the one that calls `read`.
     """
 
-    def __init__(self, handle: Callable[[Notice], None]) -> None:
+    def __init__(self, handler: NoticeHandler) -> None:
         global _listener
-        self._handle = handle
+        self._handler = handler
         self._pid = os.getpid()
         self._rest = b""
         self.reader, self._writer = os.pipe()
@@ -50,10 +56,10 @@ class Notices:
         os.set_blocking(self._writer, False)
         _listener = self
 
-    def take(self, notice: Notice) -> None:
-        """Take a notice in any process and thread."""
+    def send(self, notice: Notice) -> None:
+        """Pass a notice on, from any process and thread."""
         if os.getpid() == self._pid:
-            self._handle(notice)
+            self._handler.take(notice)
             return
         line = json.dumps([notice.what, notice.task_id, notice.task, notice.shard]).encode() + b"\n"
         if len(line) > select.PIPE_BUF:
@@ -62,7 +68,6 @@ class Notices:
             os.write(self._writer, line)
 
     def read(self) -> None:
-        """Handle what children have written."""
         while True:
             try:
                 data = os.read(self.reader, _READ_BYTES)
@@ -70,14 +75,14 @@ class Notices:
                 return
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                self._handle(Notice(*json.loads(line)))
+                self._handler.take(Notice(*json.loads(line)))
 
 
-def tell(task: Any, what: str) -> None:
+def notify_worker(task: Any, what: str) -> None:
     """Tell the worker, if there is one, what happened to the present run of `task`."""
     if _listener is not None and not task.request.is_eager:
         # The shard is what `worker.request` puts into the headers of a sharded run.
-        _listener.take(Notice(what, task.request.id, task.name, task.request.get(SHARD_ATTRIBUTE)))
+        _listener.send(Notice(what, task.request.id, task.name, task.request.get(SHARD_ATTRIBUTE)))
 
 
 _listener: Notices | None = None

@@ -25,7 +25,6 @@ class OutageLog:
             self._skipped.clear()
 
     def warn(self, kind: str, text: str, *args: object) -> None:
-        """Log a warning, unless one of its kind was logged within a minute."""
         now = time.monotonic()
         with self._lock:
             if now - self._last.get(kind, float("-inf")) < EVERY_SECONDS:

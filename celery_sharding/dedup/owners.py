@@ -34,7 +34,6 @@ class Owner:
     run_id: str
 
     def to_text(self) -> str:
-        """Return the owner as JSON."""
         return (
             f"{_process_text(self.host, self.boot_id, self.pid_namespace, self.pid, self.pid_started)},"
             f'"task_id":{json.dumps(self.task_id)},"run_id":{json.dumps(self.run_id)}}}'

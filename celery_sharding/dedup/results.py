@@ -45,7 +45,6 @@ class ResultCodec:
         return _encoded(_RESULT, value, serializer, self._key)
 
     def encode_failure(self, error: Exception) -> bytes:
-        """Return a failure as bytes."""
         backend = self._app.backend
         return _encoded(_FAILURE, backend.prepare_exception(error), backend.serializer, self._key)
 

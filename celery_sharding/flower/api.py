@@ -92,7 +92,6 @@ class _Action(_Api):
         super().prepare()
 
     def perform(self, *arguments: Any, by: str) -> dict[str, Any]:
-        """Do it, signed by `by`, and return what to tell the user. Runs in a thread."""
         raise NotImplementedError
 
     async def act(self, *arguments: Any) -> None:

@@ -44,7 +44,6 @@ class Feed:
         )
 
     def overview(self) -> dict[str, Any]:
-        """Return all groups."""
         view, now = self.watcher.view, time.time()
         found: dict[str, Any] = {"schema": SCHEMA, "at": None, "groups": []}
         age_seconds = None

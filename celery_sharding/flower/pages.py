@@ -27,8 +27,6 @@ STATIC = Path(__file__).parent / "static"
 
 
 class _Page(BaseHandler):
-    """A page that reads the feed it was mounted with."""
-
     def initialize(self, feed: Feed) -> None:
         self.feed = feed
 
@@ -59,16 +57,12 @@ class _Page(BaseHandler):
 
 
 class ShardsPage(_Page):
-    """All groups."""
-
     @web.authenticated
     def get(self) -> None:
         self.show("shards/overview.html", data_url=self.reverse_url("shards-data"))
 
 
 class ShardsData(_Page):
-    """What the page of all groups shows."""
-
     @web.authenticated
     def get(self) -> None:
         self.set_header("Cache-Control", "no-store")
@@ -76,8 +70,6 @@ class ShardsData(_Page):
 
 
 class ShardPage(_Page):
-    """One shard."""
-
     @web.authenticated
     def get(self, group: str, index: str) -> None:
         try:
@@ -92,8 +84,6 @@ class ShardPage(_Page):
 
 
 class ShardData(_Page):
-    """What the page of one shard shows."""
-
     @web.authenticated
     def get(self, group: str, index: str) -> None:
         self.set_header("Cache-Control", "no-store")

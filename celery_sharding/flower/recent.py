@@ -36,7 +36,6 @@ class Point:
 
     @property
     def rate(self) -> float:
-        """Messages done per second."""
         return self.done / STEP_SECONDS
 
 

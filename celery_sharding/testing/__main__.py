@@ -12,7 +12,6 @@ from celery_sharding.testing.rabbit_node import RabbitNode
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb on the node and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m celery_sharding.testing", description=__doc__)
     parser.add_argument("verb", choices=("start", "stop", "kill", "restart", "ctl"))
     parser.add_argument("folder", type=Path)

@@ -89,7 +89,6 @@ class ServerNode(Node):
         return "\n".join(path.read_text(errors="replace") for path in self._logs())
 
     def log_tail(self) -> str:
-        """Return the last lines of its log."""
         return "\n".join(tail(path) for path in self._logs())
 
     def _logs(self) -> list[Path]:

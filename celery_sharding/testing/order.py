@@ -101,7 +101,6 @@ class Trace:
         return list(self.scan())
 
     def scan(self) -> Iterator[Mark]:
-        """Yield all marks so far."""
         for mark, _ in self._scan_from(0):
             yield mark
 

@@ -28,14 +28,12 @@ from celery_sharding.testing.workers import WorkerNode
 
 @pytest.fixture(scope="session")
 def sharding_broker() -> Iterator[RabbitNode]:
-    """A private RabbitMQ."""
     with RabbitNode() as node:
         yield node
 
 
 @pytest.fixture(scope="session")
 def sharding_redis() -> Iterator[RedisNode]:
-    """A private Redis."""
     with RedisNode() as node:
         yield node
 

@@ -42,5 +42,4 @@ class PortMapper:
 
 
 def make_cookie() -> str:
-    """Return a new Erlang cookie."""
     return secrets.token_hex(10).upper()

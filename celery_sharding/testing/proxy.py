@@ -30,8 +30,6 @@ _JOIN_SECONDS = 5.0
 
 
 class Direction(enum.Enum):
-    """Which way bytes go."""
-
     TO_SERVER = "to server"
     TO_CLIENT = "to client"
 
@@ -113,7 +111,6 @@ class FaultProxy:
             )
 
     def passed(self, direction: Direction) -> int:
-        """Return how many bytes have gone through."""
         with self._changed:
             return self._counts["passed", direction]
 
@@ -129,7 +126,6 @@ class FaultProxy:
             return self._counts["taken"]
 
     def close(self) -> None:
-        """Stop listening and close all connections."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -214,8 +210,6 @@ class FaultProxy:
 
 
 class _Pair:
-    """The two connections of one client."""
-
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
         self.server = server
@@ -225,8 +219,6 @@ class _Pair:
 
 
 class _Line:
-    """Delays what is sent to `sink` by a latency."""
-
     def __init__(self, sink: socket.socket, latency_seconds: float) -> None:
         self._sink = sink
         self._latency_seconds = latency_seconds
@@ -241,7 +233,6 @@ class _Line:
             self._changed.notify()
 
     def close(self) -> None:
-        """Deliver what is on its way, and end."""
         self.send(b"")
         self._thread.join(self._latency_seconds + _JOIN_SECONDS)
 

@@ -153,14 +153,11 @@ def sharding_app() -> str:
 
 @pytest.fixture
 def sharding_worker_arguments() -> Sequence[Sequence[str]]:
-    """The arguments of `celery worker`, for each worker."""
     return [("-c", "2")]
 
 
 @pytest.fixture
 def celery_setup_cls(sharding_app: str) -> type[CeleryTestSetup]:
-    """A setup whose app is the one under test."""
-
     class ShardingTestSetup(CeleryTestSetup):
         @classmethod
         def create_setup_app(cls, celery_setup_config: Mapping[str, Any], celery_setup_app_name: str) -> Celery:
@@ -196,7 +193,6 @@ def celery_worker_cluster(
     celery_worker_cluster_config: Mapping[str, Any],
     tmp_path: Path,
 ) -> Iterator[CeleryWorkerCluster]:
-    """Workers that are ready for tasks."""
     env = {
         "CELERY_BROKER_URL": ";".join(celery_worker_cluster_config["celery_broker_cluster_config"]["urls"]),
         "CELERY_RESULT_BACKEND": ";".join(celery_worker_cluster_config["celery_backend_cluster_config"]["urls"]),

@@ -103,7 +103,6 @@ class WorkerNode:
         return self._process.wait(timeout_seconds)
 
     def signal(self, number: int) -> None:
-        """Send a signal to the main process."""
         os.kill(self.pid, number)
 
     def kill(self) -> None:

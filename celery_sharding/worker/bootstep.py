@@ -100,7 +100,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._host = host = WorkerHost(pool, executor, self._children)
         self._groups = groups = Groups(c, backing, sharding.selection(), host=host, services=services)
         self._shutdown = Shutdown(groups, log=log, states=states, calls=calls)
-        self._notices = Notices(ClaimNotices(c, executor.waits, groups).take)  # before the pool forks
+        self._notices = Notices(ClaimNotices(c, executor.waits, groups))  # before the pool forks
         self._looks = {TICK_SECONDS: groups.tick, REPAIR_SECONDS: groups.repair_soon} if backing.has_logs else {}
         self._timers: list[Any] = []
         c.shards, c.shards_states = groups, states  # where commands of remote control find them

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 from decimal import Decimal
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_sharding.errors import ShardKeyError
-from celery_sharding.keys import KeyReader, bind_arguments, key_text
+from celery_sharding.keys import KeyReader, bind_arguments, key_of_message, key_text
 
 
 class Color(str, enum.Enum):  # noqa: UP042  # the kind that users have
@@ -190,3 +191,25 @@ def test_bound_arguments_do_not_change_those_of_the_call() -> None:
     args, kwargs = [1], {"order_id": 2}
     bind_arguments("t", inspect.signature(open_ended), args, kwargs)
     assert (args, kwargs) == ([1], {"order_id": 2})
+
+
+@pytest.mark.parametrize(
+    ("exchange", "routing_key", "header", "key", "problem"),
+    [
+        ("shards.orders", "42", "43", "42", None),
+        ("", "shards.orders.g001.000", "43", "43", None),
+        ("", "shards.orders.g001.000", 43, "43", None),
+        ("", "shards.orders.g001.000", None, "shards.orders.g001.000", None),
+        ("", "shards.orders.g001.000", 1.5, "shards.orders.g001.000", "its header shard_key is no key: it is 1.5"),
+        ("shards.orders", "\ud800", None, "\\ud800", "its routing key is not valid UTF-8"),
+    ],
+)
+def test_a_message_of_the_groups_exchange_has_its_routing_key_and_any_other_names_its_key(
+    exchange: str, routing_key: str, header: object, key: str, problem: str | None
+) -> None:
+    info = {"exchange": exchange, "routing_key": routing_key}
+    message = SimpleNamespace(delivery_info=info, headers={"shard_key": header})
+    found, wrong = key_of_message(message, exchange="shards.orders")
+    assert found == key
+    assert (wrong or "").startswith(problem or "")
+    assert (wrong is None) == (problem is None)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from celery_sharding.dedup.claims import Clock
+from celery_sharding.dedup.claims import StoreClock
 from celery_sharding.dedup.stores.records import from_bytes, to_bytes
 from celery_sharding.dedup.stores.stepping import Step, SteppingStore, T
 from celery_sharding.errors import StoreRefused, StoreUnavailable
@@ -33,7 +33,7 @@ _LOCK, _NEW = "lock", "new"
 class FilesystemStore(SteppingStore):
     """A `ClaimStore` in files below `folder`, which it makes at the first use. `clock` returns seconds since 1970."""
 
-    def __init__(self, folder: Path, clock: Clock = time.time) -> None:
+    def __init__(self, folder: Path, clock: StoreClock = time.time) -> None:
         self._folder = folder
         self._clock = clock
 
@@ -72,7 +72,6 @@ class FilesystemStore(SteppingStore):
         return deleted
 
     def path_of(self, key: str) -> Path:
-        """Return where the record of `key` is kept."""
         name = sha256(key.encode()).hexdigest()
         return self._folder / name[:2] / name[2:]
 

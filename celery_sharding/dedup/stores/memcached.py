@@ -79,7 +79,6 @@ class MemcachedStore(SteppingStore):
             raise _unavailable(key, exc) from exc
 
     def name_of(self, key: str) -> str:
-        """Return the name of the item that keeps the record of `key`."""
         return "celery-sharding:dedup:" + sha256(f"{self._namespace}{key}".encode()).hexdigest()
 
     def _change(self, server: _Server, key: str, name: str, step: Step[T]) -> T:

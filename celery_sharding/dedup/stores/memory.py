@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
-from celery_sharding.dedup.claims import Clock, Record
+from celery_sharding.dedup.claims import Record, StoreClock
 from celery_sharding.dedup.stores.stepping import Step, SteppingStore, T
 
 _SWEEP_EVERY = 1_000
@@ -20,7 +20,7 @@ class MemoryStore(SteppingStore):
 
     is_of_one_process = True
 
-    def __init__(self, clock: Clock = time.time) -> None:
+    def __init__(self, clock: StoreClock = time.time) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._records: dict[str, Record] = {}

@@ -171,7 +171,6 @@ def _prefix(app: Any) -> str:
 
 
 def without_password(app: Any) -> str:
-    """Return the URL of the result backend without its password."""
     return _without_password(str(app.conf.result_backend))
 
 

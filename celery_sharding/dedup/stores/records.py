@@ -90,7 +90,6 @@ def from_bytes(key: str, data: bytes) -> Record:
 
 
 def damaged(key: str, why: str) -> DamagedRecord:
-    """Return the error for a record that cannot be used."""
     return DamagedRecord(
         f"the claim record of {key!r} cannot be used ({why}); it was kept. Upgrade celery-sharding if a newer version "
         "wrote it, else delete it with `celery shards dedup forget … --force`",
@@ -99,7 +98,6 @@ def damaged(key: str, why: str) -> DamagedRecord:
 
 
 def row_id(key: str) -> str:
-    """Return the primary key under which `key` is stored."""
     return sha256(key.encode()).hexdigest()
 
 

@@ -63,7 +63,6 @@ def claims_table(metadata: MetaData, name: str = "celery_sharding_claims") -> Ta
 
 
 def records_table(metadata: MetaData) -> Table:
-    """Add the table of `DatabaseStore` to `metadata` and return it."""
     return Table(
         "celery_sharding_dedup",
         metadata,
@@ -110,7 +109,6 @@ def statement_clock(connection: Connection) -> Any:
 
 
 def read_clock(connection: Connection) -> float:
-    """Return the database's time in seconds."""
     now = clock(connection)
     return now if isinstance(now, float) else float(connection.execute(select(now)).scalar_one())
 

@@ -6,8 +6,7 @@ A subclass provides that step: under a lock, or by compare-and-swap, repeated wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from celery_sharding.dedup import claims
 from celery_sharding.dedup.claims import Claimed, ClaimStore, Outcome, Record, Shown
@@ -15,8 +14,14 @@ from celery_sharding.dedup.owners import Owner, new_owner
 from celery_sharding.errors import DamagedRecord
 
 T = TypeVar("T")
-Step = Callable[[Record | None, float], tuple[Record | None, T]]
-"""Takes the record and the store's time; returns the new record (None: keep the old one) and the answer."""
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Step(Protocol[T_co]):
+    """One change of a record. Pure: a store may repeat it."""
+
+    def __call__(self, record: Record | None, now: float) -> tuple[Record | None, T_co]:
+        """Return the new record (None: keep the old one) and the answer; `now` is the store's time."""
 
 
 class SteppingStore(ClaimStore, ABC):
@@ -26,7 +31,7 @@ class SteppingStore(ClaimStore, ABC):
     def change(self, key: str, step: Step[T]) -> T:
         """Do `step` on the record of `key` (None if there is none) and return its answer.
 
-        Nothing else changes the record between read and write. `step` is pure and may be called repeatedly.
+        Nothing else changes the record between read and write.
         """
 
     def check(self) -> None:
