@@ -224,7 +224,7 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
         ),
         Hook(
             "celery.concurrency.asynpool:AsynPool._create_write_handlers",
-            why="`prefork.direct_writer` writes a run to a child now; `cut_off` strikes off what none was handed",
+            why="`prefork.DirectWriter` writes a run to a child now; `cut_off` strikes off what none was handed",
             by="prefork",
             reads=("celery.concurrency.asynpool:AsynPool.__init__", "billiard.pool:ApplyResult"),
             digest="f5dfa0680943",

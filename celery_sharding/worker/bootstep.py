@@ -33,7 +33,7 @@ from celery_sharding.celery_hooks.installer import install_hooks
 from celery_sharding.celery_hooks.loop import loop_of
 from celery_sharding.celery_hooks.naming import describe_process
 from celery_sharding.celery_hooks.pool import WorkerPool
-from celery_sharding.celery_hooks.prefork import PreforkPool, direct_writer
+from celery_sharding.celery_hooks.prefork import DirectWriter, PreforkPool
 from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.celery_hooks.table import Stage
 from celery_sharding.dedup.notices import Notices
@@ -143,7 +143,7 @@ class ShardsStep(bootsteps.StartStopStep):
         """Consume, now that the pool can take work."""
         self._calls.attach(hub)
         hub.add_reader(self._notices.reader, self._notices.read)
-        self._executor.begin(direct_writer(c.pool, hub) if self._children is not None else None)
+        self._executor.begin(DirectWriter(c.pool, hub) if self._children is not None else None)
         if self._watchdog is not None:
             self._watchdog.start()
         self._consume(c)
