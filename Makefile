@@ -18,6 +18,7 @@ test: ## all tests: unit, contract, broker, with private servers
 	SHARDING_TEST_BROKERS=$${SHARDING_TEST_BROKERS:-4} scripts/with_servers scripts/run_tests
 
 test-slow: $(VENV)/.dev ## further cases of what `make test` tests, some minutes
+	$(BIN)/pytest -m hypothesis --hypothesis-profile deep tests/unit
 	scripts/with_servers $(BIN)/pytest -m "slow and not cluster"
 
 test-cluster: $(VENV)/.dev ## nodes of a private three-node cluster killed, restarted and paused, one after the other; three minutes

@@ -1,4 +1,4 @@
-"""What every broker and contract test is given: the servers under test and a group of its own.
+"""What every broker and contract test is given: the servers under test, a group of its own, and a shop with workers.
 
 The servers come from the environment (`scripts/with_servers` sets it). Without them a test that asks for one fails: a
 skipped broker test would promise what nobody saw.
@@ -12,12 +12,14 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from celery import signals
 from kombu import Connection
 
 from support.groups import pytest_collection_finish
+from support.shops import Shop
 
 __all__ = ["pytest_collection_finish"]
 
@@ -101,3 +103,10 @@ def group_name(broker_url: str) -> Iterator[str]:
     yield name
     with Connection(broker_url) as connection:
         delete_group(connection, name)
+
+
+@pytest.fixture
+def shop(group_name: str, broker_url: str, tmp_path: Path) -> Iterator[Shop]:
+    """A group whose workers and publisher are there to be ill-treated."""
+    with Shop(group_name, broker_url, tmp_path) as shop:
+        yield shop

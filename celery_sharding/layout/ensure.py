@@ -67,7 +67,6 @@ def ensure_group(
     """Make the group ready for its workers, and return its layout. Quick, and without the lock, when all is well.
 
     Args:
-        connect: Makes a connection; its settings are used.
         owner: Who does it; stands in the manifest.
         wait_seconds: How long to wait for the lock, and for queues whose node is starting or that have no leader.
         known: The layout as the caller tails it; saves reading the manifest. May be a little old.
@@ -83,7 +82,7 @@ def ensure_group(
         TopologyError: Anything else; the next call carries on what was begun.
     """
     names = Names(group.name)
-    turns = _Turns(wait_seconds)
+    turns = Turns(wait_seconds)
     while True:
         try:
             with _connected(connect, group.name, first_node=turns.node) as connection:
@@ -115,7 +114,7 @@ def ensure_fixed(connect: Connect, group: ShardGroup, *, owner: str, wait_second
         As for `ensure_group`, but for PluginMissing.
     """
     names = Names(group.name)
-    turns = _Turns(wait_seconds)
+    turns = Turns(wait_seconds)
     is_first = True
     while True:
         try:
@@ -170,7 +169,7 @@ def find_fault(connection: Opener, names: Names, layout: Layout) -> str | None:
     return None
 
 
-class _Turns:
+class Turns:
     """The tries of one call, for `wait_seconds` in all.
 
     Each looks again, since whoever holds the lock is most likely doing what the caller wants. After a failure the next

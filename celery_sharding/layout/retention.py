@@ -111,16 +111,11 @@ class Reading:
 
 def snapshot_event(layout: Layout, *, by: str) -> Event:
     """Return the event that stands for all records up to `layout.through`."""
-    state = {
-        "offset": layout.offset,
+    state = dataclasses.asdict(layout) | {
         "segments": [_segment_to_json(segment) for segment in layout.segments],
-        "generation": layout.generation,
-        "shards": layout.shards,
-        "limbo": layout.limbo,
-        "switch": None if layout.switch is None else dataclasses.asdict(layout.switch),
-        "cut_off": layout.cut_off,
         "paused": sorted(layout.paused, key=lambda shard: -1 if shard is None else shard),
     }
+    del state["protocol"], state["through"]
     event = {"event": SNAPSHOT, "through": layout.through, "state": state, "by": by, "at": time.time()}
     return event if layout.protocol == 1 else {**event, FIELD: layout.protocol}
 

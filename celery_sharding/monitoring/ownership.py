@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +131,7 @@ def read_ownership(connection: Opener, names: Names, *, backlogged: Collection[s
     return fold_ownership((event for _, event in events), now=time.time())
 
 
-def listen_for_vitals(connection: Any, names: Names, *, seconds: float) -> Generator[Vitals]:
+def listen_for_vitals(connection: Any, names: Names, *, seconds: float) -> Iterator[Vitals]:
     """Yield the vitals that workers write to the group's journal, which exists, during the next `seconds`."""
     heard: deque[Vitals] = deque()
 
@@ -143,14 +143,12 @@ def listen_for_vitals(connection: Any, names: Names, *, seconds: float) -> Gener
 
     tail = Tail(connection, names.journal, "next", note)
     deadline = time.monotonic() + seconds
-    try:
-        while (left_seconds := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                connection.drain_events(timeout=left_seconds)
-            while heard:
-                yield heard.popleft()
-    finally:
-        tail.close()
+    while (left_seconds := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(timeout=left_seconds)
+        while heard:
+            yield heard.popleft()
+    tail.close()
 
 
 def read_recent_events(

@@ -80,14 +80,13 @@ class View:
         if self.error or self.snapshot is None:
             return self.error
         age_seconds = now - self.snapshot.taken_at
-        return "" if age_seconds < STALE_SECONDS else f"the last snapshot is {age_seconds:.0f} s old; the watcher hangs"
+        return "" if age_seconds < STALE_SECONDS else f"the watcher hangs: its last snapshot is {age_seconds:.0f} s old"
 
 
 class Watcher:
     """Keeps the snapshot of `groups`, given by name, up to date while it is started.
 
     Args:
-        connect: Makes a kombu connection; its settings are used.
         every_seconds: How often messages are counted.
         history_seconds: How far back the journal is read at first, if it reaches as far.
         sink: Takes the events of the journals, too.

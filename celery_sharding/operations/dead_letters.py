@@ -89,7 +89,6 @@ def replay(
 
     Args:
         ids: Of the letters; None for all that have a key.
-        by: Who does it, for the group's history.
         progress: Told of each batch.
 
     Raises:

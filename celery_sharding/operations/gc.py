@@ -26,7 +26,6 @@ def remove_left_behind(connect: Connect, group: str, *, by: str, dry_run: bool) 
     """Remove what the group has left behind, and return what was found, the oldest first.
 
     Args:
-        by: Who does it, for the history.
         dry_run: Only find.
 
     Raises:

@@ -32,10 +32,6 @@ def pause(connect: Connect, group: ShardGroup, index: int | None, *, by: str) ->
 
     Workers know within milliseconds. Running tasks go on to their end.
 
-    Args:
-        connect: Makes a connection to RabbitMQ; its settings are used.
-        by: Who does it, for the history.
-
     Raises:
         UnknownShard: The group has no such shard.
         TopologyError: The group is not declared.

@@ -33,7 +33,6 @@ def purge(connect: Connect, group: str, index: int | None, *, by: str) -> dict[s
 
     Args:
         index: Of the shard, in the live generation; None for all shards, what waits in earlier segments included.
-        by: Who does it, for the history.
 
     Raises:
         UnknownShard: There is no such shard.

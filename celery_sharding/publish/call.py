@@ -87,7 +87,7 @@ class Call:
             return self._error(
                 Unroutable,
                 f"is not stored: the exchange {self.exchange!r} is missing again and again; either someone deletes it, "
-                "or the broker's user may neither see nor declare it: run `celery shards declare` as one who may",
+                "or the broker's user may neither see nor declare it: run `celery shards declare` as a user who may",
             )
         if answer.is_unsent:
             return self.unavailable(answer.cause)

@@ -91,7 +91,7 @@ _ANSWERS = {
 
 
 class Pool(Protocol):
-    """Whoever keeps links."""
+    """What keeps links."""
 
     def note_blocked(self, link: Link) -> None:
         """Take note that the broker has begun or ceased to block publishers; `link.blocked` says which."""
@@ -109,7 +109,7 @@ class Link:
 
     Raises:
         BrokerUnavailable: There is no connection to the broker; the message says what took the time.
-        PublishRefused: The broker does not let this user in, and will not by itself.
+        PublishRefused: The broker does not let this user in, and will not without a change.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ compression and task-sent events stay Celery's; the message itself is published 
 and not by the caller's producer. Messages of ordinary tasks pass untouched.
 
 A sharded task leaves for its group, or the call raises. Options that would break the order of a key are refused, or
-dropped where Celery sets them by itself.
+dropped if Celery has set them.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
        ├──return──▶ ──ack────▶ returned: no queue took it
        └──nack───────────────▶ nacked: not stored, on this channel or for now
 
-The broker answers in any order, for one message or for all up to a number. A return names no number, so it is told by
-what it brings back: exchange, routing key and ids.
+The broker answers in any order, for one message or for all up to a number. A return names no number, so it is matched
+by what it brings back: exchange, routing key and ids.
 
 Nothing here opens a channel anew or sends a message again. Not safe for threads.
 """
@@ -44,7 +44,7 @@ class _Pending(Generic[T]):
 
 
 class Confirms(Generic[T]):
-    """Publishes on a channel that nobody else publishes on, mandatory, and keeps what is not answered for.
+    """Publishes, mandatory, as the only publisher of a channel, and keeps what the broker has not answered for.
 
     Args:
         mark: Name of a header that tells messages with the same ids from each other.

@@ -55,8 +55,8 @@ def explain(exc: Exception, group: str, entity: str) -> ShardingError | None:
         )
     if code == amqp_errors.NotFound.code:
         return TopologyError(
-            f"group {group!r}: something that {entity!r} needs is gone ({text}); it was deleted by someone else, "
-            "the next look of a worker puts it right",
+            f"group {group!r}: something that {entity!r} needs is gone ({text}); someone deleted it, and a "
+            "worker repairs it within seconds",
             group=group,
             entity=entity,
         )

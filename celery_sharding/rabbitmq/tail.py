@@ -1,4 +1,4 @@
-"""Following a stream, from some offset on, for as long as the connection lives; whoever drains it reads the stream."""
+"""Following a stream from some offset on, for as long as the connection lives and is drained."""
 
 from __future__ import annotations
 

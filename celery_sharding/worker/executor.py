@@ -23,6 +23,7 @@ All methods run where lanes may be moved: the main thread of an event-loop pool,
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.journal.events import RetryAsked
 from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.texts import describe
-from celery_sharding.worker.log import Log
+from celery_sharding.worker.log import Log, event_write
 from celery_sharding.worker.ports import Children, Clock, Loop, Pool, Source
 from celery_sharding.worker.redelivery.redeliveries import Redeliveries
 from celery_sharding.worker.run.ack_batch import Acks
@@ -177,12 +178,12 @@ class Executor:
         due_at = time.monotonic() + wait_seconds
         delivery.shard.tally.count("retried")
         delivery.note_end()
-        self._log.append(
-            delivery.place.names.attempts,
-            event,
-            partial(self._await_retry, delivery, due_at),
+        write = dataclasses.replace(
+            event_write(delivery.place.names.attempts, event),
+            then=partial(self._await_retry, delivery, due_at),
             refused=partial(self.failures.bury_unrecorded, delivery),
         )
+        self._log.write([write])
         self.settling.note_end(delivery.shard)  # Last: its shard may be given up at once, with what was written.
 
     def wait(self, request: Any, wait: WaitInLane) -> None:

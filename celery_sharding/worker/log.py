@@ -5,6 +5,7 @@ On RabbitMQ a `LogWriter` writes it. An embedded broker has no streams, and a lo
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,7 @@ from typing import Any, Protocol
 from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.rabbitmq.tail import Tail
 
-_PERSISTENT = 2
-_EVENT = {"delivery_mode": _PERSISTENT, "content_type": "application/json"}
+_EVENT = {"content_type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Write:
     """One message for a queue, or an event for a stream.
 
     Attributes:
+        properties: Of AMQP, as py-amqp names them; every message is persistent.
         then: Called when the broker has stored it.
         refused: Called in place of `then` if it can never be stored as it is.
         optional: Dropped, rather than repeated, when the broker cannot be reached, or when too much waits.
@@ -85,30 +86,20 @@ class Log(ABC):
         then: Callable[[], None] | None = None,
         *,
         optional: bool = False,
-        refused: Callable[[Refusal], None] | None = None,
     ) -> None:
         """Append an event to a stream; see `Write`."""
-        self.write([Write(stream, encode(event), _EVENT, then, refused, optional, is_event=True)])
+        self.write([dataclasses.replace(event_write(stream, event), then=then, optional=optional)])
 
     def append_all(self, records: list[Record]) -> None:
         """Append events that are confirmed together: as (stream, event, called when it is stored)."""
-        self.write([Write(stream, encode(event), _EVENT, then, is_event=True) for stream, event, then in records])
+        self.write([dataclasses.replace(event_write(stream, event), then=then) for stream, event, then in records])
 
-    def put(
-        self,
-        queue: str,
-        body: bytes,
-        then: Callable[[], None] | None = None,
-        *,
-        optional: bool = False,
-        refused: Callable[[Refusal], None] | None = None,
-        **properties: Any,
-    ) -> None:
-        """Publish `body` to a queue, with AMQP `properties` as py-amqp names them; see `Write`."""
-        self.write([Write(queue, body, {"delivery_mode": _PERSISTENT, **properties}, then, refused, optional)])
+    def put(self, queue: str, body: bytes, *, optional: bool = False, **properties: Any) -> None:
+        """Publish `body` to a queue; see `Write`."""
+        self.write([Write(queue, body, properties, optional=optional)])
 
     def tail(self, connection: Any, stream: str, offset: Any, follower: Follower) -> Tailing:
-        """Let `follower` read a stream from `offset` on, by whoever drains `connection`."""
+        """Let `follower` read a stream from `offset` on, while `connection` is drained."""
         return Tail(connection, stream, offset, follower.on_message)
 
     @abstractmethod
@@ -122,3 +113,8 @@ class Log(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Write what waits, briefly, and write no more."""
+
+
+def event_write(stream: str, event: dict[str, Any]) -> Write:
+    """Return the write of an event."""
+    return Write(stream, encode(event), _EVENT, is_event=True)

@@ -103,7 +103,7 @@ class BatchWriter:
 
     def _send(self, confirms: Confirms[Write], write: Write) -> None:
         """Publish one write, or set it aside if the broker is certain to refuse it."""
-        message = amqp.Message(write.body, message_id=str(confirms.next_tag), **write.properties)
+        message = amqp.Message(write.body, message_id=str(confirms.next_tag), delivery_mode=2, **write.properties)
         if not write.is_event:
             refusal = _find_refusal(message, frame_bytes_max=confirms.channel.connection.frame_max)
             if refusal is not None:
@@ -184,7 +184,7 @@ class BatchWriter:
             self._calls.post(partial(write.refused, refusal))
         elif (write.queue, refusal.why[:40]) not in self._told:
             self._told.add((write.queue, refusal.why[:40]))
-            what = "what is only told" if write.optional else "a record"
+            what = "an optional record" if write.optional else "a record"
             logger.error("%s: %s can never be stored and is left out: %s", write.queue, what, refusal.why)
 
     def _ensure_connected(self) -> Confirms[Write]:

@@ -1,10 +1,9 @@
-"""What broker tests share beyond the servers: an open connection, and a shop with workers."""
+"""What broker tests share beyond the servers: connections, Flower with something to show, virtual hosts."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from kombu import Connection
@@ -13,7 +12,6 @@ from celery_sharding.layout.cleanup import delete_group
 from celery_sharding.testing import FaultProxy
 from celery_sharding.topology import Names
 from support.flower_server import Show
-from support.shops import Shop
 from support.virtual_hosts import VirtualHost
 
 
@@ -53,14 +51,6 @@ def flowers_broker(broker_url: str) -> Iterator[FaultProxy]:
     """What stands between Flower and the broker."""
     with FaultProxy(broker_url) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def shop(group_name: str, broker_url: str, tmp_path: Path) -> Iterator[Shop]:
-    """A group whose workers and publisher are there to be ill-treated."""
-    shop = Shop(group_name, broker_url, tmp_path)
-    yield shop
-    shop.kill_workers()
 
 
 @pytest.fixture

@@ -141,8 +141,7 @@ def test_without_a_backend_that_can_be_asked_the_shard_goes_on(
     group_name: str, broker_url: str, tmp_path: Path, backend: str, pool: str
 ) -> None:
     # Given a worker without a result backend, or with one of which only the caller reads
-    shop = Shop(group_name, broker_url, tmp_path, backend=backend)
-    try:
+    with Shop(group_name, broker_url, tmp_path, backend=backend) as shop:
         worker = shop.worker(*pool_options(pool, 2), SHOP_MAX_ATTEMPTS="2")
         # When messages become dead letters
         for make, _ in BURIED.values():
@@ -152,5 +151,3 @@ def test_without_a_backend_that_can_be_asked_the_shard_goes_on(
         shop.send("step", "a", 2)
         assert shop.trace.wait_for(1)
         assert "could not be told" not in worker.output
-    finally:
-        shop.kill_workers()

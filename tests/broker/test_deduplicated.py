@@ -27,9 +27,8 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def shop(group_name: str, broker_url: str, redis_url: str, tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(group_name, broker_url, tmp_path, app="payments", backend=redis_url)
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path, app="payments", backend=redis_url) as shop:
+        yield shop
 
 
 @pytest.mark.parametrize("pool", pools("prefork", "threads", slow=("solo",)))

@@ -44,9 +44,8 @@ def examine(app: Celery) -> tuple[int, dict[str, dict[str, list[dict[str, str]]]
 
 @pytest.fixture
 def shop(virtual_host: VirtualHost, tmp_path) -> Iterator[Shop]:
-    shop = Shop("orders", virtual_host.url(), tmp_path)
-    yield shop
-    shop.kill_workers()
+    with Shop("orders", virtual_host.url(), tmp_path) as shop:
+        yield shop
 
 
 def test_the_doctor_is_content_with_a_healthy_group_and_finds_what_was_done_to_it(shop, virtual_host, management_url):

@@ -45,9 +45,8 @@ def hostile_calls(pool: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.fixture
 def hostile(group_name: str, broker_url: str, tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(group_name, broker_url, tmp_path, app="hostile")
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path, app="hostile") as shop:
+        yield shop
 
 
 @pytest.mark.parametrize(

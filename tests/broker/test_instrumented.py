@@ -110,13 +110,10 @@ def test_sentry_sees_a_publish_and_the_worker_goes_on_with_its_trace(
     group_name: str, broker_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     # Given a worker under Sentry
-    shop = Shop(group_name, broker_url, tmp_path, app="sentry_shop", backend=redis_url)
-    try:
+    with Shop(group_name, broker_url, tmp_path, app="sentry_shop", backend=redis_url) as shop:
         shop.worker("-c", "1")
         # When a request under Sentry publishes a task
         told = json.loads(run(SENTRY, broker_url, group_name, redis_url).splitlines()[-1])
-    finally:
-        shop.kill_workers()
     # Then there is a span of the publish, which does not tell the key
     (span,) = [span for span in told["spans"] if span["op"] == "queue.publish"]
     assert span["name"] == "sentry_shop.traced"

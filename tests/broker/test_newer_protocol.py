@@ -84,7 +84,7 @@ def _no_ordinary_queue(group_name, connection):
     ],
 )
 def test_a_worker_gives_the_group_up_in_order_and_a_newer_one_goes_on(
-    shop: Shop, connection: Connection, pool: tuple[str, ...], told_by: str, tmp_path: Path
+    shop: Shop, connection: Connection, pool: str, told_by: str, tmp_path: Path
 ) -> None:
     # Given a worker in the middle of a task, with others of its key and of other keys behind it
     file = tmp_path / "heartbeat"
@@ -99,7 +99,7 @@ def test_a_worker_gives_the_group_up_in_order_and_a_newer_one_goes_on(
         control = amqp.Message(b"", delivery_mode=2, application_headers={"shard_control": "split", "protocol": 2})
         with brief_channel(connection) as channel:
             publish_confirmed(channel, control, shop.names.shard(1, 2), timeout_seconds=10)
-    is_solo = "solo" in pool  # which does nothing else while it runs a task
+    is_solo = pool == "solo"  # which does nothing else while it runs a task
     if not is_solo:
         worker.wait_for(NEEDS)
     # and more is published, which publishers may
@@ -142,7 +142,7 @@ def test_a_worker_gives_the_group_up_in_order_and_a_newer_one_goes_on(
 
 @pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_worker_that_starts_under_a_newer_protocol_leaves_the_group_alone(
-    shop: Shop, connection: Connection, pool: tuple[str, ...], tmp_path: Path
+    shop: Shop, connection: Connection, pool: str, tmp_path: Path
 ) -> None:
     # Given a group that needs a newer version, of which a shard is gone, which a worker would put right
     ensure_group(lambda: Connection(shop.broker_url), ShardGroup(shop.group, SHARDS), owner="test")

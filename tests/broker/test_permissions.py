@@ -53,9 +53,8 @@ def users(virtual_host: VirtualHost) -> dict[str, str]:
 def shop(virtual_host: VirtualHost, users: dict[str, str], tmp_path: Path) -> Iterator[Shop]:
     """A shop whose workers are the worker; the app that publishes to it is the publisher."""
     (tmp_path / "shop").mkdir()
-    shop = Shop("orders", virtual_host.url(users["worker"]), tmp_path / "shop")
-    yield shop
-    shop.kill_workers()
+    with Shop("orders", virtual_host.url(users["worker"]), tmp_path / "shop") as shop:
+        yield shop
 
 
 def publisher_app(shop: Shop, url: str) -> Celery:

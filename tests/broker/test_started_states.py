@@ -32,12 +32,11 @@ def results() -> Iterator[RedisNode]:
 @pytest.fixture
 def shop(group_name: str, broker_url: str, results: RedisNode, tmp_path: Path) -> Iterator[Shop]:
     # Its publisher keeps results elsewhere: Celery asks for them in the backend when it sends.
-    shop = Shop(group_name, broker_url, tmp_path)
-    shop.env["SHOP_BACKEND"] = results.url
-    settings = {"task_track_started": True, "result_backend_transport_options": PATIENCE}
-    shop.env["SHOP_SETTINGS"] = json.dumps(settings)
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path) as shop:
+        shop.env["SHOP_BACKEND"] = results.url
+        settings = {"task_track_started": True, "result_backend_transport_options": PATIENCE}
+        shop.env["SHOP_SETTINGS"] = json.dumps(settings)
+        yield shop
 
 
 @pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
@@ -75,9 +74,7 @@ def test_what_cannot_be_marked_as_started_is_never_acknowledged_without_a_word(
 
 
 @pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
-def test_a_retry_stands_although_its_state_cannot_be_stored(
-    shop: Shop, results: RedisNode, pool: tuple[str, ...]
-) -> None:
+def test_a_retry_stands_although_its_state_cannot_be_stored(shop: Shop, results: RedisNode, pool: str) -> None:
     # Given a worker whose result backend is away
     shop.env["SHOP_SETTINGS"] = json.dumps({"result_backend_transport_options": PATIENCE})
     worker = shop.worker(*pool_options(pool, 2))

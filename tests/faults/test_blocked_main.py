@@ -28,9 +28,8 @@ def redis(redis_url: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def blocked(group_name: str, broker_url: str, redis_url: str, tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(group_name, broker_url, tmp_path, app="blocked", backend=redis_url)
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path, app="blocked", backend=redis_url) as shop:
+        yield shop
 
 
 def find_overlaps(shop: Shop) -> list[str]:

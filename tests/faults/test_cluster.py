@@ -52,9 +52,8 @@ def cluster(started: RabbitCluster) -> Iterator[RabbitCluster]:
 
 @pytest.fixture
 def shop(cluster: RabbitCluster, tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(f"t{uuid.uuid4().hex[:12]}", cluster.url, tmp_path)
-    yield shop
-    shop.kill_workers()
+    with Shop(f"t{uuid.uuid4().hex[:12]}", cluster.url, tmp_path) as shop:
+        yield shop
     make_whole(cluster)
     ask_any(cluster, lambda connection: delete_group(connection, shop.group))
 

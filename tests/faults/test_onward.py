@@ -24,9 +24,8 @@ def proxy(broker_url: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def shop(group_name: str, broker_url: str, redis_url: str, tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(group_name, broker_url, tmp_path, app="onward", backend=redis_url)
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path, app="onward", backend=redis_url) as shop:
+        yield shop
 
 
 class Work:

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import sqlalchemy
 from amqp import Message
@@ -27,7 +28,7 @@ from support.paths import APPS, python_path
 
 
 class Shop:
-    """A group, its workers, and a publisher in this process."""
+    """A group, its workers, and a publisher in this process; its workers are killed on exit."""
 
     def __init__(self, group: str, broker_url: str, folder: Path, *, app: str = "shop", backend: str | None = None):
         self.module = app
@@ -138,3 +139,9 @@ class Shop:
     def kill_workers(self) -> None:
         for worker in self.workers:
             worker.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill_workers()

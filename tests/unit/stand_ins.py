@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,8 @@ from celery_sharding.journal.attempts import Attempt
 from celery_sharding.rabbitmq.streams import encode
 from celery_sharding.wire import MESSAGE_ID_HEADER
 from celery_sharding.worker.executor import Executor
-from celery_sharding.worker.log import Follower
+from celery_sharding.worker.log import Follower, Write
+from celery_sharding.worker.log import Log as WorkerLog
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.redelivery.attempts import Attempts as StreamedAttempts
 from celery_sharding.worker.run.delivery import Delivery, Entry
@@ -75,10 +77,8 @@ class Tail:
         self.is_open = False
 
 
-class Log:
+class Log(WorkerLog):
     """Confirms at once, or when it is told to."""
-
-    keeps_events = True
 
     def __init__(self) -> None:
         self.tails: dict[str, Tail] = {}
@@ -86,17 +86,11 @@ class Log:
         self.is_up = True
         self._waiting: list[Callable[[], None]] = []
 
-    def append(self, stream: str, event: Any, then: Callable[[], None] | None = None, **_: Any) -> None:
-        self.written.append((stream, event))
-        if then is not None:
-            self._confirm(then)
-
-    def append_all(self, records: list[Any]) -> None:
-        for stream, event, then in records:
-            self.append(stream, event, then)
-
-    def put(self, queue: str, body: bytes, then: Callable[[], None] | None = None, **properties: Any) -> None:
-        self.append(queue, properties, then)
+    def write(self, writes: list[Write]) -> None:
+        for write in writes:
+            self.written.append((write.queue, json.loads(write.body) if write.is_event else write.properties))
+            if write.then is not None:
+                self._confirm(write.then)
 
     def flush(self, timeout_seconds: float) -> bool:
         return True

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from itertools import pairwise
 
 import pytest
 
 from support.architecture import PACKAGE, PAGE, find, names_in, read_floors, read_paths, read_places, read_way
-from support.paths import ROOT
+from support.paths import APPS, ROOT, TESTS, python_path
 
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
 
@@ -47,6 +50,16 @@ def test_the_way_of_a_message_is_short() -> None:
     way = [step for steps in read_way().values() for step in steps]
     assert 10 <= len(way) <= 30
     assert len({step.partition("::")[0] for step in way}) <= 14
+
+
+def test_a_first_delivery_goes_the_way_that_is_drawn() -> None:
+    # Given a worker that has run a message, and so has all that it makes once; when it runs another
+    environment = {**os.environ, "PYTHONPATH": python_path(TESTS)}
+    command = [sys.executable, str(APPS / "followed.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    # Then that goes through the functions that the page names, in that order
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 def _name(module: str, container: str) -> str:

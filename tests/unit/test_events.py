@@ -35,6 +35,8 @@ from celery_sharding.layout.events import (
     SwitchEnded,
     parse_event,
 )
+from celery_sharding.layout.model import Layout, OpenSwitch, Segment
+from celery_sharding.layout.retention import snapshot_event
 from celery_sharding.rabbitmq.streams import decode, encode
 
 QUEUE = "shards.orders.g001.003"
@@ -188,6 +190,25 @@ def test_an_event_that_is_read_says_what_was_written(event):
     else:
         assert found is not None
         assert json.loads(encode(found.as_dict())) == json.loads(encode(event.as_dict()))
+
+
+def test_a_snapshot_of_a_layout_is_written_as_it_always_was():
+    segments = (
+        Segment("ring", 1, 2, ended=True, drained=frozenset({"b", "a"}), drained_at=8.0),
+        Segment("limbo", 2, reached=frozenset({"l"}), unfinished=frozenset({("l", "k")})),
+    )
+    switch = OpenSwitch("recover", 2, 4, 2, 3, step=1, at=7.5)
+    layout = Layout(9, segments, 2, 4, 2, switch, cut_off=True, paused=frozenset({3, None}), through=11)
+    text = encode(snapshot_event(layout, by="w@h") | {"at": 9.0}).decode()
+
+    assert text == (
+        '{"v":1,"event":"snapshot","through":11,"state":{"offset":9,"segments":[{"kind":"ring","number":1,"shards":2,'
+        '"queue_type":"quorum","ended":true,"drained":["a","b"],"drained_at":8.0,"reached":[],"unfinished":[]},'
+        '{"kind":"limbo","number":2,"shards":1,"queue_type":"quorum","ended":false,"drained":[],"drained_at":0.0,'
+        '"reached":["l"],"unfinished":[["l","k"]]}],"generation":2,"shards":4,"limbo":2,"switch":{"kind":"recover",'
+        '"generation":2,"shards":4,"limbo":2,"next_limbo":3,"step":1,"at":7.5},"cut_off":true,"paused":[null,3]},'
+        '"by":"w@h","at":9.0}'
+    )
 
 
 @pytest.mark.parametrize("event", [event for event, _ in MANIFEST_EVENTS.values()], ids=MANIFEST_EVENTS)

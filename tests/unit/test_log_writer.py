@@ -22,11 +22,11 @@ def test_a_flush_waits_until_all_is_stored(node, told):
     # Given a log with ten writes
     log = LogWriter(node, told)
     for number in range(10):
-        log.put(f"queue-{number}", b"", lambda number=number: told.stored.append(number))
+        log.write([told.write(f"queue-{number}")])
     # When it is flushed
     assert log.flush(30)
     # Then all are stored, in order
-    assert told.stored == list(range(10))
+    assert told.stored == [f"queue-{number}" for number in range(10)]
     log.stop()
 
 
@@ -63,13 +63,13 @@ def test_inline_a_needed_write_is_stored_when_the_call_returns_within_what_surro
 
     log = InlineLogWriter(node, told, Within())
     # When something is written that somebody waits for
-    log.put("queue", b"", lambda: told.stored.append("needed"))
+    log.write([told.write("needed")])
     # Then it is stored already
     assert told.stored == ["needed"]
     assert entered == [True]
     # When something optional follows at once, then it waits for the next that is needed
-    log.put("queue", b"optional", optional=True)
+    log.put("optional", b"", optional=True)
     assert len(node.received) == 1
-    log.put("queue", b"needed", lambda: told.stored.append("again"))
-    assert [body for _, body in node.received] == ["", "optional", "needed"]
+    log.write([told.write("again")])
+    assert [queue for queue, _ in node.received] == ["needed", "optional", "again"]
     log.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 
 from celery_sharding.monitoring.doctor.finding import Finding, Patient, Severity
 from celery_sharding.monitoring.health import name_some
@@ -70,11 +69,10 @@ def check_clocks(patient: Patient) -> Iterator[Finding]:
     found: dict[str, float] = {}
     connection = open_connection(patient.connect())
     try:
-        with closing(listen_for_vitals(connection, patient.names, seconds=_VITALS_SECONDS)) as heard:
-            for vitals in heard:
-                if vitals.by in found:
-                    break  # all have been heard once
-                found[vitals.by] = vitals.at - time.time()
+        for vitals in listen_for_vitals(connection, patient.names, seconds=_VITALS_SECONDS):
+            if vitals.by in found:
+                break  # all have been heard once
+            found[vitals.by] = vitals.at - time.time()
     finally:
         close_connection(connection)
     wrong = {by: seconds for by, seconds in found.items() if abs(seconds) > _SKEW_SECONDS}

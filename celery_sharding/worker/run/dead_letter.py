@@ -29,7 +29,7 @@ from celery_sharding.wire import (
     QUEUE_HEADER,
     REASON_HEADER,
 )
-from celery_sharding.worker.log import Log, Refusal
+from celery_sharding.worker.log import Log, Refusal, Write
 from celery_sharding.worker.run.delivery import Delivery
 from celery_sharding.worker.run.lanes import Lanes
 
@@ -96,16 +96,13 @@ class DeadLetter:
 
     def _put(self, headers: dict[str, Any], refused: Callable[[Refusal], None]) -> None:
         delivery, message = self._delivery, self._delivery.message
-        self._log.put(
-            delivery.place.names.dead,
-            delivery.body,
-            self._stored,
-            refused=refused,
-            content_type=_short(message.content_type) or "application/octet-stream",
-            content_encoding=_short(message.content_encoding) or "binary",
-            correlation_id=_short(delivery.task_id),
-            application_headers=headers,
-        )
+        properties = {
+            "content_type": _short(message.content_type) or "application/octet-stream",
+            "content_encoding": _short(message.content_encoding) or "binary",
+            "correlation_id": _short(delivery.task_id),
+            "application_headers": headers,
+        }
+        self._log.write([Write(delivery.place.names.dead, delivery.body, properties, self._stored, refused)])
 
     def _reduce(self, refusal: Refusal) -> None:
         logger.warning("%s: the dead letter of %s is reduced: %s", self._delivery.place.label, self._name, refusal.why)

@@ -20,9 +20,8 @@ def store() -> Iterator[RedisNode]:
 @pytest.fixture
 def shop(group_name: str, broker_url: str, store: RedisNode, tmp_path: Path) -> Iterator[Shop]:
     # Its publisher keeps results elsewhere: Celery asks for them in the backend when it sends.
-    shop = Shop(group_name, broker_url, tmp_path, app="payments")
-    shop.env["SHOP_BACKEND"] = store.url
-    # Results would be stored in the same place, for which Celery keeps a slot up to two minutes.
-    shop.env["SHOP_SETTINGS"] = '{"task_ignore_result": true}'
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path, app="payments") as shop:
+        shop.env["SHOP_BACKEND"] = store.url
+        # Results would be stored in the same place, for which Celery keeps a slot up to two minutes.
+        shop.env["SHOP_SETTINGS"] = '{"task_ignore_result": true}'
+        yield shop

@@ -27,10 +27,9 @@ def postgresql() -> Iterator[Postgres]:
 @pytest.fixture
 def shop(group_name: str, broker_url: str, postgresql: Postgres, tmp_path: Path) -> Iterator[Shop]:
     # Its publisher keeps results elsewhere: Celery asks for them in the backend when it sends.
-    shop = Shop(group_name, broker_url, tmp_path, app="payments")
-    shop.env["SHOP_BACKEND"] = f"db+{postgresql.url}"
-    yield shop
-    shop.kill_workers()
+    with Shop(group_name, broker_url, tmp_path, app="payments") as shop:
+        shop.env["SHOP_BACKEND"] = f"db+{postgresql.url}"
+        yield shop
 
 
 @pytest.mark.parametrize("pool", pools("prefork", slow=("threads",)))
