@@ -7,7 +7,7 @@ collect_killed  Children that we have killed are replaced before the pool is reg
 listen_anew     The pool listens for the end of each child once: after an event it has no descriptor for it any more. If
                 the child is not collected yet, or lives, since the event was meant for an earlier owner of the
                 descriptor, the pool could not be registered anew: the worker would end with the same error.
-direct_writer   The pool writes a run to a child when the event loop says that the child's pipe takes data: a round
+DirectWriter    The pool writes a run to a child when the event loop says that the child's pipe takes data: a round
                 later, behind the messages that came in meanwhile.
 cut_off         For another thread, while the main thread is blocked: what a child runs, or was handed, is known to the
                 pool's own jobs only.
@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from celery_sharding.celery_hooks.site import WorkerSite
@@ -138,20 +138,21 @@ def listen_anew(pool: Any) -> None:
             del child._sentinel_poll
 
 
-def direct_writer(pool: Any, hub: Any) -> Callable[[], None]:
-    """Return what writes the runs in the pool's buffer to its idle children, without waiting for the event loop.
+class DirectWriter:
+    """Writes the runs in the pool's buffer to its idle children, without waiting for the event loop.
 
     Args:
         pool: Celery's, registered with `hub`.
     """
-    inner = pool._pool  # there is no public way to its pipes
-    waiting, pipes, write = inner.outbound_buffer, inner._all_inqueues, hub.consolidate_callback
 
-    def write_waiting() -> None:
-        if waiting:
-            write(list(pipes))
+    def __init__(self, pool: Any, hub: Any) -> None:
+        inner = pool._pool  # there is no public way to its pipes
+        self._waiting, self._pipes = inner.outbound_buffer, inner._all_inqueues
+        self._hub = hub
 
-    return write_waiting
+    def write(self) -> None:
+        if self._waiting:
+            self._hub.consolidate_callback(list(self._pipes))
 
 
 def is_gone(pid: int) -> bool:

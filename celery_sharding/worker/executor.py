@@ -45,7 +45,7 @@ from celery_sharding.worker.run.delivery import Delivery, State
 from celery_sharding.worker.run.failures import UNRECORDED, Failures
 from celery_sharding.worker.run.lanes import Lanes
 from celery_sharding.worker.run.limits import Limits
-from celery_sharding.worker.run.pump import Turn
+from celery_sharding.worker.run.pump import Turn, Writer
 from celery_sharding.worker.run.settling import Settling, ShardCloser
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.run.waits import Waits
@@ -82,10 +82,10 @@ class Executor:
         self.failures = Failures(self.lanes, self.settling, log, states, node=node)
         self.redeliveries = Redeliveries(self.lanes, self.waits, self.settling, self.failures, log)
 
-    def begin(self, write: Callable[[], None] | None) -> None:
+    def begin(self, writer: Writer | None) -> None:
         """Begin with a new connection; see `Turn.begin`."""
         self.settling.begin()
-        self._turn.begin(write)
+        self._turn.begin(writer)
 
     def stop(self, closer: ShardCloser | None = None) -> None:
         """From now on do everything at once: the event loop is about to end, and the pool takes nothing more.
@@ -109,7 +109,7 @@ class Executor:
         acks = self.settling.acks
         if acks is not None:
             acks.tell(delivery.lane)
-        if self.waits.outage is not None and not self.waits.lets_begin(delivery):
+        if self.waits.outage is not None and not self.waits.pass_or_hold(delivery):
             return
         if delivery.record is None or delivery.record.is_judged:
             self.begin_run(delivery)
@@ -121,7 +121,7 @@ class Executor:
         if not self._pool.hears_broker():
             self.waits.hold_for(delivery, _LIFE_SECONDS)
             return
-        if not self._limits.let_through(delivery):
+        if not self._limits.pass_or_hold(delivery):
             return
         request = delivery.request
         if delivery.record is not None:

@@ -1,7 +1,8 @@
 """The way of a first delivery, from the publish to the acknowledgement: who follows it has few hands to pass.
 
 What is followed is a message on `memory://` and a pool of threads. A function is on its way if it is on the stack when
-the message is handed on: to the broker, to its lane, to the pool, to the task, and acknowledged to the broker.
+the message is handed on: to the broker, to its lane, to the pool, to the task, and acknowledged to the broker. What
+the embedded broker does itself is none of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from unit.test_embedded import Shop
 
 ROOT = f"{Path(celery_sharding.__file__).parent}/"
 HANDED_ON = {
-    "kombu/transport/virtual/base.py": {"Channel.basic_publish", "Channel.basic_ack"},
+    "kombu/transport/virtual/base.py": {"Channel.basic_publish"},
+    "brokers/embedded/memory.py": {"MemoryShardChannel.basic_ack"},
     "worker/run/lanes.py": {"Lanes.admit", "Lanes.settle"},
     "celery/concurrency/base.py": {"BasePool.apply_async"},
     "tests/unit/test_embedded.py": {"Shop.__init__.<locals>.step"},
@@ -47,7 +49,7 @@ class Follower:
             for file, names in HANDED_ON.items()
         ):
             stack = []
-            each: FrameType | None = frame
+            each = frame.f_back
             while each is not None:
                 stack.append(place_of(each.f_code))
                 each = each.f_back
@@ -81,7 +83,7 @@ def test_a_first_delivery_passes_few_hands_and_none_of_redelivery() -> None:
         sys.setprofile(None)
         threading.setprofile(None)
     # Then few functions hand it on, and none that knows of redelivery is called
-    assert len(follower.way) <= 32, list(follower.way)
-    assert len({file for file, _ in follower.way}) <= 16, list(follower.way)
+    assert len(follower.way) <= 30, list(follower.way)
+    assert len({file for file, _ in follower.way}) <= 14, list(follower.way)
     assert not [place for place in follower.called if place[0].startswith("worker/redelivery/")]
     assert len(follower.called) <= 120, sorted(follower.called)

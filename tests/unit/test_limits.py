@@ -47,7 +47,7 @@ class Field:
         return self.bucket
 
     def start(self, entry) -> None:
-        if self.limits.let_through(entry):
+        if self.limits.pass_or_hold(entry):
             self.begun.append((round(self.now, 3), entry.lane))
 
     def call_after(self, seconds: float, call) -> None:

@@ -10,7 +10,7 @@ import pytest
 from celery.concurrency.asynpool import AsynPool
 from kombu.asynchronous import Hub
 
-from celery_sharding.celery_hooks.prefork import PreforkPool, direct_writer, listen_anew
+from celery_sharding.celery_hooks.prefork import DirectWriter, PreforkPool, listen_anew
 from celery_sharding.testing.processes import is_alive
 
 
@@ -35,13 +35,13 @@ def test_runs_in_the_buffer_of_the_pool_reach_a_child_without_the_event_loop():
     try:
         # Given a pool whose child is up, and a run that waits in the pool's buffer
         pool.register_with_event_loop(hub)
-        write = direct_writer(CeleryPool(pool), hub)
+        writer = DirectWriter(CeleryPool(pool), hub)
         pool.apply_async(int, ("1",), callback=results.append)
         await_results(1)
         pool.apply_async(int, ("2",), callback=results.append)
         assert len(pool.outbound_buffer) == 1
         # When what waits is written
-        write()
+        writer.write()
         # Then the child has it, before the event loop has come round
         assert not pool.outbound_buffer
         await_results(2)

@@ -17,6 +17,9 @@ class Loop:
         self.reads_first = False
         self.turn = Turn(self, lambda: self.done.append("pump"))
 
+    def write(self) -> None:
+        self.done.append("write")
+
     def call_next(self, call: Callable[[], None]) -> None:
         self.calls.append(call)
 
@@ -48,7 +51,7 @@ def test_what_comes_in_one_turn_is_pumped_together():
 def test_what_follows_a_run_is_written_to_a_child_at_once():
     # Given a pool that takes runs directly
     loop = Loop()
-    loop.turn.begin(lambda: loop.done.append("write"))
+    loop.turn.begin(loop)
     loop.come_round()
     loop.done.clear()
     # When a run ends, then the next does not wait for the loop
@@ -71,7 +74,7 @@ def test_a_turn_whose_end_was_swallowed_ends_after_the_next_connect():
 def test_without_turns_everything_is_done_at_once():
     # Given turns that were stopped
     loop = Loop()
-    loop.turn.begin(lambda: loop.done.append("write"))
+    loop.turn.begin(loop)
     loop.come_round()
     loop.done.clear()
     loop.turn.stop()

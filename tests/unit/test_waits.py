@@ -40,7 +40,7 @@ class Worker:
         self.waits.wait(entry, wait)
 
     def _start(self, entry: Entry) -> None:
-        if self.waits.lets_begin(entry):
+        if self.waits.pass_or_hold(entry):
             self.started.append(str(entry.lane))
 
 

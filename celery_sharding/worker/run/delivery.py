@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """Where a message is; see the module."""
-
     NEW = "new"
     WAITING = "waiting"
     READY = "ready"
@@ -123,8 +121,6 @@ class Entry:
 
 
 class Phase(enum.Enum):
-    """What is on record of a message's next or present run; see the module."""
-
     NONE = "none"
     ANNOUNCED = "announced"
     CONFIRMED = "confirmed"
@@ -268,17 +264,14 @@ class Delivery(Entry):
 
     @property
     def attempts(self) -> int:
-        """Runs of it that were begun or are announced, as far as is recorded."""
         return 0 if self.record is None else self.record.attempts
 
     @property
     def is_orphan(self) -> bool:
-        """Whether the broker has the message again while it runs."""
         return self.state is State.ORPHAN
 
     @property
     def is_in_lane(self) -> bool:
-        """Whether a lane waits for its end."""
         return self.state not in (State.NEW, State.SETTLED)
 
     @property

@@ -51,7 +51,7 @@ class Limits:
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
 
-    def let_through(self, entry: Entry) -> bool:
+    def pass_or_hold(self, entry: Entry) -> bool:
         """Say whether an entry that was started may begin now; if not, it is held until it may."""
         task = entry.request.task.name
         bucket = self._pool.bucket_for(task)

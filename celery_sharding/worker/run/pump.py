@@ -20,8 +20,15 @@ once. With turns, all calls come from one thread.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from celery_sharding.worker.ports import Loop
+
+
+class Writer(Protocol):
+    """Hands runs that wait in the pool's buffer to idle children."""
+
+    def write(self) -> None: ...
 
 
 class Turn:
@@ -38,7 +45,7 @@ class Turn:
     def __init__(self, loop: Loop | None, pump: Callable[[], None]) -> None:
         self._loop = loop
         self._pump = pump
-        self._write: Callable[[], None] | None = None
+        self._writer: Writer | None = None
         self._is_ending = False
         self.is_stopped = False
         self.starts_at_once = 1 if loop is not None and loop.reads_first else None
@@ -57,22 +64,22 @@ class Turn:
             self.end_soon()
             return
         self._pump()
-        if self._write is not None:
-            self._write()
+        if self._writer is not None:
+            self._writer.write()
 
-    def begin(self, write: Callable[[], None] | None) -> None:
+    def begin(self, writer: Writer | None) -> None:
         """Begin with a new connection. An error of another callback may have swallowed the end of the last turn.
 
         Args:
-            write: Hands runs that wait in the pool's buffer to idle children; None to leave it to the pool.
+            writer: None to leave it to the pool.
         """
-        self._write = write
+        self._writer = writer
         self._is_ending = False
         self.end_soon()
 
     def stop(self) -> None:
         """Have no more turns: the event loop is about to end."""
-        self._loop = self._write = None
+        self._loop = self._writer = None
         self.is_stopped = True
 
     def _end(self) -> None:
@@ -85,8 +92,8 @@ class Turn:
             return
         self._is_ending = False
         self._pump()
-        if self._write is not None:
-            self._write()
+        if self._writer is not None:
+            self._writer.write()
 
     def _go_on(self) -> None:
         if self._loop is not None:

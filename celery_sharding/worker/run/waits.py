@@ -123,7 +123,7 @@ class Waits:
         self.outage: _Outage | None = None
         self._said_at = float("-inf")
 
-    def lets_begin(self, entry: Entry) -> bool:
+    def pass_or_hold(self, entry: Entry) -> bool:
         """Say whether a run may go into the pool; while the store is away, all but the one that asks are held here."""
         if self.outage is None or not waits_for_store(entry.request.task):
             return True
