@@ -282,7 +282,7 @@ class Executor:
     def _begin_later(self, delivery: Delivery, request: Any, error: Exception) -> None:
         """Start a run later that could not be handed over, not for ever: what its message says may be the reason."""
         if request.has_left:
-            logger.error("%s[%s]: an error when it had left", request.name, request.id, exc_info=error)
+            logger.error("%s[%s]: an error after it was settled", request.name, request.id, exc_info=error)
             return
         request.failed_starts += 1
         if request.failed_starts >= _STARTS_MAX:
