@@ -66,7 +66,7 @@ class Sharding:
         self.rules = TaskRules(self)
         self._backing: Backing | None = None
         self._lock = threading.Lock()
-        self._has_told_doubts = False
+        self._has_warned = False
         app.sharding = self
         app.steps["consumer"].update(STEPS)
         install_hooks(Stage.APP, app)
@@ -81,8 +81,8 @@ class Sharding:
         return read_settings(self.app.conf, self.own_groups)
 
     @property
-    def doubts(self) -> tuple[str, ...]:
-        """What may be a mistake in the settings, though it could be meant."""
+    def warnings(self) -> tuple[str, ...]:
+        """What may be a mistake in the settings, though it may be meant."""
         return check_names(self.app.conf)
 
     def connect(self) -> Connection:
@@ -124,25 +124,25 @@ class Sharding:
         """Return group name → shard indexes that this worker consumes, None for all."""
         return self.app.amqp.queues.selection()  # type: ignore[no-any-return]
 
-    def tell_doubts(self, more: Iterable[str] = (), *, worker: bool = False) -> None:
-        """Log what may be a mistake: in the settings, once in a process, and `more`.
+    def log_warnings(self, more: Iterable[str] = (), *, worker: bool = False) -> None:
+        """Log what may be a mistake: in the settings, once per process, and `more`.
 
-        Not when settings are read: a worker reads them before it has a log.
+        Reading the settings does not log it: a worker reads them before it has a log.
 
         Args:
-            worker: A worker starts; it has the tasks that it is to run, so routes to others can be told, too.
+            worker: A worker starts. It has all its tasks, so routes that fit none of them are logged, too.
         """
-        doubts = list(more)
+        warnings = list(more)
         if worker:
-            doubts += self.find_idle_routes(self.selection())
-        if not self._has_told_doubts:
-            self._has_told_doubts = True
-            doubts += self.doubts
-        for doubt in doubts:
-            logger.warning("%s", doubt)
+            warnings += self.find_idle_routes(self.selection())
+        if not self._has_warned:
+            self._has_warned = True
+            warnings += self.warnings
+        for warning in warnings:
+            logger.warning("%s", warning)
 
     def find_idle_routes(self, groups: Container[str]) -> list[str]:
-        """Return what is to be said of routes to these groups that no task of this process takes."""
+        """Return a warning for each route to these groups that fits no task of this process."""
         names = [name for name in self.app.tasks if not name.startswith("celery.")]
         return [
             f"sharding_routes[{route.pattern!r}] fits no task that is registered here{suggest(route.pattern, names)}"

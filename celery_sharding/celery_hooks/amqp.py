@@ -29,7 +29,7 @@ class ShardedAMQPMixin:
 
     def Router(self, queues: Any = None, create_missing: Any = None) -> Any:  # noqa: N802  # Celery's name
         stock = super().Router(queues, create_missing)  # type: ignore[misc]
-        self.app.sharding.tell_doubts()
+        self.app.sharding.log_warnings()
         return ShardRouter(self.app.sharding.rules, stock.routes, stock.queues, stock.create_missing, app=stock.app)
 
     @cached_property

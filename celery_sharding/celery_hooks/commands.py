@@ -1,16 +1,14 @@
-"""Remote control of what a running worker consumes: `cancel_consumer` and `add_consumer` know groups and shards, and
-`inspect shards` shows them.
+"""Remote control: `cancel_consumer` and `add_consumer` know groups and shards, and `inspect shards` lists them.
 
-    celery -A shop control cancel_consumer orders.003     gives the shard up in order; the same for `orders`, `orders/3`
+    celery -A shop control cancel_consumer orders.003     gives the shard up in order; also `orders` or `orders/3`
     celery -A shop control add_consumer orders.003        takes it again
     celery -A shop inspect shards                         by group: each queue, and whether the worker owns it, stands
                                                           by, is leaving it, or leaves it alone because it is paused
 
-What was cancelled stays off when the worker connects anew, until it is added or the worker is started again. A command
-without `-d` reaches every worker: then each takes back what it gave up, and a worker that was started without the shard
-leaves it alone; one that is named takes it. Each says in its reply what it did. A shard that the group does not have is
-an error in the reply; every other name is Celery's. `active_queues` stays what it is:
-those who read it (Flower, autoscalers) go on to act on the names, as on those of ordinary queues.
+A cancelled shard stays off across reconnects, until it is added or the worker restarts. A command without `-d` reaches
+every worker: each takes back what it gave up, and leaves alone what it was not started with. A worker that is named
+with `-d` takes the shard. Each reply says what the worker did; an unknown shard is an error. Every other name is
+Celery's. `active_queues` is unchanged: its readers (Flower, autoscalers) would act on the names as on ordinary queues.
 """
 
 from __future__ import annotations

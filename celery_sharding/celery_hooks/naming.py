@@ -1,12 +1,11 @@
-"""A worker's name belongs to one worker: who has it already is told, and waited for.
+"""Two workers cannot share a name: the second logs who has it, and waits until it is free.
 
-A worker's queue for remote control is called after it and is exclusive to its connection. Another worker of that name
-is refused (RESOURCE_LOCKED), which Celery takes for a lost connection: it connects again, is refused again, and says
-neither whose the name is nor what to do. Here the queue is looked at first, and the worker that answers under the name
-is asked for its process.
+A worker's remote-control queue bears its name and is exclusive to its connection. The broker refuses a second worker of
+that name (RESOURCE_LOCKED), which Celery takes for a lost connection: it connects again, is refused again, and says
+neither whose the name is nor what to do. Here the worker checks the queue first, and asks the worker that answers under
+the name for its process.
 
-If none answers, the connection of a worker that is gone lingers: the broker ends it after two to three heartbeats. In
-both cases the worker waits until the name is free, and goes on by itself.
+If nobody answers, the connection of a dead worker may linger: the broker closes it after two to three heartbeats.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def _describe_holder(consumer: Any) -> str:
     try:
         replies = consumer.app.control.inspect([name], timeout=_ANSWER_SECONDS, limit=1).stats() or {}
     except (OperationalError, amqp_errors.AMQPError, OSError) as exc:
-        logger.debug("whoever is called %s could not be asked", name, exc_info=exc)
+        logger.debug("the worker called %s could not be asked", name, exc_info=exc)
         replies = {}
     found = replies.get(name)
     if not isinstance(found, dict) or "pid" not in found:

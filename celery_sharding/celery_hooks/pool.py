@@ -91,3 +91,12 @@ def surround_tasks(site: WorkerSite) -> None:
         return stock(run, *args, **options)
 
     pool.on_apply = on_apply
+
+
+def wait_for_no_slot(pool: Any) -> None:
+    """Let nobody wait for a slot of `pool`, Celery's, on an embedded broker.
+
+    Lanes move on in the thread that handles the pool's results. If that thread waited for a slot, which only it can
+    free, a worker that also runs ordinary tasks would hang for ever. The lanes count their slots themselves.
+    """
+    pool.putlocks = False

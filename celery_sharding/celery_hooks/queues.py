@@ -1,7 +1,7 @@
 """Which groups and shards a worker consumes: `-Q` and `-X`, and the worker's banner.
 
 Celery gives the names of `-Q` and `-X` to `app.amqp.queues`. Names of groups (`orders`) and shards (`orders.003`,
-`orders/3`) are taken out here and remembered; all other names keep Celery's meaning. Shards never become Celery queues.
+`orders/3`) are taken out and kept here; all other names keep Celery's meaning. Shards never become Celery queues.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Selection = dict[str, Indexes]
 class ShardedQueues(Queues):
     """Celery's queues, which also know the groups that this process consumes.
 
-    `doubts` is what may be a mistake in `-Q` and `-X`. A worker reads them before it has a log, so others say it.
+    Attributes:
+        warnings: What may be a mistake in `-Q` and `-X`. A worker reads them before it has a log, so others log it.
     """
 
     settings: Settings = Settings()
-    doubts: list[str]
+    warnings: list[str]
     _selected: Selection | None = None
     _deselected: Selection
 
@@ -38,7 +39,7 @@ class ShardedQueues(Queues):
         """
         self.settings = settings
         self._deselected = {}
-        self.doubts = []
+        self.warnings = []
         for name in settings.groups:
             if name in self:
                 raise ConfigurationError(
@@ -62,13 +63,13 @@ class ShardedQueues(Queues):
             return
         shards, queues = self._split(names)
         self._selected = shards
-        doubts = self._find_doubts("-Q", queues)
+        warnings = self._find_warnings("-Q", queues)
         if queues:
             try:
                 super().select(queues)
             except KeyError as exc:
                 # Celery shows it in an error of its own.
-                raise KeyError("; ".join([str(exc), *doubts])) from exc
+                raise KeyError("; ".join([str(exc), *warnings])) from exc
         else:
             super().select(list(self)[:1])
             super().deselect(list(self.consume_from))
@@ -77,7 +78,7 @@ class ShardedQueues(Queues):
         """Consume all but what is named."""
         shards, queues = self._split(maybe_list(exclude) or [])
         self._deselected |= shards
-        self._find_doubts("-X", queues)
+        self._find_warnings("-X", queues)
         super().deselect(queues)
 
     def selection(self) -> Selection:
@@ -101,12 +102,12 @@ class ShardedQueues(Queues):
             lines.append(" " * (indent if lines or indent_first else 0) + line)
         return "\n".join(lines)
 
-    def _find_doubts(self, option: str, queues: Iterable[str]) -> list[str]:
-        """Remember, and return, what is to be said of names that are nearly those of groups."""
+    def _find_warnings(self, option: str, queues: Iterable[str]) -> list[str]:
+        """Keep, and return, a warning for each name that is nearly that of a group."""
         near = [describe_near_miss(name, self.settings) for name in queues if name not in self]
-        doubts = [f"{option} {each}" for each in near if each]
-        self.doubts += doubts
-        return doubts
+        warnings = [f"{option} {each}" for each in near if each]
+        self.warnings += warnings
+        return warnings
 
     def _refuse_group(self, name: str) -> None:
         found = parse_shard(name, self.settings) if isinstance(name, str) else None

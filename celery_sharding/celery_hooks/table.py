@@ -261,14 +261,14 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
         Hook(
             "celery.app.task:Task.__call__",
             why="a publish for a run is known by the stack of tasks",
-            by="publish.patience",
+            by="client",
             reads=("celery.utils.threads:_FastLocalStack",),
             digest="85945bfe4d84",
         ),
         Hook(
             "amqp.channel:Channel._basic_publish",
             why="properties are measured before they are sent, and it is seen whether any of a message has left",
-            by="publish.connection, worker.log_writer",
+            by="client",
             reads=("amqp.method_framing:frame_writer", "amqp.serialization:GenericContent._serialize_properties"),
             digest="4bc8a4105d1a",
             read_in="amqp 5.4.2",
@@ -276,14 +276,14 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
         Hook(
             "amqp.connection:Connection.blocking_read",
             why="no read goes on beyond a deadline, whoever reads",
-            by="rabbitmq.connect",
+            by="client",
             digest="0ee5f0a621dc",
             read_in="amqp 5.4.2",
         ),
         Hook(
             "kombu.connection:Connection._connection_factory",
             why="no try to connect begins after the deadline, or waits beyond it",
-            by="rabbitmq.connect",
+            by="client",
             reads=(
                 "kombu.connection:Connection._ensure_connection",
                 "kombu.transport.pyamqp:Transport.establish_connection",
@@ -294,7 +294,7 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
         Hook(
             "amqp.channel:Channel._on_basic_deliver",
             why="a message whose properties cannot be read must not end the connection",
-            by="rabbitmq.foreign",
+            by="foreign",
             reads=(
                 "amqp.abstract_channel:AbstractChannel.dispatch_method",
                 "amqp.serialization:decode_properties_basic",
@@ -306,10 +306,32 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
         Hook(
             "amqp.channel:Channel._on_close",
             why="many consumers are asked for at once, and each refusal is noted by its channel",
-            by="rabbitmq.pipelining, rabbitmq.confirms",
+            by="client",
             reads=("amqp.channel:Channel._setup_listeners", "amqp.channel:Channel.confirm_select"),
             digest="a80d33ef94a7",
             read_in="amqp 5.4.2",
+        ),
+        Hook(
+            "celery.concurrency.base:BasePool.__init__",
+            why="on an embedded broker lanes go on in the thread that would wait for a slot",
+            by="pool",
+            reads=("billiard.pool:Pool.apply_async",),
+            digest="321842fc67f9",
+            read_in="celery 5.7.0, billiard 4.3.2",
+        ),
+        Hook(
+            "celery.backends.redis:RedisBackend._create_client",
+            why="claims have connections of their own, which wait for an answer less long than those for results",
+            by="dedup.stores.opening",
+            digest="009711004757",
+        ),
+        Hook(
+            "kombu.transport.virtual.base:Channel",
+            why="the embedded brokers hash keys over shards, and keep messages in order",
+            by="brokers.embedded",
+            reads=("kombu.transport.memory:Channel", "kombu.transport.sqlalchemy:Channel"),
+            digest="af4456c5f05e",
+            read_in="kombu 5.7.0",
         ),
     ),
 }

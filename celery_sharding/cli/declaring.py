@@ -34,7 +34,7 @@ def list_groups(ctx: click.Context) -> None:
     sharding = find_sharding(ctx)
     groups = choose_groups(sharding, None)
     tasks = _find_tasks(sharding)
-    doubts = [*sharding.doubts, *sharding.find_idle_routes(sharding.settings.groups)]
+    doubts = [*sharding.warnings, *sharding.find_idle_routes(sharding.settings.groups)]
     rows = [
         (group.name, str(group.shards), group.ordering, group.queue_type, ", ".join(tasks[group.name]) or "-")
         for group in groups

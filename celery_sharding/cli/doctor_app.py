@@ -70,7 +70,7 @@ def _check_settings(app: Any, settings: Settings) -> Iterator[Finding]:
 
 
 def _check_names(sharding: Sharding) -> Iterator[Finding]:
-    for doubt in sharding.doubts:
+    for doubt in sharding.warnings:
         yield Finding("warning", "settings", doubt, "correct the name, or ignore this if it is not meant for sharding")
     for doubt in sharding.find_idle_routes(sharding.settings.groups):
         yield Finding(

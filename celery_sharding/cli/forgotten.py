@@ -1,7 +1,7 @@
-"""A warning for apps whose tasks name a group but which have no `Sharding(app)`.
+"""A forgotten `Sharding(app)`: workers and beat log a warning at start if a task of such an app names a group.
 
-None of our code runs in such an app. But Celery's command line, which starts workers and beats, loads our commands for
-every app, so the check is here.
+Nothing of ours runs in such an app. But Celery's command line, which starts workers and beat, loads our commands for
+every app, so the check runs there.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_forgotten() -> None:
-    """Check the app of each worker and beat that this process starts, once they have a log."""
-    signals.celeryd_after_setup.connect(_check_worker)
-    signals.beat_init.connect(_check_beat)
+    """Look at the app of each worker and beat that this process starts; once they have a log."""
+    signals.celeryd_after_setup.connect(_look_at_worker)
+    signals.beat_init.connect(_look_at_beat)
 
 
-def _check_worker(instance: Any, **_: Any) -> None:
-    _check(instance.app)
+def _look_at_worker(instance: Any, **_: Any) -> None:
+    _look(instance.app)
 
 
-def _check_beat(sender: Any, **_: Any) -> None:
-    _check(sender.app)
+def _look_at_beat(sender: Any, **_: Any) -> None:
+    _look(sender.app)
 
 
-def _check(app: Any) -> None:
+def _look(app: Any) -> None:
     if "sharding" in vars(app):
         return
     names = sorted(name for name, task in app.tasks.items() if getattr(task, "shard_group", None) is not None)

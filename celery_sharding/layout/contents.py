@@ -17,10 +17,10 @@ from typing import Any
 import amqp
 
 from celery_sharding import topology
+from celery_sharding.celery_hooks.foreign import read_foreign
 from celery_sharding.errors import LogError
 from celery_sharding.layout.model import Layout
 from celery_sharding.rabbitmq.channels import Opener, brief_channel
-from celery_sharding.rabbitmq.foreign import read_foreign
 from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.streams import publish_confirmed
 from celery_sharding.topology import Names

@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from celery_sharding.celery_hooks.foreign import read_foreign
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, DeadLetterError, LockLost, TopologyError
 from celery_sharding.layout.lock import GroupLock, not_declared
@@ -33,7 +34,6 @@ from celery_sharding.operations.letters import DeadLetter, read_letter, revive
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.confirms import Confirms, publish_batch
 from celery_sharding.rabbitmq.connect import Connect
-from celery_sharding.rabbitmq.foreign import read_foreign
 from celery_sharding.rabbitmq.queues import queue_exists
 from celery_sharding.rabbitmq.refusals import explained
 from celery_sharding.topology import Names

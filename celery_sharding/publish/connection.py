@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
 import select
 import time
 from collections.abc import Iterator
@@ -26,10 +25,11 @@ from amqp.exceptions import AMQPError, ChannelError, NotFound
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
+from celery_sharding.celery_hooks.client import Written, bound_reads, encode_properties, forget_socket, unbound_reads
 from celery_sharding.errors import BrokerUnavailable, PublishRefused
 from celery_sharding.publish.message import Outgoing
 from celery_sharding.rabbitmq.confirms import Confirms, Outcome
-from celery_sharding.rabbitmq.connect import bound_reads, cleared_is_lost, connect_from, unbound_reads
+from celery_sharding.rabbitmq.connect import cleared_is_lost, connect_from
 from celery_sharding.rabbitmq.refusals import explain_connecting
 from celery_sharding.topology import Names
 from celery_sharding.wire import MESSAGE_ID_HEADER
@@ -192,7 +192,7 @@ class Link:
 
     def _send(self, message: Any, exchange: str, key: str, deadline: float) -> Answer:
         try:
-            properties = message._serialize_properties()
+            properties = encode_properties(message)
         except Exception as exc:  # whatever the type of a header raises
             return Answer(Fate.UNSENDABLE, ValueError(f"a header or property cannot be encoded for AMQP: {exc!r}"))
         frame_bytes = len(properties) + _HEADER_FRAME_BYTES
@@ -204,15 +204,7 @@ class Link:
                     "takes; put what is large into the arguments"
                 ),
             )
-        begun_at: int | None = None
-
-        def begin() -> bytes:
-            nonlocal begun_at
-            begun_at = self._amqp.bytes_sent  # counts frames, each after its last byte was handed over
-            return properties  # type: ignore[no-any-return]
-
-        # py-amqp calls this when it begins to write; before that, it reads and answers. Read in 5.4.2.
-        message._serialize_properties = begin
+        written = Written(self._amqp, message, properties)
         try:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -223,8 +215,7 @@ class Link:
         except (OSError, AMQPError) as exc:
             settled = self._confirms.take_settled()
             if not settled:
-                is_unsent = begun_at is None or self._amqp.bytes_sent == begun_at
-                return self._answer_lost(exc, is_unsent=is_unsent)
+                return self._answer_lost(exc, is_unsent=not written.has_left)
             self.usable = False  # the answer was there, and something else came with it
         else:
             settled = self._confirms.take_settled()
@@ -279,15 +270,8 @@ class Link:
             logger.debug("closing a publisher's connection failed", exc_info=True)
 
     def forget(self) -> None:
-        """Give up a connection that this process inherited by a fork; the parent goes on using it.
-
-        Closing it the usual way would shut the shared TCP stream down.
-        """
-        transport = getattr(self._amqp, "_transport", None)
-        sock = getattr(transport, "sock", None)
-        if transport is not None and sock is not None:
-            transport.sock = None
-            os.close(sock.detach())
+        """Give up a connection that this process inherited by a fork; the parent goes on using it."""
+        forget_socket(self._amqp)
 
     def _on_blocked(self, reason: str) -> None:
         logger.warning("the broker blocks publishers: %s", reason)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from celery._state import _task_stack
+from celery_sharding.celery_hooks.client import running_requests
 
 PATIENCE_SECONDS_MIN = 30.0
 
@@ -38,9 +38,7 @@ def patience_seconds(conf: Any, options: Mapping[str, Any], *, consumer_thread: 
 
 
 def _is_for_a_run(consumer_thread: int | None) -> bool:
-    # A task that applies itself is on the stack twice, and `request` is only the inner one's.
-    requests = [request for task in _task_stack.stack for request in task.request_stack.stack]
-    running = [request for request in requests if not request.called_directly]
+    running = [request for request in running_requests() if not request.called_directly]
     if running:
         # Eager tasks run inside their caller, which may be a run.
         return not all(request.is_eager for request in running)

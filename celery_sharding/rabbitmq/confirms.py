@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import amqp
 from amqp import exceptions as amqp_errors
 
+from celery_sharding.celery_hooks.client import begin_confirms, publish_unwaited
 from celery_sharding.errors import TopologyError
 
 T = TypeVar("T")
@@ -85,17 +86,12 @@ class Confirms(Generic[T]):
             timeout: Of the write to the socket, in seconds.
         """
         channel = self.channel
-        if not channel._confirm_selected:
-            # A new channel; or one that py-amqp has opened again after the broker closed it: its tags begin anew. Not
-            # waited for, since a broker may be far away.
-            channel.confirm_select(nowait=True)
-            channel._confirm_selected = True
+        if begin_confirms(channel):
             self._tag = 0
             self._pending.clear()
         self._tag += 1
         self._pending[self._tag] = _Pending(item, (exchange, key, message))
-        # `basic_publish` would wait for each confirm if the application has set `confirm_publish`.
-        channel._basic_publish(message, exchange=exchange, routing_key=key, mandatory=True, timeout=timeout)
+        publish_unwaited(channel, message, exchange, key, timeout=timeout)
 
     def wait(self, deadline: float) -> None:
         """Read until everything is answered for.

@@ -22,6 +22,8 @@ from typing import Any, Protocol
 from amqp import exceptions as amqp_errors
 from kombu.connection import Connection
 
+from celery_sharding.celery_hooks.client import bound_reads, bound_tries
+
 Connect = Callable[[], Connection]
 
 
@@ -36,7 +38,6 @@ class Broker(Protocol):
 ANSWER_SECONDS = 30.0
 ANSWER_SECONDS_MIN = 5.0
 FAREWELL_SECONDS = 2.0
-_TRY_SECONDS_MIN = 0.1
 
 
 def open_connection(
@@ -83,23 +84,8 @@ def connect_from(connection: Any, first_node: int, *, deadline: float | None = N
     for _ in range(node):
         connection.maybe_switch_next()
 
-    given_seconds = connection.connect_timeout
-    stock = connection._connection_factory
-
-    def connect() -> Any:
-        if deadline is not None:
-            # Each time, since a switch of nodes sets what was configured.
-            left = max(deadline - time.monotonic(), _TRY_SECONDS_MIN)
-            connection.connect_timeout = min(given_seconds or left, left)
-            opened_class = type(connection.transport).Connection
-
-            def make(**settings: Any) -> Any:
-                made = opened_class(**settings)
-                bound_reads(made, deadline)
-                return made
-
-            connection.transport.Connection = make
-        return stock()
+    if deadline is not None:
+        bound_tries(connection, deadline)
 
     def go_on(error: Exception, *_: Any) -> None:
         nonlocal node
@@ -107,28 +93,8 @@ def connect_from(connection: Any, first_node: int, *, deadline: float | None = N
             raise error
         node += 1
 
-    # kombu calls this one again and again, and asks its transport for the class; read in 5.7.0.
-    connection._connection_factory = connect
     connection.ensure_connection(go_on, reraise_as_library_errors=False, **options)
     return node % nodes
-
-
-def bound_reads(connection: Any, deadline: float) -> None:
-    """Let no read on a connection of py-amqp go on beyond `deadline` (monotonic), until `unbound_reads`."""
-    stock = type(connection).blocking_read
-
-    def blocking_read(timeout: float | None = None) -> Any:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the time is over")
-        return stock(connection, left if timeout is None else min(timeout, left))
-
-    connection.blocking_read = blocking_read
-
-
-def unbound_reads(connection: Any) -> None:
-    """Take `bound_reads` back."""
-    vars(connection).pop("blocking_read", None)
 
 
 def bound_waits(connection: Any, answer_seconds: float) -> None:

@@ -6,7 +6,7 @@ to a new group would take 20 s on a line of 100 ms each way.
     exist_at_once      looks, each on a channel of its own, since a look that finds nothing costs its channel
     declare_at_once    declarations on one channel; those behind a refused one are not done
 
-py-amqp waits by itself for most answers; how this avoids it was read in 5.4.2.
+py-amqp waits by itself for most answers; `celery_hooks.client` gets round that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from amqp import exceptions as amqp_errors
 from amqp import spec
 
+from celery_sharding.celery_hooks.client import close_unwaited, open_unwaited
 from celery_sharding.rabbitmq.refusals import is_out_of_reach
 
 
@@ -50,7 +51,7 @@ def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.No
 
     def note_there(number: int) -> None:
         found[number] = None
-        close_soon(channels[number])
+        close_unwaited(channels[number])
 
     def note_refused(number: int, code: int, text: str, class_id: int, method_id: int) -> None:
         channel = channels[number]
@@ -60,10 +61,7 @@ def exist_at_once(connection: Any, looks: Sequence[Look]) -> list[amqp_errors.No
 
     channels = [inner.Channel(inner) for _ in looks]
     for number, (channel, look) in enumerate(zip(channels, looks, strict=True)):
-        # py-amqp would open the channel again, and wait for that.
-        channel._callbacks[spec.Channel.Close] = partial(note_refused, number)
-        channel._callbacks[spec.Basic.QosOk] = partial(note_there, number)
-        channel.send_method(spec.Channel.Open, "s", ("",))
+        open_unwaited(channel, partial(note_refused, number), partial(note_there, number))
         look.ask(channel)
         # Something that is answered if the channel is still open.
         channel.send_method(spec.Basic.Qos, "lBb", (0, 0, False))
@@ -95,13 +93,7 @@ def declare_at_once(connection: Any, declare: Callable[[Any], None]) -> None:
     except amqp_errors.ChannelError:
         # py-amqp has opened the channel again
         declare(channel)
-    close_soon(channel)
-
-
-def close_soon(channel: Any) -> None:
-    """Close a channel without waiting for the broker's answer, which is read with what comes next."""
-    channel.is_closing = True
-    channel.send_method(spec.Channel.Close, "BsBB", (0, "", 0, 0))
+    close_unwaited(channel)
 
 
 class _Unanswered:

@@ -1,19 +1,18 @@
 """The bootstep that makes a Celery worker consume its groups.
 
-It says when; what is consumed then is in `groups`. It stands behind those of Celery's own steps that consume, so that
-it stops before them. It lives as long as the consumer; `start`, `stop` come again with every connection, `shutdown`
-once.
+It decides when; `groups` knows what. It comes after Celery's own steps that consume, so it stops before them. It lives
+as long as the consumer: `start` and `stop` are called for each connection, `shutdown` once.
 
-    start                      every (re)connect: look at each group on the broker, recover it if its ring is lost
-    register_with_event_loop   consume; before it, a prefork pool cannot take work. Pools without a loop do it in start
-    stop                       the connection is gone: forget what it delivered.  The worker stops: freeze the lanes,
-                               and close the channels of shards of which nothing runs
-    shutdown                   after the pool has drained: close the other channels, which returns the rest in order
+    start                      at each connect: check each group on the broker, and recover it if its ring is lost
+    register_with_event_loop   consume: a prefork pool takes no work earlier. Pools without a loop consume in `start`
+    stop                       the connection is lost: forget what it delivered. The worker stops: freeze the lanes, and
+                               close the channels of idle shards
+    shutdown                   the pool has drained: close the other channels, which returns the rest in order
 
-Celery's warm shutdown cancels its consumer, lets the pool drain and calls `shutdown` last. Freezing in `stop`, and
-closing what nothing runs of, keeps the order through it; a timer that fires in between finds its lane frozen. In a
-prefork pool a shard is closed as soon as the last of its runs has ended, since a pool takes a second or more to end. A
-cold shutdown first cancels, in a signal handler, what runs: from then on nothing may start.
+Celery's warm shutdown cancels its consumer, lets the pool drain, and calls `shutdown` last. Order survives it because
+`stop` freezes the lanes and closes idle shards; a timer that fires in between finds its lane frozen. In a prefork pool
+a shard is closed as soon as its last run has ended, since the pool itself takes a second or more to end. A cold
+shutdown begins in a signal handler, by cancelling what runs: from then on nothing may start.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class ShardsStep(bootsteps.StartStopStep):
         sharding = c.app.sharding
         backing = sharding.backing()
         sharded = sharding.rules.groups_of(c.app.tasks)
-        sharding.tell_doubts(c.app.amqp.queues.doubts, worker=True)
+        sharding.log_warnings(c.app.amqp.queues.warnings, worker=True)
         connection = WorkerConnection(c)
         pool = WorkerPool(c)
         sharding.check_stores(has_child_processes=pool.has_children)

@@ -1,4 +1,4 @@
-"""A file that says whether a worker lives, for probes that must not ask it over the broker.
+"""A file that says whether a worker is alive, for probes that must not ask it over the broker.
 
     starting ──▶ consuming ◀──▶ incomplete ──▶ stopping ──▶ no file
                    │     ▲
@@ -6,17 +6,16 @@
                  reconnecting
 
     consuming    all the shards that were selected for this worker, as owner or standby
-    incomplete   the queue of one of them is missing, until a look at the group puts that right
+    incomplete   the queue of one of them is missing, until the group is repaired
     bystander    a newer version acts on one of the groups, which this worker leaves alone until it is upgraded; all
                  others are consumed
     stopping     the pool drains
 
-Its content is that word. Its time says that the main thread went round the worker's loop in the last seconds: it grows
-old when that thread, or a hub of greenlets, stands still. Where the main thread may be away for long, the time only
-says that the process runs: while it connects, whose waits end by themselves or are for the broker; while a solo pool
-runs a task in it; and while the pool drains.
+The file holds that word. Its modification time says that the main thread went round the worker's loop in the last
+seconds: it grows old when that thread, or a hub of greenlets, is stuck. While the main thread may be away for long, the
+time only says that the process runs: while it connects, while a solo pool runs a task, and while the pool drains.
 
-A thread writes the file, so that no task waits for a disk; and it renames a new one, so that what is read is whole.
+A thread writes the file, so no task waits for a disk. It writes a new file and renames it, so readers see a whole one.
 """
 
 from __future__ import annotations

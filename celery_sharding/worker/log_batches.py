@@ -23,6 +23,7 @@ import amqp
 from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 
+from celery_sharding.celery_hooks.client import encode_properties
 from celery_sharding.errors import LogError
 from celery_sharding.rabbitmq.confirms import Confirms, Outcome
 from celery_sharding.rabbitmq.connect import Broker, open_connection
@@ -213,9 +214,8 @@ class BatchWriter:
 def _find_refusal(message: amqp.Message, *, frame_bytes_max: int) -> Refusal | None:
     """Return why a message cannot be sent on a connection, None if it can."""
     try:
-        size_bytes = len(message._serialize_properties())  # there is no public way
+        size_bytes = len(encode_properties(message))
     except Exception as exc:
-        # py-amqp has no error of its own for all of it: FrameSyntaxError, struct.error, UnicodeError, AttributeError, …
         return Refusal(f"its headers cannot be encoded: {exc!r}")
     most = frame_bytes_max - _FRAME_RESERVED_BYTES
     if size_bytes <= most:

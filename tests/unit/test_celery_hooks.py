@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from importlib import import_module
 from pathlib import Path
@@ -16,45 +17,23 @@ PACKAGE = Path(__file__).resolve().parents[2] / "celery_sharding"
 
 # What other rooms still reach for, and why.
 LEFT = {
-    "brokers": {
-        **dict.fromkeys(
-            ["_engines", "_get", "_lookup", "_new_queue", "_open", "_purge", "_put", "_size"],
-            "what a virtual channel of kombu implements",
-        ),
-        "putlocks": "lanes go on in the thread that would wait for a slot",
-    },
+    "brokers": dict.fromkeys(
+        ["_engines", "_get", "_lookup", "_new_queue", "_open", "_purge", "_put", "_size"],
+        "what a virtual channel of kombu implements; in the table",
+    ),
     "dedup": {
         "_get_current_object": "the documented way through a proxy",
         "_meta": "Django's, and documented",
         "_cache": "of a cache of Django's",
-        "_create_client": "a client as the result backend makes it",
+        "_create_client": "a client as the result backend makes it; in the table",
         "setattr": "an attribute of ours, on the app and on functions",
     },
     "flower": dict.fromkeys(["args", "exchange", "kwargs", "routing_key"], "of a task of Flower's"),
-    "publish": dict.fromkeys(["_serialize_properties", "_task_stack", "sock"], "below the package; in the table"),
-    "rabbitmq": dict.fromkeys(
-        [
-            "Connection",
-            "_basic_publish",
-            "_callbacks",
-            "_confirm_selected",
-            "_connection_factory",
-            "_on_basic_deliver",
-            "auto_decode",
-            "blocking_read",
-            "body",
-            "confirms",
-            "connect_timeout",
-            "dispatch_method",
-            "is_closing",
-        ],
-        "below the package; in the table",
-    ),
+    "rabbitmq": {"confirms": "an attribute of ours, on a channel"},
     "testing": {"_replace": "of a named tuple"},
     "worker": {
-        "_raw": "the body of a message of the embedded broker",
-        "_serialize_properties": "in the table",
-        "accept": "what a task's message may hold",
+        "_raw": "a body of the embedded broker as it was published; in the table",
+        "accept": "what a task's message may hold, set as Celery's consumer sets it",
     },
 }
 LIBRARIES = {"amqp", "billiard", "celery", "kombu", "vine"}
@@ -94,6 +73,12 @@ def test_no_other_module_reaches_into_celery_or_its_libraries() -> None:
     left = {(room, name) for room, names in LEFT.items() for name in names}
     assert found - left == set(), "this belongs into `celery_hooks`"
     assert left - found == set(), "this is gone, and is to be taken off the list"
+
+
+def test_what_bends_the_client_of_the_broker_stands_below_all_that_uses_it() -> None:
+    for name in ("client", "foreign"):
+        source = (PACKAGE / "celery_hooks" / f"{name}.py").read_text()
+        assert set(re.findall(r"^from (celery_sharding\S*)", source, re.MULTILINE)) <= {"celery_sharding.wire"}
 
 
 def test_a_reach_into_celery_is_found_however_it_is_written() -> None:

@@ -85,23 +85,23 @@ def test_a_shard_that_the_group_does_not_have_is_an_error(name: str) -> None:
         ("mails", "mail"),
     ],
 )
-def test_a_near_miss_of_a_group_or_shard_is_an_ordinary_queue_and_a_doubt(option, name, meant) -> None:
+def test_a_near_miss_of_a_group_or_shard_is_an_ordinary_queue_and_a_warning(option, name, meant) -> None:
     # Given a worker, when -Q or -X has a name that is nearly a group's
     app = make_app()
     selected = consume(app, **{option: [name]})
     # Then it keeps Celery's meaning, and there is something to be said when the worker has a log
     assert selected == (({}, [name]) if option == "include" else (ALL, ["celery"]))
     flag = "-Q" if option == "include" else "-X"
-    assert app.amqp.queues.doubts == [
+    assert app.amqp.queues.warnings == [
         f"{flag} {name} names no shard group and is taken for an ordinary queue (did you mean {meant!r}?)"
     ]
 
 
 @pytest.mark.parametrize("name", ["something-else", "celery", "fast", "003"])
-def test_other_names_are_no_doubts(name: str) -> None:
+def test_other_names_are_no_warnings(name: str) -> None:
     app = make_app()
     consume(app, [name])
-    assert app.amqp.queues.doubts == []
+    assert app.amqp.queues.warnings == []
 
 
 def test_a_near_miss_is_told_where_celery_refuses_unknown_queues() -> None:

@@ -14,6 +14,7 @@ from celery_sharding.brokers.embedded.broker import EmbeddedBroker
 from celery_sharding.brokers.embedded.gate import gate
 from celery_sharding.brokers.embedded.memory import MemoryBroker
 from celery_sharding.brokers.embedded.ring import register
+from celery_sharding.celery_hooks.pool import wait_for_no_slot
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, TopologyError, Unroutable, UnsupportedBroker
 from celery_sharding.layout.model import Layout, Segment
@@ -88,9 +89,7 @@ class EmbeddedBacking:
             LockHeld: Another worker consumes the group.
         """
         self._broker.lock(group.name, owner=consumer.hostname)
-        # Lanes move on in the thread that handles the pool's results. If that thread waited for a slot, which only it
-        # can free, a worker that also runs ordinary tasks would hang for ever. The lanes count their slots themselves.
-        consumer.pool.putlocks = False
+        wait_for_no_slot(consumer.pool)
         return ShardConnection(consumer.connection, self._broker.channel_class)
 
     def require_logs(self, what: str) -> None:

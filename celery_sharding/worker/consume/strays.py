@@ -1,7 +1,7 @@
-"""Messages of sharded tasks that came by an ordinary queue: they run, unordered, and whoever looks is told once.
+"""Messages of sharded tasks that came by an ordinary queue: they run in no order, and the log says so once per task.
 
-A queue that is worked off while its task moves onto a group is full of them, so they are not refused. But a publisher
-that has no `Sharding(app)`, or another configuration, sends them without a word for ever.
+They are not refused: while a task moves onto a group, its old queue still holds them. But a publisher without
+`Sharding(app)`, or with another configuration, goes on sending them unnoticed.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What the children of a prefork pool do by themselves when their main process shows no life: end what they run.
+"""Lets the children of a prefork pool end their runs themselves when the main process shows no sign of life.
 
-`watchdog` ends the runs of a main thread that is blocked. It can't when the process as a whole stands still: stopped by
-a signal, frozen with its container, or in C code that keeps Python's global lock. So it notes in memory that is shared
-with the children when the last frame left for the broker, and each child looks while it runs a task of a shard:
+`watchdog` ends the runs of a blocked main thread. It cannot when the whole process stands still: stopped by a signal,
+frozen with its container, or in C code that holds the GIL. So it notes in memory shared with the children when the last
+frame left for the broker, and each child checks that while it runs a task of a shard:
 
     no frame for 1.75 heartbeats ──▶ the child kills itself; a task that was about to begin does not
 
 That is after the watchdog would have acted, and before the broker gives the shards to another worker. Ordinary tasks
-are spared. A thread of each child looks, so a task that keeps the global lock itself is not ended.
+are spared. A thread of each child checks, so a task that holds the GIL itself is not ended.
 
 Children that a spawned interpreter runs share no memory with the main process, and have no guard.
 """

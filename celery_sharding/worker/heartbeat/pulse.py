@@ -1,15 +1,15 @@
-"""Signs of life on a worker's connections while its main thread waits, or runs a task.
+"""Heartbeats on a worker's connections while its main thread waits, or runs a task.
 
-A broker that hears nothing for two heartbeats closes the connection. Before the event loop runs nobody sends any: a
-worker that waited for the lock of a group would have to begin anew, and might never come to an end. And the main thread
-of a solo pool runs the tasks.
+A broker that hears nothing for two heartbeats closes the connection. Nobody sends any before the event loop runs: a
+worker that waits for the lock of a group would lose its connection, begin again, and might never start. And the main
+thread of a solo pool runs the tasks.
 
     loop ──enter──▶ away: a thread sends, and notes when the broker was heard ──exit──▶ loop: it ticks and reads
 
-The thread only sends, and only while the main thread is away, which never reads the connections then; py-amqp writes
-frames under a lock of their connection. What the broker sends meanwhile waits in the socket, unread. py-amqp would take
-that for silence at the next tick, so `Pulse` tells it when the broker was last heard: when more bytes came to wait, or,
-once so many wait that the broker may be unable to send more, when it had received all that was sent to it.
+The thread only sends, and only while the main thread is away and reads nothing; py-amqp writes frames under a lock of
+their connection. What the broker sends meanwhile waits in the socket. py-amqp would take that for silence at the next
+tick, so `Pulse` tells it when the broker was last heard: when more bytes were waiting than before or, once so many wait
+that the broker may be unable to send more, when TCP had acknowledged all that was sent to it.
 """
 
 from __future__ import annotations

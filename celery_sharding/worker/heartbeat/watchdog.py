@@ -1,9 +1,9 @@
-"""What ends the runs of a prefork pool whose main process is blocked, before the broker gives their shards to others.
+"""Ends the runs of a prefork pool whose main thread is blocked, before the broker gives their shards to other workers.
 
-The main thread sends the heartbeats. Whatever blocks it (a receiver of a signal, a driver that waits, a swapping host)
-stops them, and after two heartbeats without a frame the broker closes the connection: another worker runs what this
-one's children still run. A thread of its own cannot send heartbeats for a main thread that may never come back. So it
-looks when the last frame left, and acts in time:
+The main thread sends the heartbeats. Whatever blocks it (a signal receiver, a driver that waits, a swapping host) stops
+them. After two heartbeats without a frame the broker closes the connection, and another worker runs what this one's
+children still run. No other thread may send heartbeats for a main thread that may never come back. So a thread watches
+when the last frame left, and acts in time:
 
     a frame leaves at least every 3/4 of a heartbeat ──none for 1.5──▶ what runs from shards is killed; when it has
                                                                        ended, the connection is closed

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from amqp.exceptions import AMQPError
 from kombu.message import Message
 
+from celery_sharding.celery_hooks.foreign import decoded_message, read_foreign
 from celery_sharding.rabbitmq.connect import cleared_is_lost
-from celery_sharding.rabbitmq.foreign import decoded_message, read_foreign
 
 logger = logging.getLogger(__name__)
 
