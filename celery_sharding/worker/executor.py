@@ -30,8 +30,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from celery.worker.state import task_ready, task_reserved
-
 from celery_sharding.celery_hooks.retry import InPlaceRetry, encode_call
 from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.journal.events import RetryAsked
@@ -237,7 +235,7 @@ class Executor:
         self.redeliveries.announcer.forget(shard)
         for delivery in self.lanes.close(shard):
             self.waits.forget(delivery)
-            task_ready(delivery.request)
+            delivery.request.mark_ready()
 
     def unaccepted(self) -> list[Delivery]:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
@@ -297,7 +295,7 @@ class Executor:
         if not self.lanes.hold(delivery, is_resting=is_resting):
             return False
         delivery.request = again
-        task_reserved(again)
+        again.mark_reserved()
         return True
 
     def _await_retry(self, delivery: Delivery, due_at: float) -> None:
