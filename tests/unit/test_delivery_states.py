@@ -8,7 +8,7 @@ import pytest
 
 from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.worker.run.delivery import Phase, Record
-from unit.stand_ins import Shard
+from support.stand_ins import Shard
 
 
 @pytest.fixture
