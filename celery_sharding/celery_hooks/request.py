@@ -20,7 +20,7 @@ from celery.app.trace import logger as trace_logger
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
-from celery.worker.state import task_ready
+from celery.worker.state import task_ready, task_reserved
 
 from celery_sharding.celery_hooks.request_states import StateTelling, cause_of
 from celery_sharding.celery_hooks.requests import DELIVERY
@@ -98,6 +98,14 @@ class ShardRequestMixin(StateTelling):
         if wait is not None:
             again.request_dict.update({RUN_ID: wait.run_id, COMMIT: wait.commit})
         return again
+
+    def mark_reserved(self) -> None:
+        """Let Celery count it as a task that the worker holds."""
+        task_reserved(self)
+
+    def mark_ready(self) -> None:
+        """Let Celery count it as a task no more."""
+        task_ready(self)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
         if self.delivery is not None:

@@ -139,7 +139,7 @@ class Exit:
         except BaseException as exc:
             error = exc
         if error is not None:
-            logger.error("%s: an error when it had ended: %s", self._name, describe(error), exc_info=error)
+            logger.error("%s: an error when it ended: %s", self._name, describe(error), exc_info=error)
         request = self._request
         if not request.has_left and not request.awaits_state:
             self._let_go(request, has_ended=has_ended, error=error)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from celery_sharding.cli.exits import Unhealthy, WrongUsage, ask, check_can_ask, yes_option
-from celery_sharding.cli.groups import find_on_rabbitmq, name_group, name_groups, operator_name
+from celery_sharding.cli.groups import find_on_rabbitmq, operator_name, resolve_group, resolve_groups
 from celery_sharding.cli.output import align, emit, format_time, json_option
 from celery_sharding.errors import LockHeld, TopologyError
 from celery_sharding.extension import Sharding
@@ -52,7 +52,7 @@ def list_letters(ctx: click.Context, group: str | None, limit: int, as_json: boo
     """
     listings: dict[str, Listing] = {}
     sharding = find_on_rabbitmq(ctx, _VERB)
-    names = name_groups(sharding, group)
+    names = resolve_groups(sharding, group)
     for name in names:
         try:
             listings[name] = read_dead(sharding.connect, name, limit=limit)
@@ -88,7 +88,7 @@ def show(ctx: click.Context, group: str, letter_id: str, body: bool, as_json: bo
       celery -A shop shards dead-letters show orders 3f0c9a41d2 --body --json
     """
     sharding = find_on_rabbitmq(ctx, _VERB)
-    name = name_group(sharding, group)
+    name = resolve_group(sharding, group)
     found = read_dead(sharding.connect, name, limit=LETTERS_MAX)
     (letter,) = _pick(name, found, (letter_id,))
     shown = letter_to_json(letter, details=True, body=body)
@@ -171,7 +171,7 @@ def discard_letters(
       celery -A shop shards dead-letters discard orders --all --reason expired
     """
     sharding = find_on_rabbitmq(ctx, _VERB)
-    name = name_group(sharding, group)
+    name = resolve_group(sharding, group)
     letters = _choose(sharding, name, ids, every=every, reason=reason, yes=yes)
     if not letters:
         click.echo(f"{name}: no dead letters to discard", err=True)

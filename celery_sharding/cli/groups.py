@@ -90,12 +90,12 @@ def open_backing(sharding: Sharding) -> Backing:
         raise WrongUsage(f"the broker's URL cannot be used: {exc}") from exc
 
 
-def name_groups(sharding: Sharding, name: str | None) -> list[str]:
-    """Return the name of one group, as `name_group` does, or of all that are configured."""
-    return [each.name for each in choose_groups(sharding, None)] if name is None else [name_group(sharding, name)]
+def resolve_groups(sharding: Sharding, name: str | None) -> list[str]:
+    """Return the name of one group, as `resolve_group` does, or of all that are configured."""
+    return [each.name for each in choose_groups(sharding, None)] if name is None else [resolve_group(sharding, name)]
 
 
-def name_group(sharding: Sharding, name: str) -> str:
+def resolve_group(sharding: Sharding, name: str) -> str:
     """Return the name of a group that is configured, or still on the broker.
 
     Raises:

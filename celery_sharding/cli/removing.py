@@ -7,7 +7,7 @@ import re
 import click
 
 from celery_sharding.cli.exits import Unhealthy, ask, ask_name, check_can_ask, yes_option
-from celery_sharding.cli.groups import find_on_rabbitmq, name_group, name_groups, operator_name
+from celery_sharding.cli.groups import find_on_rabbitmq, operator_name, resolve_group, resolve_groups
 from celery_sharding.cli.output import emit
 from celery_sharding.config import ShardGroup
 from celery_sharding.errors import GroupInUse
@@ -35,7 +35,7 @@ def gc(ctx: click.Context, group: str | None, dry_run: bool) -> None:
       celery -A shop shards gc orders
     """
     sharding = find_on_rabbitmq(ctx, "gc")
-    for name in name_groups(sharding, group):
+    for name in resolve_groups(sharding, group):
         found = remove_left_behind(sharding.connect, name, by=operator_name(), dry_run=dry_run)
         lines = [_describe(each, dry_run=dry_run) for each in found] or ["nothing is left behind"]
         emit(ctx, [f"{name}: {line}" for line in lines])
@@ -63,7 +63,7 @@ def purge(ctx: click.Context, group: str, shard: int | None, yes: bool) -> None:
     """
     sharding = find_on_rabbitmq(ctx, "purge")
     check_can_ask(yes=yes)
-    name = name_group(sharding, group)
+    name = resolve_group(sharding, group)
     if not yes:
         waiting = count_purgeable(sharding.connect, name, shard)
         for queue, count in waiting.items():

@@ -82,7 +82,7 @@ class ClaimsTable(Protocol):
         """Return the database's time in seconds."""
 
     def insert(self, columns: Mapping[str, Any]) -> bool:
-        """Insert the row, once whoever inserts it at the moment is done. False: it exists."""
+        """Insert the row, after any transaction that is inserting it. False: it exists."""
 
     def replace_expired(self, columns: Mapping[str, Any], *, now: float) -> bool:
         """Write over a row of an earlier run that has expired. False: there is none."""

@@ -81,7 +81,7 @@ class Notices:
 def notify_worker(task: Any, what: str) -> None:
     """Tell the worker, if there is one, what happened to the present run of `task`."""
     if _listener is not None and not task.request.is_eager:
-        # The shard is what `worker.request` puts into the headers of a sharded run.
+        # The shard is what `celery_hooks.request` puts into the headers of a sharded run.
         _listener.send(Notice(what, task.request.id, task.name, task.request.get(SHARD_ATTRIBUTE)))
 
 

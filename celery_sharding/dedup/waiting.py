@@ -52,7 +52,7 @@ class WaitInLane(Ignore):
 
 def may_wait_in_lane(request: Any) -> bool:
     """Say whether a run has a lane to wait in. `request` is `task.request`."""
-    # The shard is what `worker.request` puts into the headers of a sharded run.
+    # The shard is what `celery_hooks.request` puts into the headers of a sharded run.
     return not request.is_eager and bool(request.get(SHARD_ATTRIBUTE))
 
 

@@ -39,11 +39,11 @@ class ShardCounter:
     counter: str
 
 
-UP = (f"{PREFIX}_up", "1 if the groups are being followed and the last look at them is fresh; 0 if not")
-AGE = (f"{PREFIX}_snapshot_age_seconds", "Age of the last look at the groups; not shown before the first")
+UP = (f"{PREFIX}_up", "1 if the last snapshot of the groups is fresh; 0 if not")
+AGE = (f"{PREFIX}_snapshot_age_seconds", "Age of the last snapshot of the groups; not shown before the first")
 WAIT = (f"{PREFIX}_wait_seconds", "From publishing a message to the start of its first run by its owner")
-RUN = (f"{PREFIX}_run_seconds", "From the start of a run to its end, retried runs among them")
-HANDOVERS = (f"{PREFIX}_handovers_total", "Times that a worker became the owner of the shard")
+RUN = (f"{PREFIX}_run_seconds", "From the start of a run to its end, retried runs included")
+HANDOVERS = (f"{PREFIX}_handovers_total", "How often a worker became the owner of the shard")
 
 GROUP_GAUGES: tuple[Gauge[GroupStatus], ...] = (
     Gauge(f"{PREFIX}_declared", "1 if the broker knows the group", lambda group: group.declared),
@@ -53,7 +53,7 @@ GROUP_GAUGES: tuple[Gauge[GroupStatus], ...] = (
     Gauge(f"{PREFIX}_dead_letters", "Messages in the dead-letter queue", lambda group: group.dead_letters),
     Gauge(
         f"{PREFIX}_limbo_waiting_messages",
-        "Messages that came without a ring: it was lost, or no worker has ever started",
+        "Messages published while there was no ring: it was lost, or no worker has ever started",
         lambda group: group.limbo_ready,
     ),
     Gauge(
@@ -77,7 +77,7 @@ SHARD_GAUGES: tuple[Gauge[ShardStatus], ...] = (
     Gauge(f"{PREFIX}_running_tasks", "Tasks that run", lambda row: row.running),
     Gauge(
         f"{PREFIX}_lag_seconds",
-        "Age of the oldest waiting message, estimated while nobody owns the shard; not shown if it is not known",
+        "Age of the oldest waiting message, estimated while nobody owns the shard; not shown if unknown",
         lambda row: row.lag_seconds,
     ),
     Gauge(
@@ -87,12 +87,12 @@ SHARD_GAUGES: tuple[Gauge[ShardStatus], ...] = (
     ),
     Gauge(
         f"{PREFIX}_store_waiting_messages",
-        "Messages at the heads of their lanes that wait for the claim store to answer",
+        "Messages at the heads of their lanes that wait for the claim store",
         lambda row: None if row.owner is None else row.store_waiting,
     ),
     Gauge(
         f"{PREFIX}_store_unreachable_timestamp_seconds",
-        "Since when the claim store has not answered, in seconds since the epoch; not shown if nothing waits for it",
+        "When the claim store stopped answering, in seconds since the epoch; not shown if nothing waits for it",
         lambda row: row.store_away_since,
     ),
     Gauge(
@@ -103,7 +103,7 @@ SHARD_GAUGES: tuple[Gauge[ShardStatus], ...] = (
     Gauge(f"{PREFIX}_paused", "1 if it is paused", lambda row: row.state == "paused"),
     Gauge(
         f"{PREFIX}_owned_timestamp_seconds",
-        "When the owner took it, in seconds since the epoch; not shown if nobody owns it",
+        "When the owner took the shard, in seconds since the epoch; not shown without an owner",
         lambda row: None if row.owner is None else row.since,
     ),
     Gauge(f"{PREFIX}_owner_info", "1; `worker` is the owner", lambda row: row.owner, label="worker"),
@@ -116,9 +116,9 @@ SHARD_GAUGES: tuple[Gauge[ShardStatus], ...] = (
 )
 
 COUNTERS = (
-    ShardCounter(f"{PREFIX}_received_total", "Messages that were delivered to an owner, again included", "delivered"),
-    ShardCounter(f"{PREFIX}_done_total", "Messages whose task has ended, failed ones among them", "done"),
-    ShardCounter(f"{PREFIX}_failed_total", "Tasks that failed for good, those of dead letters among them", "failed"),
+    ShardCounter(f"{PREFIX}_received_total", "Messages delivered to an owner, redeliveries included", "delivered"),
+    ShardCounter(f"{PREFIX}_done_total", "Messages whose task has ended, failed ones included", "done"),
+    ShardCounter(f"{PREFIX}_failed_total", "Tasks that failed for good, those of dead letters included", "failed"),
     ShardCounter(f"{PREFIX}_retried_total", "Retries in place", "retried"),
     ShardCounter(f"{PREFIX}_lost_total", "Runs whose process died", "lost"),
     ShardCounter(f"{PREFIX}_killed_total", "Runs killed on purpose: revoked, or over their time limit", "killed"),

@@ -15,24 +15,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from celery.app.routes import Router
 from celery.app.task import Task as CeleryTask
 from celery.local import maybe_evaluate
 
-from celery_sharding.config import KeyRule, Settings, ShardGroup, suggest
+from celery_sharding.config import KeyRule, ShardGroup, suggest
 from celery_sharding.errors import ConfigurationError, ShardKeyError, UnsupportedOption
 from celery_sharding.keys import KeyReader, key_text
+from celery_sharding.publish.message import Application
 from celery_sharding.topology import Names
 from celery_sharding.wire import GROUP_HEADER, KEY_HEADER, without_handed_on, without_marks
-
-
-class HasSettings(Protocol):
-    """The configuration, read at first use."""
-
-    @property
-    def settings(self) -> Settings: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +41,8 @@ class TaskRule:
 class TaskRules:
     """The rule of every task, found once for each task."""
 
-    def __init__(self, sharding: HasSettings) -> None:
-        self._sharding = sharding
+    def __init__(self, application: Application) -> None:
+        self._application = application
         self._known: dict[str, tuple[Any, TaskRule | None]] = {}
 
     def rule_for(self, name: str, task: Any | None) -> TaskRule | None:
@@ -78,7 +72,7 @@ class TaskRules:
 
     def _find(self, name: str, task: Any | None) -> TaskRule | None:
         task = maybe_evaluate(task)  # a task that was not made yet is a proxy
-        settings = self._sharding.settings
+        settings = self._application.settings
         _refuse_misspelt(name, task)
         route = settings.route_for(name)
         group_name = getattr(task, "shard_group", None) or (route.group if route else None)

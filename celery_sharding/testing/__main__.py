@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m celery_sharding.testing", description=__doc__)
     parser.add_argument("verb", choices=("start", "stop", "kill", "restart", "ctl"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for ctl: what rabbitmqctl is told")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for ctl: the arguments of rabbitmqctl")
     given = parser.parse_args(argv)
     try:
         node = RabbitNode.open(given.folder)

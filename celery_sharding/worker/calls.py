@@ -6,7 +6,7 @@ Without one, any thread may move lanes, and Celery's own loop runs what reads th
     post         where lanes may be moved: in the event loop, or at once
     call_main    where the connection is read, from another thread
     call_soon    the same, from that thread: after the call that asks
-    call_next    in the next turn of the event loop
+    call_next    in the next turn of the event loop, never in this one
     call_after   where lanes may be moved, after some seconds: by our own timer, since Celery's may be a second late
 """
 
@@ -49,7 +49,6 @@ class Calls:
             self._posted.popleft()()
 
     def post(self, call: Callable[[], None]) -> None:
-        """Run a call of any thread where lanes may be moved."""
         if self._posted is None:
             call()
             return
@@ -59,26 +58,22 @@ class Calls:
             os.write(self._writer, b"\0")
 
     def call_main(self, call: Callable[[], None]) -> None:
-        """Run a call of another thread in the one that reads the connection."""
         if self._posted is not None:
             self.post(call)
         else:
             self._consumer.call_soon(call)
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Run a call where the connection may be read, as soon as Celery's loop comes round."""
         self._consumer.call_soon(call)
         if self._posted is not None:
             # Otherwise the loop, if it runs another such call or a timer now, would wait for something to read first.
             self.post(_do_nothing)
 
     def call_next(self, call: Callable[[], None]) -> None:
-        """Run a call in the next turn of the event loop, never in this one."""
         hub = self._consumer.hub
         self.post(lambda: hub.call_soon(call))
 
     def call_after(self, seconds: float, call: Callable[[], None]) -> None:
-        """Run a call after some seconds, where lanes may be moved, even if the connection is gone by then."""
         self._timer.call_after(seconds, call)
 
     def stop(self) -> None:

@@ -30,8 +30,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from celery.worker.state import task_ready, task_reserved
-
 from celery_sharding.celery_hooks.retry import InPlaceRetry, encode_call
 from celery_sharding.dedup.waiting import WaitInLane
 from celery_sharding.journal.events import RetryAsked
@@ -237,7 +235,7 @@ class Executor:
         self.redeliveries.announcer.forget(shard)
         for delivery in self.lanes.close(shard):
             self.waits.forget(delivery)
-            task_ready(delivery.request)
+            delivery.request.mark_ready()
 
     def unaccepted(self) -> list[Delivery]:
         """Return the runs handed to the pool that no process of it has begun, as far as is known."""
@@ -282,7 +280,7 @@ class Executor:
     def _begin_later(self, delivery: Delivery, request: Any, error: Exception) -> None:
         """Start a run later that could not be handed over, not for ever: what its message says may be the reason."""
         if request.has_left:
-            logger.error("%s[%s]: an error when it had left", request.name, request.id, exc_info=error)
+            logger.error("%s[%s]: an error after it was settled", request.name, request.id, exc_info=error)
             return
         request.failed_starts += 1
         if request.failed_starts >= _STARTS_MAX:
@@ -297,7 +295,7 @@ class Executor:
         if not self.lanes.hold(delivery, is_resting=is_resting):
             return False
         delivery.request = again
-        task_reserved(again)
+        again.mark_reserved()
         return True
 
     def _await_retry(self, delivery: Delivery, due_at: float) -> None:

@@ -150,4 +150,4 @@ def test_without_a_backend_that_can_be_asked_the_shard_goes_on(
         # Then the shard goes on, and nothing went wrong
         shop.send("step", "a", 2)
         assert shop.trace.wait_for(1)
-        assert "could not be told" not in worker.output
+        assert "was not stored" not in worker.output

@@ -20,7 +20,7 @@ from celery_sharding.worker.redelivery.attempts import Attempts
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.shard import Shard
-from unit.stand_ins import Calls, Clock, Mailbox, Pool
+from support.stand_ins import Calls, Clock, Mailbox, Pool
 
 pytestmark = pytest.mark.timeout(60)
 

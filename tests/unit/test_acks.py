@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_sharding.worker.run.ack_batch import WAIT_SECONDS, Acks, fewest_acks
-from unit.stand_ins import Clock
+from support.stand_ins import Clock
 
 
 class Shard:

@@ -12,7 +12,7 @@ from celery_sharding.journal.events import Counted, Handover, ShardVitals, Vital
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.topology import Names
 from celery_sharding.worker.consume.group import GroupConsumer
-from unit.stand_ins import Connection, Services
+from support.stand_ins import Connection, Services
 
 ORDERS = Names("orders")
 Q0, Q1 = ORDERS.shard(1, 0), ORDERS.shard(1, 1)

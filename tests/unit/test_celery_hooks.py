@@ -136,14 +136,14 @@ def find_reaches(tree: ast.Module) -> set[str]:
             is_super = isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"
             if is_super or node.attr not in own:
                 found.add(node.attr)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("setattr", "object.__setattr__"):
+        elif isinstance(node, ast.Call) and is_setattr(node.func):
             found.add("setattr")
         elif isinstance(node, ast.Assign):
-            is_function = isinstance(node.value, ast.Lambda) or (
-                ast.unparse(node.value).removeprefix("partial(").partition(",")[0].rstrip(")") in functions
-            )
             for target in node.targets:
                 if isinstance(target, ast.Attribute) and not is_self(target.value):
+                    is_function = isinstance(node.value, ast.Lambda) or (
+                        ast.unparse(node.value).removeprefix("partial(").partition(",")[0].rstrip(")") in functions
+                    )
                     owner = ast.unparse(target.value).rpartition(".")[2]
                     if is_function or (owner in CELERYS and not target.attr.startswith("shard")):
                         found.add(target.attr)
@@ -152,6 +152,13 @@ def find_reaches(tree: ast.Module) -> set[str]:
 
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
+
+
+def is_setattr(node: ast.expr) -> bool:
+    """Say whether it is `setattr` or `object.__setattr__`; text of every call would take seconds to make."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "__setattr__" and isinstance(node.value, ast.Name) and node.value.id == "object"
+    return isinstance(node, ast.Name) and node.id == "setattr"
 
 
 def is_self(node: ast.expr) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from celery_sharding.celery_hooks.retry import InPlaceRetry
 from celery_sharding.dedup.waiting import CLAIM, WaitInLane
 from celery_sharding.worker.run.delivery import Phase, State
-from unit.stand_ins import Worker
+from support.stand_ins import Worker
 
 ATTEMPTS, DEAD = "shards.orders.attempts", "shards.orders.dead"
 

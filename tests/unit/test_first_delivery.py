@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 import pytest
 
 import celery_sharding
-from unit.test_embedded import Shop
+from support.memory_shop import Shop
 
 ROOT = f"{Path(celery_sharding.__file__).parent}/"
 HANDED_ON = {
@@ -24,7 +24,7 @@ HANDED_ON = {
     "brokers/embedded/memory.py": {"MemoryShardChannel.basic_ack"},
     "worker/run/lanes.py": {"Lanes.admit", "Lanes.settle"},
     "celery/concurrency/base.py": {"BasePool.apply_async"},
-    "tests/unit/test_embedded.py": {"Shop.__init__.<locals>.step"},
+    "tests/support/memory_shop.py": {"Shop.__init__.<locals>.step"},
 }
 
 pytestmark = pytest.mark.timeout(60)

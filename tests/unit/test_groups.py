@@ -11,7 +11,7 @@ from celery_sharding import ShardGroup
 from celery_sharding.errors import BrokerUnavailable, ProtocolTooOld, UnknownShard
 from celery_sharding.layout.model import Layout, Segment
 from celery_sharding.worker.consume.groups import Groups
-from unit.stand_ins import Connection, Services
+from support.stand_ins import Connection, Services
 
 LAYOUT = Layout(segments=(Segment("ring", 1, shards=2),), generation=1, shards=2, through=3, offset=3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_sharding.worker.balance.handover import Handover
-from unit.stand_ins import Owner
+from support.stand_ins import Owner
 
 
 class Group(Owner):

@@ -10,7 +10,7 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from celery_sharding.worker.run.delivery import Entry, State
-from unit.stand_ins import GatedEntry, admit, make_lanes
+from support.stand_ins import GatedEntry, admit, make_lanes
 
 
 class Pool:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from celery_sharding.worker.run.limits import Limits
-from unit.stand_ins import admit, make_lanes
+from support.stand_ins import admit, make_lanes
 
 
 class Bucket:

@@ -19,7 +19,7 @@ from celery_sharding.worker.redelivery.policy import (
     may_be_announced_ahead,
 )
 from celery_sharding.worker.run.delivery import Phase, State
-from unit.stand_ins import Worker
+from support.stand_ins import Worker
 
 ATTEMPTS, DEAD = "shards.orders.attempts", "shards.orders.dead"
 SUSPECT, LAST_CHANCE = Company(is_any=True), Company(is_any=True, is_last_chance=True)

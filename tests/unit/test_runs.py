@@ -25,7 +25,7 @@ from celery_sharding.worker.run.delivery import DELIVERY, Delivery, Phase
 from celery_sharding.worker.run.state_writer import StateWriter
 from celery_sharding.worker.services import WorkerServices
 from celery_sharding.worker.shard.shard import Shard
-from unit.stand_ins import Calls, Clock, Log, Mailbox, Pool
+from support.stand_ins import Calls, Clock, Log, Mailbox, Pool
 
 GROUP = ShardGroup("orders", shards=1)
 DEAD = "shards.orders.dead"

@@ -13,7 +13,7 @@ from celery_sharding.layout.model import Segment
 from celery_sharding.wire import CONTROL_HEADER
 from celery_sharding.worker.place import Place
 from celery_sharding.worker.shard.segment_end import SegmentEnd
-from unit.stand_ins import Services
+from support.stand_ins import Services
 
 QUEUE, MANIFEST = "shards.orders.g001.000", "shards.orders.manifest"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from celery_sharding.wire import CONTROL_HEADER
-from unit.stand_ins import Owner
+from support.stand_ins import Owner
 
 JOURNAL = "shards.orders.journal"
 

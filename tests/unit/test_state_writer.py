@@ -11,7 +11,7 @@ from celery import Celery
 
 from celery_sharding.worker.run import state_writer
 from celery_sharding.worker.run.state_writer import StateWriter
-from unit.stand_ins import Mailbox
+from support.stand_ins import Mailbox
 
 
 class Told:

@@ -13,7 +13,7 @@ from celery_sharding.dedup.waiting import CLAIM, STORE, WaitInLane, may_wait_in_
 from celery_sharding.wire import ASKS_STORE, SHARD_ATTRIBUTE
 from celery_sharding.worker.run.delivery import Entry, State
 from celery_sharding.worker.run.waits import Waits
-from unit.stand_ins import Clock, admit, make_lanes
+from support.stand_ins import Clock, admit, make_lanes
 
 
 class Worker:

@@ -20,8 +20,8 @@ ANSWER_SECONDS = 5.0
 SERVING = (
     "@deduplicate keeps its claims in the result backend. Usable ones: redis://, rediss://, sentinel:// (Redis, "
     "Valkey), db+… (SQLite file, PostgreSQL, MySQL, MariaDB), django-db, django-cache (in Redis, Memcached or a "
-    "database), file:// on a local disk, cache+memcached:// as well as it can, and cache+memory:// within one process "
-    "(--pool threads or solo)"
+    "database), file:// on a local disk, cache+memcached:// without a guarantee, and cache+memory:// within one "
+    "process (--pool threads or solo)"
 )
 
 

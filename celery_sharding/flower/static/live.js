@@ -1,4 +1,4 @@
-/* What both pages do: ask for their data again and again, say how old it is, and act after a question.
+/* What both pages do: fetch their data repeatedly, say how old it is, and act after a confirmation.
 
    States: asking (every 2 s) -> hidden tab: resting -> shown again: asking at once. An answer that does not come, or
    says that the broker is away, leaves what is shown and puts its age in the banner. */
@@ -29,7 +29,7 @@ window.Shards = (function () {
   const rate = (value) => known(value, (n) => (n < 99.95 ? n.toFixed(1) : n.toFixed(0)));
   const lag = (row) => (row.lag_seconds === null ? "?" : (row.lag_estimated ? "~" : "") + duration(row.lag_seconds));
 
-  /* Write only what changed, so that selections and screen readers are left alone. */
+  /* Write only what changed, to spare selections and screen readers. */
   function put(element, text) {
     if (element.textContent !== String(text)) { element.textContent = text; }
   }
@@ -53,14 +53,14 @@ window.Shards = (function () {
     set(element, "data-alarm", SIGNS[state]);
   }
 
-  // Flower serves under a prefix; every address that a template gives has it.
+  // Flower may serve under a prefix, which every address from a template has.
   const prefix = page.dataset.shards.replace(/\/shards$/, "");
   const workerUrl = (name) => prefix + "/worker/" + encodeURIComponent(name);
   const taskUrl = (id) => prefix + "/task/" + encodeURIComponent(id);
 
   // --- asking
 
-  // Without the password that the page's own address may hold: no script may fetch such an address.
+  // Without the password that the page's own address may contain: scripts may not fetch such an address.
   const whole = (path) => location.origin + path;
 
   async function ask() {
@@ -72,7 +72,7 @@ window.Shards = (function () {
     try {
       const answer = await fetch(whole(page.dataset.url), { signal: asking.signal, cache: "no-store" });
       if (answer.redirected || answer.status === 401 || answer.status === 403) {
-        throw new Error("You are not logged in any more; load this page again.");
+        throw new Error("You are no longer logged in; reload this page.");
       }
       if (!answer.ok) { throw new Error("Flower answered with an error (" + answer.status + ")."); }
       found = await answer.json();
@@ -94,7 +94,7 @@ window.Shards = (function () {
     banner.hidden = trouble === "";
     put(document.getElementById("shards-banner-what"), trouble);
     const age = takenAt === null ? "Nothing is known yet."
-      : "What is shown is " + duration((Date.now() - takenAt) / 1000) + " old.";
+      : "The data is " + duration((Date.now() - takenAt) / 1000) + " old.";
     put(document.getElementById("shards-banner-age"), trouble ? age : "");
   }
 
@@ -123,12 +123,12 @@ window.Shards = (function () {
       const text = await answer.text();
       if (answer.ok) { tell(JSON.parse(text).message, "success"); } else { tell(text.trim() || answer.statusText, "danger"); }
     } catch (error) {
-      tell("Flower does not answer; see the history for whether it was done.", "danger");
+      tell("Flower does not answer; the history says whether it was done.", "danger");
     }
     ask();
   }
 
-  /* Let a button ask what `question` says, then post; it is off while actions are refused, and says why. */
+  /* Let a button ask `question`, then post; while actions are refused it is disabled and says why. */
   function act(button, question) {
     if (refused) {
       button.disabled = true;
@@ -148,12 +148,12 @@ window.Shards = (function () {
     });
   }
 
-  /* Show a button only where it can do something; whether it may is settled already. */
+  /* Show a button only where it has an effect. */
   function offer(button, possible) { button.hidden = !possible; }
 
   const WHAT = {
-    pause: "Nothing more of it starts, in any worker, until it is resumed. What runs may end; messages wait, in order.",
-    resume: "Its messages run again, from the first that waits.",
+    pause: "No more of its tasks start, in any worker, until it is resumed. Running tasks may end; messages wait in order.",
+    resume: "Its messages run again, from the first waiting one.",
   };
 
   function pausing(verb, place) {

@@ -1,4 +1,4 @@
-/* The page of all groups. A row is made once for a queue and then only written anew, so the focus stays where it is. */
+/* The page of all groups. The row of a queue is made once and then updated, so that it keeps the focus. */
 (function () {
   "use strict";
 
@@ -74,7 +74,7 @@
     act(find("[data-action=replay]"), () => ({
       title: "Replay the dead letters of " + name + "?",
       text: "All of them, " + group.last.dead_letters + " now, are published again under their keys, behind what waits: their"
-        + " place in the order is lost for good. Those whose cause is still there will die again.",
+        + " place in the order is lost for good. Those whose cause persists will become dead letters again.",
       verb: "replay",
       path: "/" + name + "/dead-letters/replay",
     }));

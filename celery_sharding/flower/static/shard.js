@@ -13,7 +13,7 @@
     offer(section.querySelector("[data-action=" + verb + "]"), false);
   }
 
-  /* Put new children into a list only if what they say has changed: links keep the focus. */
+  /* Replace the children of a list only if their text has changed, so that links keep the focus. */
   function fill(id, facts, write) {
     const now = JSON.stringify(facts);
     if (shown[id] !== now) {
@@ -33,7 +33,7 @@
     const items = facts.tasks.map((task) =>
       make("li", {}, make("a", { href: taskUrl(task.task_id) }, task.task), " " + task.task_id));
     const rest = facts.running - facts.tasks.length;
-    if (rest > 0) { items.push(make("li", {}, number(rest) + (items.length ? " more" : ""), ", of which no event told Flower")); }
+    if (rest > 0) { items.push(make("li", {}, number(rest) + (items.length ? " more" : ""), " without events in Flower")); }
     return items.length ? items : [make("li", {}, "none")];
   }
 
@@ -71,7 +71,7 @@
     fill("shard-tasks", { tasks: found.tasks, running: row.running || 0 }, writeTasks);
     fill("shard-events", found.events, writeEvents);
     plot(found, "shard-lag", "lag_seconds", duration, "Lag");
-    plot(found, "shard-rate", "done_rate", (value) => value.toFixed(1), "Messages done a second");
+    plot(found, "shard-rate", "done_rate", (value) => value.toFixed(1), "Messages done per second");
     offer(section.querySelector("[data-action=pause]"), row.state !== "paused");
     offer(section.querySelector("[data-action=resume]"), row.state === "paused");
   });

@@ -1,4 +1,4 @@
-/* A line over the last ten minutes, in SVG. Where nobody owned the shard, there is none. */
+/* A line over the last ten minutes, in SVG, with gaps while the shard had no owner. */
 window.drawTrend = (function () {
   "use strict";
 
@@ -12,7 +12,7 @@ window.drawTrend = (function () {
     return element;
   }
 
-  /* The next of 1, 2, 5, 10 … that is not smaller. */
+  /* The smallest of 1, 2, 5, 10 … that is not smaller than it. */
   function ceiling(value) {
     const power = Math.pow(10, Math.floor(Math.log10(Math.max(value, 1e-9))));
     return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);

@@ -54,7 +54,7 @@ class Broker(Protocol):
         """Make the worker of `consumer` one of the group's, and return what its shards open their channels on."""
 
 
-class WorkerHost(Protocol):
+class Worker(Protocol):
     """What the groups need of their worker."""
 
     @property
@@ -78,7 +78,7 @@ class Groups:
         broker: Broker,
         selection: dict[str, Indexes],
         *,
-        host: WorkerHost,
+        host: Worker,
         services: WorkerServices,
     ) -> None:
         self._consumer = consumer

@@ -61,7 +61,8 @@ class Failures:
         Args:
             failure: What its result will be; None: an error that says why.
         """
-        failure = failure or DeadLettered(f"{reason}: {error}" if error else reason)
+        if failure is None:
+            failure = DeadLettered(f"{reason}: {error}" if error else reason)
         self._store(delivery, reason, error, failure=failure)
 
     def bury_unstarted(self, delivery: Delivery, exc: Exception) -> None:
@@ -92,9 +93,8 @@ class Failures:
         if self._settling.leave_orphan(delivery):
             return
         if not delivery.shard.holds(delivery):
-            self._settling.leave(
-                delivery
-            )  # it waited for its state when its shard was given up: its next owner ends it
+            # It waited for its state when its shard was given up: its next owner ends it.
+            self._settling.leave(delivery)
             return
         stored = partial(self._end, delivery, killed_pid, failure)
         DeadLetter(self._log, self._lanes, delivery, node=self._node, stored=stored).store(reason, error)

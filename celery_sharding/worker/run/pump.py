@@ -47,7 +47,6 @@ class Turn:
         self._pump = pump
         self._writer: Writer | None = None
         self._is_ending = False
-        self.is_stopped = False
         self.starts_at_once = 1 if loop is not None and loop.reads_first else None
 
     def end_soon(self) -> None:
@@ -80,7 +79,6 @@ class Turn:
     def stop(self) -> None:
         """Have no more turns: the event loop is about to end."""
         self._loop = self._writer = None
-        self.is_stopped = True
 
     def _end(self) -> None:
         if not self._is_ending:

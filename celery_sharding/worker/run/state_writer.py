@@ -89,7 +89,7 @@ class StateWriter:
             telling = self._queue.get()
             if telling is not None:
                 lost.append(telling.what)
-        logger.error("the result backend did not answer, and the worker ends; not told: %s", "; ".join(lost))
+        logger.error("the result backend did not answer before the worker stopped; not stored: %s", "; ".join(lost))
 
     def _run(self) -> None:
         while (telling := self._queue.get()) is not None:
@@ -105,9 +105,9 @@ class StateWriter:
                 telling.call()
             except BaseException as exc:  # hooks and receivers are called, which may raise anything
                 if pause_seconds is None or self._stopping.is_set() or not is_of_backend(exc.__traceback__):
-                    logger.error("could not be told: %s: %s", telling.what, describe(exc), exc_info=exc)
+                    logger.error("%s was not stored: %s", telling.what, describe(exc), exc_info=exc)
                     return False
-                logger.warning("could not be told yet, trying again: %s: %s", telling.what, describe(exc))
+                logger.warning("%s was not stored yet, trying again: %s", telling.what, describe(exc))
                 time.sleep(pause_seconds)
             else:
                 return True
@@ -119,4 +119,4 @@ def _end(what: str, then: Callable[[bool], None], is_told: bool) -> None:
     try:
         then(is_told)
     except Exception:
-        logger.exception("%s: an error after it was told", what)
+        logger.exception("%s: an error after it was stored", what)

@@ -99,8 +99,8 @@ class _Outage:
             return
         self.said_at = now
         logger.warning(
-            "the claim store has not answered for %.0f s: %d messages wait in their lanes, in order, and no other of "
-            "theirs starts (%s)",
+            "the claim store has not answered for %.0f s: %d messages wait in their lanes, and nothing behind "
+            "them starts (%s)",
             now - self.began,
             messages,
             self.error,

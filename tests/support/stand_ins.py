@@ -299,6 +299,10 @@ class Request:
         report(self, *args)
         self.has_left = True
 
+    def mark_reserved(self) -> None: ...
+
+    def mark_ready(self) -> None: ...
+
     def store_failure(self, reason: str) -> None:
         self.failures.append(reason)
 
