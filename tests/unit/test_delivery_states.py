@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from unit.stand_ins import Shard
 
 from celery_sharding.celery_hooks.requests import DELIVERY
 from celery_sharding.worker.run.delivery import Phase, Record
