@@ -296,9 +296,16 @@ def test_a_restart_of_the_broker_keeps_order_whatever_becomes_of_the_ring(
     assert_kept(chain, *publishers)
 
 
-@pytest.mark.parametrize("done", [True, False], ids=["done", "only announced"])
 @pytest.mark.parametrize("last_step", RECOVERY_STEPS)
-@pytest.mark.parametrize("lost_again", [False, True], ids=["", "ring lost again"])
+@pytest.mark.parametrize(
+    ("done", "lost_again"),
+    [
+        pytest.param(True, False, id="done"),
+        pytest.param(False, False, id="only announced"),
+        pytest.param(True, True, id="done, ring lost again"),
+        pytest.param(False, True, id="only announced, ring lost again", marks=pytest.mark.slow),
+    ],
+)
 def test_a_recovery_that_stops_at_any_step_is_carried_on_by_the_next(
     connect, connection, group, names, publisher, last_step, done, lost_again
 ):
@@ -523,7 +530,15 @@ def reshard(connect, group, names, *, shards):
 @pytest.mark.parametrize("last_step", RESHARD_STEPS)
 @pytest.mark.parametrize(
     ("done", "lost"),
-    [(True, ""), (True, "old"), (True, "new"), (True, "both"), (False, ""), (False, "old"), (False, "both")],
+    [
+        (True, ""),
+        (True, "old"),
+        (True, "new"),
+        (False, ""),
+        (False, "both"),
+        pytest.param(True, "both", marks=pytest.mark.slow),
+        pytest.param(False, "old", marks=pytest.mark.slow),
+    ],
 )
 def test_a_reshard_that_stops_at_any_step_is_carried_on_by_the_next(
     connect, connection, group, names, publisher, last_step, done, lost

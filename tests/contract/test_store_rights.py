@@ -139,7 +139,7 @@ def test_a_worker_starts_while_its_store_is_away_and_says_so(
     redis.stop()
     with caplog.at_level(logging.WARNING):
         check_tasks(app_for(redis.url))
-    assert "deduplicated tasks will wait for it" in caplog.text
+    assert "deduplicated tasks wait for it" in caplog.text
 
 
 def test_a_worker_that_may_not_write_its_folder_does_not_start(tmp_path: Path) -> None:
