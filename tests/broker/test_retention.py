@@ -100,7 +100,7 @@ def test_a_manifest_that_lost_its_layout_is_an_error_and_the_group_is_not_made_a
         lambda: pause(connect, group, None, by="test"),
     ]
     for act in acts:
-        with pytest.raises(LogError, match="its layout is not known"):
+        with pytest.raises(LogError, match="the layout is unknown"):
             act()
     # Then nothing was made
     assert not queue_exists(connection, names.shard(2, 0))
