@@ -132,7 +132,7 @@ def test_a_worker_whose_file_cannot_be_written_ends_at_once_and_says_why(shop: S
     worker = shop.worker(*pool_options("solo", 2), wait_seconds=0, SHOP_SETTINGS=settings)
     # Then it ends, with one error
     assert worker.wait() != 0
-    assert worker.output.count("ConfigurationError: sharding_heartbeat_file '") == 1
+    assert worker.output.count("does not start: sharding_heartbeat_file '") == 1
 
 
 def test_a_file_that_can_no_longer_be_written_ends_no_worker(

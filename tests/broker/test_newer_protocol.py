@@ -226,7 +226,7 @@ def test_verbs_that_look_say_it(shop: Shop, newer: ShardGroup) -> None:
 def test_actions_of_flowers_page_are_refused(shop: Shop, newer: ShardGroup, verb: str) -> None:
     with pytest.raises(ProtocolTooOld, match="needs protocol 2") as caught:
         actions.set_paused(shop.app.sharding, verb, newer.name, None, by="somebody")
-    refused = actions.judge(caught.value)
+    refused = actions.refusal_for(caught.value)
     assert refused is not None
     assert (refused.status, NEEDS in str(refused)) == (409, True)
 

@@ -15,7 +15,7 @@ from kombu import Connection
 from celery_sharding import ShardGroup, Sharding
 from celery_sharding.errors import PublishError, ShardingError, TopologyError, Unroutable
 from celery_sharding.layout.ensure import ensure_group
-from celery_sharding.layout.events import Operated
+from celery_sharding.layout.events import Operated, Paused
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load, write
 from celery_sharding.monitoring.snapshot import read_snapshot
@@ -118,7 +118,7 @@ def test_nothing_of_the_operators_permissions_can_be_left_out(virtual_host):
     def act() -> None:
         connect = lambda: Connection(virtual_host.url(user))  # noqa: E731
         with GroupLock(connect, NAMES, timeout_seconds=5) as lock, lock.operation() as connection:
-            write(connection, NAMES, load(connection, NAMES), {"event": "pause", "shard": None}, by="op")
+            write(connection, NAMES, load(connection, NAMES), Paused(None), by="op")
             with brief_channel(connection) as channel:
                 append(channel, NAMES.manifest, Operated("replay", by="op", result="2 replayed").as_dict())
 

@@ -77,7 +77,7 @@ def test_too_few_channels_are_an_error_at_start_that_names_both_figures(narrow_n
     # Then it ends, and says what it needs, what it is given, and what to do
     assert worker.wait() != 0
     [line] = [line for line in worker.output.splitlines() if "channel_max" in line]
-    needed = re.search(r"needs (\d+) channels.*allows (\d+) on a connection", line)
+    needed = re.search(r"needs (\d+) channels.*allows (\d+) per connection", line)
     assert needed is not None, line
     assert int(needed[1]) > int(needed[2]) == CHANNELS
     assert "-Q" in line
