@@ -21,7 +21,7 @@ from celery_sharding.layout.events import RECOVER, RESHARD, Drained, StepBegun, 
 from celery_sharding.layout.lock import GroupLock
 from celery_sharding.layout.manifest import load, write
 from celery_sharding.layout.model import Layout
-from celery_sharding.layout.switch import FLIPS, STEPS, begin_recovery, begin_reshard, carry_on
+from celery_sharding.layout.switch import FLIPS, STEPS, Steps, begin_recovery, begin_reshard, carry_on
 from celery_sharding.rabbitmq.channels import brief_channel
 from celery_sharding.rabbitmq.queues import count_ready
 from celery_sharding.rabbitmq.streams import append, publish_confirmed, read_to_end
@@ -605,7 +605,7 @@ def test_a_ring_lost_in_the_middle_of_a_reshard_puts_what_went_to_limbo_before_t
         first.publish(20)
         layout = write(mine, names, layout, StepBegun(2, 2), by="op")
         with brief_channel(mine) as channel:
-            STEPS[RESHARD][1](channel, group, layout, layout.switch)
+            STEPS[RESHARD][1](Steps(channel, group, layout, layout.switch))
     first.publish(20)
     if dies_again:
         with GroupLock(connect, names, timeout_seconds=5) as lock, lock.operation() as mine:
