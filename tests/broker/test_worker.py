@@ -203,7 +203,7 @@ def test_a_soft_time_limit_is_a_failure(shop: Shop) -> None:
 def test_a_revoked_task_does_not_run_and_its_key_goes_on(shop: Shop) -> None:
     # Given a task that waits in its lane behind a long one
     shop.worker()
-    shop.send("step", "a", 1, seconds=2)
+    shop.send("step", "a", 1, seconds=6)
     revoked = shop.send("step", "a", 2)
     shop.send("step", "a", 3)
     # When it is revoked
