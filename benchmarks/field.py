@@ -7,6 +7,7 @@ goes to the group's exchange as `celery_sharding` would publish it, but in one b
 from __future__ import annotations
 
 import struct
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from celery_sharding.layout.ensure import ensure_group
 from celery_sharding.testing import ServerNotReady, WorkerNode
 from celery_sharding.testing.processes import wait_until
 from celery_sharding.topology import Names
+from celery_sharding.wire import GROUP_HEADER, KEY_HEADER, MESSAGE_ID_HEADER, SENT_AT_HEADER, new_message_id
 
 SIDES = ("stock", "sharded")
 CONFIRM_EVERY = 500
@@ -144,7 +146,8 @@ class Field:
         content_type, content_encoding, body = dumps(message.body, serializer="json")
         headers = dict(message.headers)
         if side == "sharded":
-            headers |= {"shard_group": self.name, "shard_key": key}
+            headers |= {GROUP_HEADER: self.name, KEY_HEADER: key}
+            headers |= {SENT_AT_HEADER: time.time(), MESSAGE_ID_HEADER: new_message_id()}
         return amqp.Message(
             body,
             content_type=content_type,

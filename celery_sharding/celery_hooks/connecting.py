@@ -6,6 +6,10 @@ may stand still for six more. Here it is 0.5, 1, 1.5 … up to 30.
 And its main thread waits without a limit when channels are opened and closed, and when it closes a connection; it
 notices no missing heartbeat meanwhile. A node that hangs, with its connections open, would hold it for ever.
 
+A connection may be lost before the event loop runs, while the groups are made ready. Celery forgets the sockets of a
+lost connection where its loop breaks off, and nowhere else: children that were forked meanwhile keep such a socket
+open, so the loop of the next connection would hear of it, and take that connection for lost, at its first turn.
+
 kombu begins with the first node of the URL at each connect. That may be one that takes connections and refuses what a
 worker needs, for as long as nobody restarts it: RabbitMQ 3.10 closes the connection (541) when a stream is consumed
 whose replica on that node did not come back after a partition.
@@ -47,12 +51,14 @@ class WorkerConnection:
         return connection is not None and read_what_came(connection)
 
     def leave_node(self) -> None:
-        """The connection is lost: begin with the next node of the broker."""
+        """The connection is lost: begin with the next node of the broker, and read no socket of this one any more."""
         self.first_node += 1
         events = self._events()
         if events is not None:
             # Celery closes it at the next connect, and waits for the broker's farewell.
             bound_waits(events, FAREWELL_SECONDS)
+        if self._consumer.hub is not None:
+            self._consumer.hub.reset()
 
     def _events(self) -> Any:
         return getattr(self._consumer.event_dispatcher, "connection", None)

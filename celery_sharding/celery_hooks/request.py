@@ -108,7 +108,7 @@ class ShardRequestMixin(StateTelling):
         task_ready(self)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
-        if self.delivery is not None:
+        if self.delivery is not None and self.eventer is not None and self.eventer.enabled:
             # Monitors know no field for a queue: Celery's of the exchange is seen in them (`flower.formatting`).
             fields |= {"shard": self.delivery.place.label, "exchange": self.delivery.place.queue}
         super().send_event(type, **fields)

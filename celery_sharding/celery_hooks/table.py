@@ -216,6 +216,14 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
     ),
     Stage.CALLED: (
         Hook(
+            "celery.worker.loops:asynloop",
+            why="the sockets of a connection that is lost before the loop runs stay in the poller: they are taken out",
+            by="connecting",
+            reads=("kombu.asynchronous.hub:Hub.reset", "kombu.asynchronous.hub:Hub._close"),
+            digest="966f59bce2f3",
+            read_in="celery 5.7.0, kombu 5.7.0",
+        ),
+        Hook(
             "celery.concurrency.asynpool:AsynPool._track_child_process",
             why="a child whose end was told once has no descriptor any more: `prefork.listen_anew` lets it get one",
             by="prefork",

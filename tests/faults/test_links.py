@@ -136,11 +136,12 @@ def test_a_cut_connection_of_greenlets_loses_and_reorders_nothing(shop: Shop, pr
 
 
 def test_a_broker_that_cannot_be_reached_for_a_while_is_found_again(shop: Shop, proxy: FaultProxy) -> None:
-    # Given a worker that has run something
+    # Given a worker that has run something, and acknowledged it
     worker = shop.worker("-c", "2", SHOP_BROKER=proxy.url)
     for number in range(8):
         shop.send("step", f"k{number}", number)
     assert shop.trace.wait_for(8)
+    assert wait_until(shop.has_nothing_left, timeout_seconds=30)
     # When the broker refuses its connections until it has tried twice in vain
     proxy.refuse()
     worker.wait_for("Trying again in 1.00")

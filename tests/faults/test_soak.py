@@ -83,10 +83,18 @@ def expect_clean(servers: Servers, faults: Sequence[Fault], folder: Path) -> Non
         folder=folder,
         say=said.append,
     )
-    assert is_clean(findings), "\n".join(said)
+    assert is_clean(findings), "\n".join([*said, *evidence(folder)])
     assert findings.counts["published"] > 100, "\n".join(said)
     # And nothing is left running, however the faults of one worker followed each other
     assert find_processes_of(folder) == []
+
+
+def evidence(folder: Path) -> Iterator[str]:
+    """Yield what the workers have logged, and what was not confirmed at once: the folder does not outlive CI."""
+    for notes in sorted(folder.glob("*.notes")):
+        yield from (f"{notes.stem}: {line}" for line in notes.read_text().splitlines() if '"confirmed"' not in line)
+    for log in sorted(folder.glob("w*.log")):
+        yield from (f"{log.stem}: {line[:300]}" for line in log.read_text().splitlines() if line.startswith("["))
 
 
 def find_processes_of(folder: Path) -> list[str]:

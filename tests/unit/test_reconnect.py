@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from celery import Celery
 from celery.worker.consumer import Consumer
 from kombu import Connection
+from kombu.asynchronous import Hub
 
 from celery_sharding.celery_hooks.connecting import WorkerConnection, connect_within_limits
 from celery_sharding.testing.processes import find_free_port
@@ -48,7 +50,7 @@ def test_a_worker_that_lost_a_node_begins_with_the_next() -> None:
         asked.append(connection.hostname)
         return connection
 
-    consumer = SimpleNamespace(ensure_connected=ensure_connected, event_dispatcher=None)
+    consumer = SimpleNamespace(ensure_connected=ensure_connected, event_dispatcher=None, hub=None)
     worker = install(consumer)
     consumer.ensure_connected(Connection(";".join(nodes)))
     # When it loses one after the other
@@ -57,3 +59,24 @@ def test_a_worker_that_lost_a_node_begins_with_the_next() -> None:
         consumer.ensure_connected(Connection(";".join(nodes)))
     # Then it begins with the next each time
     assert asked == ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1"]
+
+
+def test_a_socket_that_a_child_keeps_open_is_read_no_more_when_its_connection_is_lost() -> None:
+    # Given a connection that is read in the event loop, and lost before the loop has run; a child has its socket, too
+    hub = Hub()
+    ours, theirs = socket.socketpair()
+    of_child = ours.dup()
+    heard: list[str] = []
+    hub.add_reader(ours, heard.append, "of the lost connection")
+    ours.close()
+    theirs.close()
+    # When the worker takes note of the loss, and its loop runs for the next connection
+    install(SimpleNamespace(ensure_connected=None, event_dispatcher=None, hub=hub)).leave_node()
+    loop = hub.create_loop()
+    for _ in range(3):
+        hub.call_later(0.01, heard.append, "a timer")
+        next(loop)
+    # Then nothing is heard of the lost one
+    assert set(heard) == {"a timer"}
+    of_child.close()
+    hub.close()
