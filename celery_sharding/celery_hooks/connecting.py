@@ -17,12 +17,15 @@ whose replica on that node did not come back after a partition.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
 from celery_sharding.celery_hooks.loop import read_what_came
 from celery_sharding.celery_hooks.site import WorkerSite
 from celery_sharding.rabbitmq.connect import ANSWER_SECONDS_MIN, FAREWELL_SECONDS, bound_waits
+
+logger = logging.getLogger(__name__)
 
 # Of Celery's ticks in a heartbeat: of those that send, each second one may find that something was sent before.
 BEATS = 4
@@ -51,14 +54,24 @@ class WorkerConnection:
         return connection is not None and read_what_came(connection)
 
     def leave_node(self) -> None:
-        """The connection is lost: begin with the next node of the broker, and read no socket of this one any more."""
+        """The connection is lost: begin with the next node of the broker."""
         self.first_node += 1
         events = self._events()
         if events is not None:
             # Celery closes it at the next connect, and waits for the broker's farewell.
             bound_waits(events, FAREWELL_SECONDS)
-        if self._consumer.hub is not None:
-            self._consumer.hub.reset()
+
+    def forget_sockets(self) -> None:
+        """The connection is lost: let the event loop do what is left of its last turn, and forget all sockets."""
+        hub = self._consumer.hub
+        if hub is None:
+            return
+        for call in hub._pop_ready():
+            try:
+                call()
+            except self._consumer.connection_errors as exc:
+                logger.debug("a call of the last turn, to read the lost connection for the most part: %r", exc)
+        hub.reset()
 
     def _events(self) -> Any:
         return getattr(self._consumer.event_dispatcher, "connection", None)

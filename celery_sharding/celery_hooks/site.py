@@ -27,6 +27,9 @@ class Nodes(Protocol):
     def leave_node(self) -> None:
         """The connection is lost: begin with the next node."""
 
+    def forget_sockets(self) -> None:
+        """The connection is lost: let the event loop forget all sockets."""
+
 
 class Watcher(Protocol):
     """Watches the main thread of a worker."""

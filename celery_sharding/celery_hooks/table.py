@@ -219,8 +219,13 @@ HOOKS: dict[Stage, tuple[Hook, ...]] = {
             "celery.worker.loops:asynloop",
             why="the sockets of a connection that is lost before the loop runs stay in the poller: they are taken out",
             by="connecting",
-            reads=("kombu.asynchronous.hub:Hub.reset", "kombu.asynchronous.hub:Hub._close"),
-            digest="966f59bce2f3",
+            reads=(
+                "kombu.asynchronous.hub:Hub.reset",
+                "kombu.asynchronous.hub:Hub._close",
+                "kombu.asynchronous.hub:Hub._pop_ready",
+                "kombu.transport.base:Transport._make_reader",
+            ),
+            digest="1a5a6f8fae61",
             read_in="celery 5.7.0, kombu 5.7.0",
         ),
         Hook(

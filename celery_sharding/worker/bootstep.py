@@ -160,6 +160,7 @@ class ShardsStep(bootsteps.StartStopStep):
         self._cancel_timers()
         self._groups.drop()
         self._host.kill_orphans(is_flushed=True)
+        self._site.connection.forget_sockets()
 
     terminate = stop
 

@@ -50,7 +50,7 @@ def test_a_worker_that_lost_a_node_begins_with_the_next() -> None:
         asked.append(connection.hostname)
         return connection
 
-    consumer = SimpleNamespace(ensure_connected=ensure_connected, event_dispatcher=None, hub=None)
+    consumer = SimpleNamespace(ensure_connected=ensure_connected, event_dispatcher=None)
     worker = install(consumer)
     consumer.ensure_connected(Connection(";".join(nodes)))
     # When it loses one after the other
@@ -61,7 +61,7 @@ def test_a_worker_that_lost_a_node_begins_with_the_next() -> None:
     assert asked == ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.1"]
 
 
-def test_a_socket_that_a_child_keeps_open_is_read_no_more_when_its_connection_is_lost() -> None:
+def test_nothing_of_a_lost_connection_reaches_the_loop_of_the_next() -> None:
     # Given a connection that is read in the event loop, and lost before the loop has run; a child has its socket, too
     hub = Hub()
     ours, theirs = socket.socketpair()
@@ -70,13 +70,21 @@ def test_a_socket_that_a_child_keeps_open_is_read_no_more_when_its_connection_is
     hub.add_reader(ours, heard.append, "of the lost connection")
     ours.close()
     theirs.close()
+    # And calls of the last turn, one of which was to read what had come
+    hub.call_soon(fail_to_read)
+    hub.call_soon(heard.append, "a call")
     # When the worker takes note of the loss, and its loop runs for the next connection
-    install(SimpleNamespace(ensure_connected=None, event_dispatcher=None, hub=hub)).leave_node()
+    install(SimpleNamespace(ensure_connected=None, hub=hub, connection_errors=(ConnectionError,))).forget_sockets()
     loop = hub.create_loop()
     for _ in range(3):
         hub.call_later(0.01, heard.append, "a timer")
         next(loop)
-    # Then nothing is heard of the lost one
-    assert set(heard) == {"a timer"}
+    # Then what was to be called was called, and nothing more is heard of the lost one
+    assert heard.count("a call") == 1
+    assert set(heard) == {"a call", "a timer"}
     of_child.close()
     hub.close()
+
+
+def fail_to_read() -> None:
+    raise ConnectionResetError
