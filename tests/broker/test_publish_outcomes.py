@@ -164,6 +164,7 @@ def limit_messages(rabbitmqctl: Callable[..., str], size_bytes: int) -> None:
     )
 
 
+@pytest.mark.restarts_broker  # a limit is everybody's
 def test_a_message_that_is_too_large_for_the_broker_is_refused(
     group_name: str, broker_url: str, rabbitmqctl: Callable[..., str]
 ) -> None:

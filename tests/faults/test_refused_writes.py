@@ -80,6 +80,7 @@ def limit_messages(rabbitmqctl: Callable[..., str]) -> Any:
     limit(134_217_728)
 
 
+@pytest.mark.restarts_broker  # a limit is everybody's
 @pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_what_is_too_large_for_the_broker_is_held_and_only_its_key_waits(
     shop: Shop, pool: str, limit_messages: Callable[[int], None]
@@ -113,6 +114,7 @@ def test_what_is_too_large_for_the_broker_is_held_and_only_its_key_waits(
     assert behind.get(timeout=60) == 2
 
 
+@pytest.mark.restarts_broker  # a limit is everybody's
 @pytest.mark.parametrize("pool", pools("prefork", slow=("threads", "solo")))
 def test_a_retry_that_cannot_be_recorded_is_a_dead_letter(
     shop: Shop, pool: str, limit_messages: Callable[[int], None]
@@ -139,6 +141,7 @@ def small_frames(rabbitmqctl: Callable[..., str]) -> Iterator[None]:
     rabbitmqctl("eval", "application:set_env(rabbit, frame_max, 131072).")
 
 
+@pytest.mark.restarts_broker  # a limit is everybody's
 @pytest.mark.usefixtures("small_frames")
 def test_a_broker_of_small_frames_gets_reduced_letters(shop: Shop) -> None:
     # Given a worker whose connections agreed on small frames
