@@ -66,12 +66,14 @@ class WorkerConnection:
         hub = self._consumer.hub
         if hub is None:
             return
-        for call in hub._pop_ready():
-            try:
-                call()
-            except self._consumer.connection_errors as exc:
-                logger.debug("a call of the last turn, to read the lost connection for the most part: %r", exc)
-        hub.reset()
+        try:
+            for call in hub._pop_ready():
+                try:
+                    call()
+                except self._consumer.connection_errors as exc:
+                    logger.debug("a call of the last turn, to read the lost connection for the most part: %r", exc)
+        finally:
+            hub.reset()
 
     def _events(self) -> Any:
         return getattr(self._consumer.event_dispatcher, "connection", None)
