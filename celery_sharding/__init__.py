@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from celery_sharding.dedup import current_claim, deduplicate
     from celery_sharding.extension import Sharding
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = ["ShardGroup", "Sharding", "ShardingError", "current_claim", "deduplicate"]
 
