@@ -94,7 +94,8 @@ def evidence(folder: Path) -> Iterator[str]:
     for notes in sorted(folder.glob("*.notes")):
         yield from (f"{notes.stem}: {line}" for line in notes.read_text().splitlines() if '"confirmed"' not in line)
     for log in sorted(folder.glob("w*.log")):
-        yield from (f"{log.stem}: {line[:300]}" for line in log.read_text().splitlines() if line.startswith("["))
+        lines = log.read_text(errors="replace").splitlines()
+        yield from (f"{log.stem}: {line[:300]}" for line in lines if line.startswith("["))
 
 
 def find_processes_of(folder: Path) -> list[str]:
